@@ -1,0 +1,36 @@
+# Every target does its own set-up: a virtual environment in .venv with the exact versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+NOTEBOOK := ERA_S12_Assignment.ipynb
+
+.PHONY: run test app publish notebook lint clean
+
+run: $(READY) ## execute the notebook into runs/, then serve the Space that came out of it
+	@$(BIN)/python run.py run
+
+test: $(READY) ## all tests, the notebook and the app in a browser among them
+	SMOKE_TEST=1 $(BIN)/python -m pytest tests $(NOTEBOOK) --nbval-lax --nbval-current-env --nbval-cell-timeout=600
+
+app: $(READY) ## serve the committed Space
+	@$(BIN)/python run.py app
+
+publish: $(READY) ## promote the newest finished run on CIFAR-10 (or RUN=runs/...) to the committed results
+	@$(BIN)/python run.py publish $(RUN)
+
+notebook: $(READY) ## open the notebook
+	$(BIN)/jupyter lab $(NOTEBOOK)
+
+lint: $(READY)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean: ## remove caches and the environment; runs/, checkpoints/ and data/ stay
+	rm -rf .venv .pytest_cache .ruff_cache .gradio space/.gradio
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): requirements.txt requirements-dev.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	@echo "Setting up .venv: about 7 GB, a few minutes the first time"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	@touch $(READY)

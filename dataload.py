@@ -1,0 +1,229 @@
+"""CIFAR-10 on its way from the disk to the network: files -> arrays -> AlbumentationImageDataset -> loaders.
+
+Images are uint8 RGB (N, 32, 32, 3) until the transform makes them normalised float tensors (3, 32, 32).
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or importing it asks a server for its newest version
+
+import albumentations as A
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from albumentations.pytorch import ToTensorV2
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from download import DataUnavailable, prepare_cifar10, read_cifar10
+from sample import draw_sample
+
+__all__ = [
+    "CIFAR10DataModule", "CLASSES", "AlbumentationImageDataset", "DataUnavailable", "Draw", "denormalize", "loader",
+    "load_splits", "prepare_cifar10", "read_cifar10", "sample_cifar10", "sample_splits",
+]  # fmt: skip
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+IMAGE_SIZE = 32
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)  # of the 50,000 training images / 255, per channel
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+MEAN_COLOUR = tuple(round(255 * mean) for mean in CIFAR10_MEAN)  # what becomes 0 once normalised
+VAL_FRACTION = 0.1  # 5,000 of the 50,000 training images
+
+
+class Images(NamedTuple):
+    """images: uint8 (N, 32, 32, 3), RGB. labels: int64 (N,), 0..9."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Splits(NamedTuple):
+    """The three disjoint parts, and what they are ('CIFAR-10', or what says that they are not)."""
+
+    train: Images
+    val: Images
+    test: Images
+    source: str
+
+
+# ---- split ----------------------------------------------------------------------------------------------------------
+
+
+def split(train: Images, test: Images, seed: int, source: str) -> Splits:
+    """Cut a tenth of the training images off for validation, chosen by the seed."""
+    order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed)).numpy()
+    cut = len(order) - round(VAL_FRACTION * len(order))
+    first, last = (Images(train.images[part], train.labels[part]) for part in (order[:cut], order[cut:]))
+    return Splits(first, last, test, source)
+
+
+def load_splits(data_dir: str | Path = "data", seed: int = 42) -> Splits:
+    """CIFAR-10 as 45,000 / 5,000 / 10,000 images, downloaded into data_dir first if it is not there."""
+    train, test = read_cifar10(prepare_cifar10(data_dir))
+    return split(Images(*train), Images(*test), seed, "CIFAR-10")
+
+
+def sample_cifar10(pictures: str | Path, seed: int = 42) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Stand-in for read_cifar10 that needs no network: 2,000 and 500 images drawn from the ten bundled pictures."""
+    return draw_sample(pictures, CLASSES, seed)
+
+
+def sample_splits(pictures: str | Path, seed: int = 42) -> Splits:
+    """The built-in sample as 1,800 / 200 / 500 images: for tests and for a first run without a network."""
+    train, test = sample_cifar10(pictures, seed)
+    return split(Images(*train), Images(*test), seed, "built-in sample, not CIFAR-10")
+
+
+# ---- transforms and dataset -----------------------------------------------------------------------------------------
+
+
+def augmentation() -> list[A.BasicTransform]:
+    """What training does to an image: shift by up to 4 pixels, mirror, and cut one square out, in this order."""
+    return [
+        A.PadIfNeeded(40, 40, border_mode=cv2.BORDER_REFLECT_101),
+        A.RandomCrop(IMAGE_SIZE, IMAGE_SIZE),
+        A.HorizontalFlip(p=0.5),
+        A.CoarseDropout(
+            num_holes_range=(1, 1), hole_height_range=(8, 8), hole_width_range=(8, 8), fill=MEAN_COLOUR, p=0.5
+        ),  # before Normalize: fill is in 0..255
+    ]
+
+
+def transform(train: bool) -> A.Compose:
+    """uint8 (32, 32, 3) -> normalised float tensor (3, 32, 32), augmented if train."""
+    steps = [*(augmentation() if train else []), A.Normalize(CIFAR10_MEAN, CIFAR10_STD), ToTensorV2()]
+    return A.Compose(steps, strict=True)  # strict: albumentations 2 ignores arguments it does not know otherwise
+
+
+def denormalize(images: Tensor) -> Tensor:
+    """Undo Normalize: (..., 3, H, W) -> RGB in [0, 1], same shape."""
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (CIFAR10_MEAN, CIFAR10_STD))
+    return (images * std + mean).clamp(0, 1)
+
+
+class AlbumentationImageDataset(Dataset):
+    """Images with labels, transformed one by one when asked for: (float tensor (3, 32, 32), int).
+
+    image_list: sequence of (uint8 RGB array (32, 32, 3), label 0..9). train: augment.
+    Raises ValueError for an image of another shape or type and for a label out of range.
+    """
+
+    def __init__(self, image_list: Sequence[tuple[np.ndarray, int]], train: bool = True):
+        for index, (image, label) in enumerate(image_list):
+            if getattr(image, "shape", None) != (IMAGE_SIZE, IMAGE_SIZE, 3) or image.dtype != np.uint8:
+                got = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
+                raise ValueError(f"image {index}: expected a uint8 array (32, 32, 3), got {got}")
+            if not 0 <= label < len(CLASSES):
+                raise ValueError(f"image {index}: expected a label from 0 to {len(CLASSES) - 1}, got {label}")
+        self.image_list = image_list
+        self.transform = transform(train)
+
+    def __len__(self) -> int:
+        return len(self.image_list)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.image_list[index]
+        return self.transform(image=image)["image"], int(label)
+
+
+# ---- loaders --------------------------------------------------------------------------------------------------------
+
+
+def seed_worker(_worker_id: int) -> None:
+    """Give each worker its own augmentations: albumentations 2.0.8 would give all workers and epochs the same."""
+    info = get_worker_info()
+    info.dataset.transform.set_random_seed(info.seed % 2**32)
+
+
+def make_loader(part: Images, batch_size: int, num_workers: int, train: bool, seed: int = 0) -> DataLoader:
+    """Batches (B, 3, 32, 32), (B,). Order and augmentation of a training loader depend on the seed alone."""
+    if batch_size < 1:
+        raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
+    dataset = AlbumentationImageDataset(list(zip(part.images, part.labels, strict=True)), train)
+    dataset.transform.set_random_seed(seed)  # for num_workers=0, where no worker is seeded
+    return DataLoader(
+        dataset, batch_size, shuffle=train, num_workers=num_workers, worker_init_fn=seed_worker,
+        generator=torch.Generator().manual_seed(seed), pin_memory=torch.cuda.is_available(),
+    )  # fmt: skip
+
+
+class CIFAR10DataModule(pl.LightningDataModule):
+    """The three loaders as Lightning wants them. Each epoch's order and augmentation follow from (seed, epoch),
+    so a run that was interrupted goes on exactly as it would have (with reload_dataloaders_every_n_epochs=1).
+
+    splits: the images, or None to take CIFAR-10 from data_dir.
+    """
+
+    def __init__(
+        self, data_dir: str | Path = "data", batch_size: int = 128, num_workers: int = 2, seed: int = 42,
+        splits: Splits | None = None,
+    ):  # fmt: skip
+        super().__init__()
+        self.data_dir, self.batch_size, self.num_workers = data_dir, batch_size, num_workers
+        self.seed, self.splits = seed, splits
+
+    def prepare_data(self) -> None:
+        if self.splits is None:
+            prepare_cifar10(self.data_dir)
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.splits is None:
+            self.splits = load_splits(self.data_dir, self.seed)
+
+    def train_dataloader(self) -> DataLoader:
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])  # one number from the pair
+        return make_loader(self.splits.train, self.batch_size, self.num_workers, True, seed)
+
+    def val_dataloader(self) -> DataLoader:
+        return make_loader(self.splits.val, max(self.batch_size, 250), self.num_workers, False)
+
+    def test_dataloader(self) -> DataLoader:
+        return make_loader(self.splits.test, max(self.batch_size, 250), self.num_workers, False)
+
+
+def loader(
+    data_dir: str | Path = "data", batch_size: int = 128, num_workers: int = 2, seed: int = 42
+) -> tuple[DataLoader, DataLoader]:
+    """The training loader (45,000 images, augmented) and the test loader (10,000, plain) of CIFAR-10."""
+    data = CIFAR10DataModule(data_dir, batch_size, num_workers, seed)
+    data.prepare_data()
+    data.setup()
+    return data.train_dataloader(), data.test_dataloader()
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+
+
+class Draw:
+    """Drawing of training images, before and after augmentation."""
+
+    @staticmethod
+    def plotings(images: np.ndarray, labels: Sequence[int], draws: int = 4, seed: int = 42, note: str = "") -> Figure:
+        """Show each image (a column), below it `draws` augmentations of it.
+
+        images: uint8 (N, 32, 32, 3), 1 to 20 of them. labels: (N,), 0..9. note: a line under the title.
+        """
+        if not 1 <= len(images) <= 20 or len(labels) != len(images):
+            raise ValueError(f"expected 1 to 20 images and a label for each, got {len(images)} and {len(labels)}")
+        augment = A.Compose(augmentation(), seed=seed, strict=True)
+        rows = [images, *([augment(image=image)["image"] for image in images] for _ in range(draws))]
+        fig, axes = plt.subplots(len(rows), len(images), figsize=(1.1 * len(images), 1.2 * len(rows)), squeeze=False)
+        for row, (name, pictures) in enumerate(zip(["original", *["augmented"] * draws], rows, strict=True)):
+            for axis, picture in zip(axes[row], pictures, strict=True):
+                axis.imshow(picture)
+                axis.set(xticks=[], yticks=[])
+            axes[row, 0].set_ylabel(name)
+        for axis, label in zip(axes[0], labels, strict=True):
+            axis.set_title(CLASSES[label], fontsize=9)
+        fig.suptitle("Training images: shifted, mirrored, one square cut out" + (f"\n{note}" if note else ""))
+        fig.tight_layout()
+        plt.close(fig)
+        return fig

@@ -1,0 +1,59 @@
+"""What this machine is and which precision it should train in."""
+
+import importlib.metadata
+import platform
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+def conv_seconds(images: torch.Tensor, conv: nn.Module, enabled: bool) -> tuple[torch.Tensor, float]:
+    """Output of a convolution in bf16 (enabled) or fp32, and the best of five times for its forward and backward."""
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = conv(images)
+        out.float().square().mean().backward()
+        seconds.append(time.perf_counter() - start)
+    return out.detach().float(), min(seconds)
+
+
+def cpu_bf16_pays() -> bool:
+    """Whether this CPU has bf16 instructions, and a convolution with them agrees with fp32 and is faster."""
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return False  # without them, bf16 on a CPU is emulated and many times slower
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        conv = nn.Conv2d(64, 64, 3, padding=1).to(memory_format=torch.channels_last)
+        images = torch.randn(64, 64, 32, 32).contiguous(memory_format=torch.channels_last)
+    (exact, slow), (rounded, fast) = conv_seconds(images, conv, False), conv_seconds(images, conv, True)
+    # bf16 keeps 8 bits: each product is off by up to 2**-8 of itself, their sum by less.
+    return fast < slow and bool((rounded - exact).abs().max() < 2**-5 * exact.abs().max())
+
+
+def choose_precision() -> str:
+    """The fastest precision of this machine that is safe: 'bf16-mixed', '16-mixed' or '32-true'."""
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    return "bf16-mixed" if cpu_bf16_pays() else "32-true"
+
+
+def hardware() -> str:
+    """What trains here, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    if torch.backends.mps.is_available():
+        return f"Apple GPU ({platform.machine()})"
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{torch.get_num_threads()} CPU cores ({name})"
+
+
+def versions() -> dict[str, str]:
+    """Of what shapes the result."""
+    packages = ("torch", "pytorch-lightning", "albumentations", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

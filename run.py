@@ -1,0 +1,151 @@
+"""What `make run`, `make app` and `make publish` do.
+
+run: execute the notebook into a folder under runs/ and serve the Space that came out of it.
+app: serve the committed Space. publish: promote a finished run on CIFAR-10 to the committed results.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+PROJECT = Path(__file__).resolve().parent
+NOTEBOOK = "ERA_S12_Assignment.ipynb"
+HOST, PORT = "127.0.0.1", int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
+
+
+class TalkingClient(NotebookClient):
+    """Executes a notebook and shows on the terminal what its cells print, while they print it."""
+
+    def process_message(self, message: dict, cell: nbformat.NotebookNode, index: int) -> object:
+        content = message["content"]
+        if message["msg_type"] == "stream":
+            print(content["text"], end="", flush=True)
+        elif message["msg_type"] == "update_display_data":  # the line that shows how far an epoch is
+            text = content["data"].get("text/plain", "")
+            print(f"\r{text:100s}", end="\r" if not text else "", flush=True)
+        return super().process_message(message, cell, index)
+
+
+def execute(out: Path) -> None:
+    """Run all cells in the project folder; keep the executed copy in `out`, also when a cell fails."""
+    notebook = nbformat.read(PROJECT / NOTEBOOK, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    client = TalkingClient(
+        notebook, timeout=None, kernel_name="python3", store_widget_state=False,
+        resources={"metadata": {"path": str(PROJECT)}},
+        on_cell_start=lambda cell, cell_index: announce(notebook, cells, cell, cell_index),
+    )  # fmt: skip
+    try:
+        client.execute()
+    finally:
+        nbformat.write(notebook, out / NOTEBOOK)
+
+
+def announce(notebook: nbformat.NotebookNode, cells: list, cell: nbformat.NotebookNode, index: int) -> None:
+    """Print the heading that a code cell stands under when the section begins."""
+    before = notebook.cells[index - 1] if index else cell
+    if cell.cell_type == "code" and before.source.startswith("## "):
+        print(f"\n[cell {cells.index(cell) + 1} of {len(cells)}] {before.source.splitlines()[0][3:]}", flush=True)
+
+
+def port_is_free() -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, PORT))
+        except OSError:
+            return False
+    return True
+
+
+def serve(space: Path) -> int:
+    """Serve a Space until it is interrupted; says when it answers."""
+    environment = os.environ | {"GRADIO_SERVER_NAME": HOST, "GRADIO_SERVER_PORT": str(PORT)}
+    app = subprocess.Popen([sys.executable, "app.py"], cwd=space, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        while app.poll() is None:
+            with socket.socket() as probe:
+                probe.settimeout(1)
+                if probe.connect_ex((HOST, PORT)) == 0:
+                    print(f"\nThe app of {space} answers on http://{HOST}:{PORT} (stop it with Ctrl-C)", flush=True)
+                    break
+            time.sleep(0.3)
+        return app.wait()
+    except KeyboardInterrupt:
+        app.terminate()
+        app.wait(10)
+        return 0
+
+
+def results(folder: Path) -> dict:
+    """results.json of a run, or an empty dict."""
+    path = folder / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def run() -> int:
+    """Execute, then serve: the run's own Space if it was on CIFAR-10, else the committed one."""
+    if not port_is_free():
+        print(f"Port {PORT} is in use. Stop what uses it, or set GRADIO_SERVER_PORT to another one.")
+        return 1
+    out = PROJECT / "runs" / time.strftime("%Y%m%d-%H%M%S")
+    out.mkdir(parents=True)
+    os.environ["ERA_OUT_DIR"] = str(out)
+    print(f"Executing {NOTEBOOK}; everything it writes goes to {out}", flush=True)
+    try:
+        execute(out)
+    except CellExecutionError as error:
+        print(f"\nA cell failed:\n{error}\nThe notebook up to there is {out / NOTEBOOK}")
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. Run again to continue the training. The notebook up to there is {out / NOTEBOOK}")
+        return 130
+    print(f"\nThe executed notebook is {out / NOTEBOOK}")
+    if results(out).get("data") == "CIFAR-10":
+        return serve(out / "space")
+    print("This run was on the built-in sample, so the Space that is served is the committed one.")
+    return serve(PROJECT / "space")
+
+
+def publish(folder: str | None) -> int:
+    """Copy images/, space/, results.json and the executed notebook of a run on CIFAR-10 into the project."""
+    candidates = [Path(folder)] if folder else sorted((PROJECT / "runs").glob("*"), reverse=True)
+    source = next((path for path in candidates if results(path).get("data") == "CIFAR-10"), None)
+    if source is None or not (source / NOTEBOOK).exists():
+        print(f"No finished run on CIFAR-10 in {folder or 'runs/'}: `make run` makes one.")
+        return 1
+    notebook = nbformat.read(source / NOTEBOOK, as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    if any(output.output_type == "error" for output in outputs):
+        print(f"{source / NOTEBOOK} holds an error and is not published.")
+        return 1
+    for name in ("images", "space"):
+        shutil.copytree(source / name, PROJECT / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("results.json", NOTEBOOK):
+        shutil.copyfile(source / name, PROJECT / name)
+    print(f"Published {source}. Look at it, then commit images/, space/, results.json and {NOTEBOOK}.")
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=["run", "app", "publish"])
+    parser.add_argument("folder", nargs="?", help="publish: the run, default: the newest on CIFAR-10")
+    arguments = parser.parse_args()
+    if arguments.command == "publish":
+        return publish(arguments.folder)
+    return run() if arguments.command == "run" else serve(PROJECT / "space")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

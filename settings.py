@@ -1,0 +1,99 @@
+"""The notebook's switches: environment variables over the cell's values, checked, and what follows from them."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from models.lit import RECIPES, Recipe, choose_recipe
+from models.resnet import NETWORKS
+
+PROJECT = Path(__file__).resolve().parent
+SWITCHES = (
+    "SEED", "ARCH", "RECIPE", "EPOCHS", "BATCH_SIZE", "TRAIN", "FRESH", "NUM_SAMPLES", "OPACITY", "DATA_DIR",
+    "CHECKPOINT_DIR", "OUT_DIR", "PUSH_TO", "LAUNCH",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What applies. recipe: with the epochs and batch size that apply. smoke: tests only, two epochs of the sample."""
+
+    seed: int
+    recipe_name: str
+    recipe: Recipe
+    train: str
+    fresh: bool
+    num_samples: int
+    opacity: float
+    data_dir: Path
+    checkpoint_dir: Path
+    out_dir: Path
+    push_to: str
+    launch: bool
+    smoke: bool
+    device: str
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:15s} {value}" for name, value in vars(self).items())
+
+
+def from_environment(name: str, value: object) -> object:
+    """ERA_<name> as a value of the same type, or the value itself. ValueError if it is none of that type."""
+    text = os.environ.get(f"ERA_{name}")
+    if text is None:
+        return value
+    if isinstance(value, bool):
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise ValueError(f"ERA_{name}: expected true or false, got {text!r}")
+        return text.lower() in ("true", "1")
+    try:
+        return type(value)(text)
+    except ValueError as error:
+        raise ValueError(f"ERA_{name}: expected a value of type {type(value).__name__}, got {text!r}") from error
+
+
+def check(switches: dict) -> None:
+    """Raise ValueError for the first switch that is missing, unknown or out of range."""
+    if set(switches) != set(SWITCHES):
+        raise ValueError(f"expected the switches {sorted(SWITCHES)}, got {sorted(switches)}")
+    for name, allowed in (("ARCH", ["auto", *NETWORKS]), ("TRAIN", ["yes", "stored"]), ("RECIPE", ["", *RECIPES])):
+        if switches[name] not in allowed:
+            raise ValueError(f"{name}: expected one of {allowed}, got {switches[name]!r}")
+    for name, low, high in (
+        ("EPOCHS", 0, 10_000),
+        ("BATCH_SIZE", 0, 50_000),
+        ("NUM_SAMPLES", 1, 20),
+        ("OPACITY", 0, 1),
+    ):
+        if not low <= switches[name] <= high:
+            raise ValueError(f"{name}: expected a value from {low} to {high}, got {switches[name]}")
+
+
+def resolve(switches: dict) -> Settings:
+    """The settings that follow from the cell's switches (name -> value) and the environment."""
+    switches = {name: from_environment(name, value) for name, value in switches.items()}
+    check(switches)
+    smoke = bool(os.environ.get("SMOKE_TEST"))
+    arch = switches["ARCH"]
+    if arch == "auto":
+        arch = "ResNet18" if torch.cuda.is_available() else "CustomResNet"
+    epochs = min(switches["EPOCHS"] or 2, 2) if smoke else switches["EPOCHS"]
+    name, recipe = choose_recipe(arch, switches["RECIPE"], epochs, switches["BATCH_SIZE"])
+    return Settings(
+        seed=switches["SEED"], recipe_name=name, recipe=recipe, train=switches["TRAIN"],
+        fresh=switches["FRESH"] or smoke, num_samples=switches["NUM_SAMPLES"], opacity=switches["OPACITY"],
+        data_dir=Path(switches["DATA_DIR"]), checkpoint_dir=Path(switches["CHECKPOINT_DIR"]),
+        out_dir=Path(switches["OUT_DIR"]), push_to=switches["PUSH_TO"], launch=switches["LAUNCH"], smoke=smoke,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )  # fmt: skip
+
+
+def output_folder(settings: Settings, is_cifar10: bool) -> Path:
+    """Where a run writes. A run on the sample never writes into the project itself: it gets a scratch folder."""
+    if settings.out_dir.resolve() == PROJECT and not is_cifar10:
+        return Path(tempfile.mkdtemp(prefix="era-scratch-"))
+    settings.out_dir.mkdir(parents=True, exist_ok=True)
+    return settings.out_dir

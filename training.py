@@ -1,0 +1,233 @@
+"""A training run that can be interrupted: its folder, its checkpoints, its precision, its progress.
+
+A run's folder is named by its settings. Running again with the same settings continues where the last complete
+checkpoint ends, or loads the result if the run is finished.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+from torch import nn
+
+from dataload import CIFAR10DataModule
+from machine import choose_precision, hardware, versions
+from models.bundle import load_bundle, sha256
+from models.lit import LitClassifier, Recipe
+from progress import TransientLine, clock
+
+logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # or each fit prints an advertisement
+for harmless in (
+    ".*LeafSpec.*",
+    ".*does not have many workers.*",
+    ".*bf16-mixed is not supported by the model summary",
+):
+    warnings.filterwarnings("ignore", harmless)
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def sidecar(path: Path) -> Path:
+    """The small file beside a checkpoint that holds its sha256."""
+    return path.with_name(path.name + ".sha256")
+
+
+class ChecksumIO(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all, and its sha256 after it: no sidecar, or a wrong one, no checkpoint."""
+
+    def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: object = None) -> None:
+        path = Path(path)
+        partial = path.with_name(path.name + ".part")
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        digest = sha256(partial)
+        os.replace(partial, path)
+        sidecar(path).write_text(digest)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        super().remove_checkpoint(path)
+        sidecar(Path(path)).unlink(missing_ok=True)
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest checkpoint that is complete, or None: last.ckpt, else the epochs' own, latest first."""
+    for path in [run_dir / "last.ckpt", *sorted(run_dir.glob("epoch*.ckpt"), reverse=True)]:
+        if path.exists():
+            if sidecar(path).exists() and sidecar(path).read_text() == sha256(path):
+                return path
+            print(f"{path.name} is incomplete or damaged and is not used")
+    return None
+
+
+def load_classifier(path: Path, arch: str) -> LitClassifier:
+    """The network of a checkpoint, in eval mode. ValueError if the checkpoint is of another architecture."""
+    got = torch.load(path, map_location="cpu", weights_only=True)["hyper_parameters"]["arch"]
+    if got != arch:
+        raise ValueError(f"{path} holds a {got}, expected a {arch}")
+    return LitClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+
+
+# ---- progress -------------------------------------------------------------------------------------------------------
+
+
+def epoch_line(row: pd.Series, epochs: int) -> str:
+    """One epoch of read_metrics' table as a line."""
+    return (
+        f"epoch {int(row.epoch) + 1:3d}/{epochs} | train loss {row.train_loss:.3f} acc {row.train_acc:.4f}"
+        f" | val loss {row.val_loss:.3f} acc {row.val_acc:.4f} | {clock(row.seconds)}"
+    )
+
+
+class Progress(Callback):
+    """Prints an estimate after a few steps and a line per epoch, shows the time left in between, adds up the time."""
+
+    def __init__(self):
+        self.seconds = 0.0  # of training and validation, all interruptions left out
+        self.started = 0.0
+        self.timed_steps = 0
+        self.shown = 0.0
+
+    def state_dict(self) -> dict:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.seconds = state["seconds"]
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.line = TransientLine()
+        self.first_epoch = trainer.current_epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, index: int) -> None:
+        now, steps = time.perf_counter(), trainer.num_training_batches
+        if index == 2:  # the first steps are slower: memory and kernels are being prepared
+            self.warm = now
+        if index < 12 or now - self.shown < 2:
+            return
+        self.shown = now
+        step = (now - self.warm) / (index - 2)
+        left = step * (steps * (trainer.max_epochs - trainer.current_epoch) - index)
+        if index == 12 and trainer.current_epoch == self.first_epoch:
+            print(
+                f"about {clock(left)} for {trainer.max_epochs - self.first_epoch} epochs: {1000 * step:.0f} ms a step"
+            )
+        self.line.show(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {100 * index // steps} %, {clock(left)} left"
+        )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        spent = time.perf_counter() - self.started
+        self.seconds += spent
+        module.log("seconds", spent)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.line.show("")
+        print(epoch_line(pd.Series(metrics | {"epoch": trainer.current_epoch, "seconds": spent}), trainer.max_epochs))
+
+
+def read_metrics(logs: Path) -> pd.DataFrame:
+    """Lightning's metrics.csv files of a run, one per start, as one table; an epoch begun again counts once."""
+    table = pd.DataFrame({"epoch": []})
+    for path in sorted(logs.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
+        rows = pd.read_csv(path)
+        table = pd.concat([table[table.epoch < rows.epoch.min()], rows])
+    return table.reset_index(drop=True)
+
+
+# ---- the run --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """What training left. model: the network of the last epoch, in eval mode, on the CPU. facts: of the run.
+    metrics_csv: its epochs, or None where nothing is known of them."""
+
+    model: nn.Module
+    facts: dict
+    metrics_csv: Path | None
+
+
+def run_folder(root: str | Path, recipe: Recipe, seed: int, data: CIFAR10DataModule) -> Path:
+    """The folder of a run: what it trains, for how long, and a hash of everything that shapes the result."""
+    settings = asdict(recipe) | {"seed": seed, "images": len(data.splits.train.labels), "data": data.splits.source}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return Path(root) / f"{recipe.network}-{recipe.epochs}-{digest[:8]}"
+
+
+def fit(recipe: Recipe, data: CIFAR10DataModule, folder: Path, seed: int, precision: str, devices: int | str) -> dict:
+    """Train, or continue; returns the facts of the finished run."""
+    pl.seed_everything(seed, workers=True, verbose=False)
+    classifier = LitClassifier(
+        recipe.network, recipe.max_lr, recipe.weight_decay, recipe.label_smoothing, recipe.warmup
+    )
+    progress = Progress()
+    keep_two = ModelCheckpoint(
+        folder, "epoch{epoch:03d}", monitor="epoch", mode="max", save_top_k=2, save_last=True,
+        auto_insert_metric_name=False, save_on_train_epoch_end=True, enable_version_counter=False,
+    )  # fmt: skip
+    trainer = pl.Trainer(
+        max_epochs=recipe.epochs, precision=precision, devices=devices, callbacks=[progress, keep_two],
+        logger=CSVLogger(folder, "logs"), plugins=[ChecksumIO()], log_every_n_steps=10, num_sanity_val_steps=0,
+        enable_progress_bar=False, enable_model_summary=False, reload_dataloaders_every_n_epochs=1,
+    )  # fmt: skip
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint:
+        print(f"continuing the interrupted run in {folder}")
+    trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt(f"training was interrupted; run again to continue from {folder}")
+    return {
+        "epochs": recipe.epochs, "batch_size": recipe.batch_size, "seed": seed, "data": data.splits.source,
+        "train_images": len(data.splits.train.labels), "seconds": round(progress.seconds, 1), "precision": precision,
+        "hardware": hardware(), "versions": versions(), "val_acc": float(trainer.callback_metrics["val_acc"]),
+    }  # fmt: skip
+
+
+def train(
+    recipe: Recipe, data: CIFAR10DataModule, root: str | Path = "checkpoints", seed: int = 42, fresh: bool = False,
+    precision: str | None = None, devices: int | str = "auto",
+) -> Run:  # fmt: skip
+    """Train a network, continue an interrupted run, or load a finished one, and say which.
+
+    root: where the runs' folders are. fresh: train anew even if the run exists (its old folder is kept aside).
+    precision: Lightning's name, or None for choose_precision(). Returns the weights of the last epoch.
+    """
+    data.setup()
+    folder = run_folder(root, recipe, seed, data)
+    if fresh and folder.exists():
+        folder.rename(folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}"))
+    folder.mkdir(parents=True, exist_ok=True)
+    done, metrics_csv = folder / "finished.json", folder / "metrics.csv"
+    if done.exists():
+        facts = json.loads(done.read_text())
+        print(f"loaded the finished run in {folder}: trained on {facts['hardware']} in {clock(facts['seconds'])}")
+        epochs = pd.read_csv(metrics_csv).groupby("epoch").mean().reset_index()
+        for _, row in epochs.iterrows():
+            print(epoch_line(row, recipe.epochs))
+    else:
+        facts = fit(recipe, data, folder, seed, precision or choose_precision(), devices)
+        read_metrics(folder / "logs").to_csv(metrics_csv, index=False)
+        done.write_text(json.dumps(facts, indent=2))
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
+        raise ValueError(f"{folder} has no complete checkpoint; remove it, or set FRESH, to train again")
+    # From here on the weights are what the bundle will hold: fp16. What is measured is what is published.
+    model = load_classifier(checkpoint, recipe.network).model.half().float().eval()
+    return Run(model, facts, metrics_csv)
+
+
+def stored_run(space: str | Path) -> Run:
+    """The network of a bundle instead of a new one, with the facts that model.json has of its training."""
+    model, meta = load_bundle(space)
+    return Run(model, meta["training"], None)

@@ -1,0 +1,322 @@
+"""Pictures of what was learned, and the export of it: Plot, plot_metrics, misclassified images, Grad-CAM, the bundle.
+
+Every drawing function takes data and returns a Figure; save_figure writes it. Nothing is chosen at random.
+"""
+
+import inspect
+import json
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from models import bundle, explain
+from progress import TransientLine, clock
+
+MAX_SAMPLES = 20
+MAX_TILES = 50
+APP_FOLDER = Path(__file__).resolve().parent / "space"
+APP_FILES = {"app.py", "about.md", "README.md", "requirements.txt", "examples"}  # what no training changes
+
+
+class Misclassified(NamedTuple):
+    """A wrong prediction. image: normalised (3, 32, 32). prob: softmax of the predicted class. probs: of all (10,)."""
+
+    image: Tensor
+    label: int
+    pred: int
+    prob: float
+    probs: Tensor
+
+
+def save_figure(fig: Figure, path: str | Path) -> None:
+    """Write a figure as PNG, small enough for a repository."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=80, bbox_inches="tight")
+
+
+def check_count(wanted: int, available: int) -> None:
+    """Raise ValueError unless 1 <= wanted <= 20 and there are so many samples."""
+    if not 1 <= wanted <= min(MAX_SAMPLES, available):
+        raise ValueError(f"expected 1 to {MAX_SAMPLES} samples of the {available} there are, got {wanted}")
+
+
+def with_note(title: str, note: str) -> str:
+    return f"{title}\n{note}" if note else title
+
+
+# ---- plots ----------------------------------------------------------------------------------------------------------
+
+
+def class_accuracy(misclassified: Sequence[Misclassified], labels: np.ndarray, classes: Sequence[str]) -> pd.Series:
+    """Accuracy (fraction) per class name. labels: int (N,), of all images, of which some were misclassified."""
+    wrong = np.bincount([sample.label for sample in misclassified], minlength=len(classes))
+    return pd.Series(1 - wrong / np.bincount(labels, minlength=len(classes)), index=classes, name="accuracy")
+
+
+class Plot:
+    """Grids of images with titles: Plot(images, titles).grid("Samples")."""
+
+    def __init__(self, images: Sequence[np.ndarray], titles: Sequence[str], columns: int = 5):
+        """images: 1 to 20 of them, RGB (H, W, 3), uint8 or float in [0, 1]. titles: one for each."""
+        check_count(len(images), len(images))
+        if len(titles) != len(images) or columns < 1:
+            raise ValueError(f"expected {len(images)} titles and columns >= 1, got {len(titles)} and {columns}")
+        self.images, self.titles, self.columns = images, titles, min(columns, len(images))
+
+    def grid(self, title: str = "") -> Figure:
+        """Draw the images row by row; the last row may be short."""
+        rows = math.ceil(len(self.images) / self.columns)
+        fig, axes = plt.subplots(rows, self.columns, figsize=(2.1 * self.columns, 2.5 * rows), squeeze=False)
+        for axis in axes.flat:
+            axis.axis("off")
+        for axis, image, caption in zip(axes.flat, self.images, self.titles, strict=False):
+            axis.imshow(image)
+            axis.set_title(caption, fontsize=9)
+        fig.suptitle(title)
+        fig.tight_layout()
+        plt.close(fig)  # or a notebook would show it twice
+        return fig
+
+
+def plot_metrics(metrics_csv: str | Path, note: str = "") -> tuple[Figure, Figure]:
+    """Loss and accuracy against the epoch, training against validation, as two figures.
+
+    metrics_csv: the table of a run, columns epoch, train_loss, val_loss, train_acc, val_acc (fractions).
+    """
+    # Lightning writes training and validation in rows of their own; the mean of an epoch joins them.
+    table = pd.read_csv(metrics_csv).groupby("epoch").mean().dropna(subset=["train_loss", "val_loss"])
+    figures = []
+    for name, label in (("loss", "loss (cross-entropy, smoothed labels)"), ("acc", "accuracy (fraction)")):
+        fig, axis = plt.subplots(figsize=(6.5, 4))
+        for stage, style in (("train", "o-"), ("val", "s-")):
+            axis.plot(table.index + 1, table[f"{stage}_{name}"], style, markersize=4, label=stage)
+        axis.set(xlabel="epoch", ylabel=label, title=note)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        axis.legend()
+        fig.tight_layout()
+        plt.close(fig)
+        figures.append(fig)
+    return figures[0], figures[1]
+
+
+def plot_confusion(
+    misclassified: Sequence[Misclassified], labels: np.ndarray, classes: Sequence[str], note: str = ""
+) -> Figure:
+    """How often each true class (row) was taken for each class (column). labels: int (N,), of all images."""
+    counts = np.diag(np.bincount(labels, minlength=len(classes)))
+    for sample in misclassified:
+        counts[sample.label, sample.label] -= 1
+        counts[sample.label, sample.pred] += 1
+    fig, axis = plt.subplots(figsize=(7, 6.4))
+    axis.imshow(counts - np.diag(np.diag(counts)), cmap="Oranges")  # the colours show the errors, not the diagonal
+    for row, column in np.ndindex(counts.shape):
+        axis.text(column, row, counts[row, column], ha="center", va="center", fontsize=9)
+    ticks = range(len(classes))
+    axis.set(xticks=ticks, yticks=ticks, yticklabels=classes, xlabel="predicted class", ylabel="true class", title=note)
+    axis.set_xticklabels(classes, rotation=45, ha="right")
+    fig.tight_layout()
+    plt.close(fig)
+    return fig
+
+
+# ---- errors ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def predict(model: nn.Module, device: str | torch.device, loader: DataLoader) -> tuple[Tensor, Tensor]:
+    """Probabilities (N, classes) and labels (N,) of all images of a loader, in its order, on the CPU, in fp32.
+
+    The network is moved to the device and keeps its mode. Shows how far it is.
+    """
+    training, line, start = model.training, TransientLine(), time.perf_counter()
+    model.eval().to(device)
+    batches = []
+    for index, (images, labels) in enumerate(loader, 1):
+        batches.append((model(images.to(device)).float().softmax(1).cpu(), labels))
+        left = (time.perf_counter() - start) * (len(loader) - index) / index
+        line.show(f"batch {index} of {len(loader)}, {clock(left)} left" if index < len(loader) else "")
+    model.train(training)
+    probs, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return probs, labels
+
+
+def get_misclassified_data(
+    model: nn.Module, device: str | torch.device, test_loader: DataLoader
+) -> list[Misclassified]:
+    """All wrong predictions, in the loader's order."""
+    probs, labels = predict(model, device, test_loader)
+    preds = probs.argmax(1)
+    dataset = test_loader.dataset
+    return [
+        Misclassified(dataset[i][0], int(labels[i]), int(preds[i]), float(probs[i, preds[i]]), probs[i])
+        for i in (preds != labels).nonzero().flatten().tolist()
+    ]
+
+
+def caption(sample: Misclassified, classes: Sequence[str]) -> str:
+    return f"true: {classes[sample.label]}\npredicted: {classes[sample.pred]} ({sample.prob:.2f})"
+
+
+def rgb(image: Tensor, inv_normalize: Callable[[Tensor], Tensor]) -> np.ndarray:
+    """Normalised (3, H, W) -> RGB (H, W, 3) in [0, 1], for drawing."""
+    return inv_normalize(image).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+
+
+def plot_misclassified(
+    data: Sequence[Misclassified], classes: Sequence[str], inv_normalize: Callable[[Tensor], Tensor],
+    number_of_samples: int = 10, note: str = "",
+) -> Figure:  # fmt: skip
+    """The first samples with their true class, predicted class and probability. note: a line under the title."""
+    check_count(number_of_samples, len(data))
+    chosen = data[:number_of_samples]
+    images = [rgb(sample.image, inv_normalize) for sample in chosen]
+    return Plot(images, [caption(sample, classes) for sample in chosen]).grid(
+        with_note("Misclassified test images", note)
+    )
+
+
+def display_gradcam_output(
+    data: Sequence[Misclassified], classes: Sequence[str], inv_normalize: Callable[[Tensor], Tensor],
+    model: nn.Module, target_layers: Sequence[nn.Module], targets: Sequence[int] | None = None,
+    number_of_samples: int = 10, transparency: float = 0.60, note: str = "",
+) -> Figure:  # fmt: skip
+    """The first samples, each beside its Grad-CAM overlay.
+
+    data: of get_misclassified_data. inv_normalize: normalised (3, H, W) -> [0, 1]. target_layers: modules of model;
+    with several, their maps are averaged. targets: the class to explain for each sample; None: the predicted one.
+    transparency: of the heat map, 1 - opacity: 0 shows the map alone, 1 the photograph alone.
+    """
+    check_count(number_of_samples, len(data))
+    chosen = data[:number_of_samples]
+    if targets is not None and len(targets) < len(chosen):
+        raise ValueError(f"expected a target for each of {len(chosen)} samples, got {len(targets)}")
+    if not target_layers:
+        raise ValueError("expected at least one target layer, got none")
+    explained = [sample.pred for sample in chosen] if targets is None else list(targets[: len(chosen)])
+    batch = torch.stack([sample.image for sample in chosen])
+    cams = np.mean([explain.gradcam(model, layer, batch, explained) for layer in target_layers], axis=0)
+    pairs, columns = math.ceil(len(chosen) / 5), min(5, len(chosen))
+    fig, axes = plt.subplots(2 * pairs, columns, figsize=(2.1 * columns, 4.6 * pairs), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for i, (sample, cam) in enumerate(zip(chosen, cams, strict=True)):
+        above, below = axes[2 * (i // 5), i % 5], axes[2 * (i // 5) + 1, i % 5]
+        image = rgb(sample.image, inv_normalize)
+        above.imshow(image)
+        above.set_title(caption(sample, classes), fontsize=9)
+        below.imshow(explain.overlay(image, cam, 1 - transparency))
+        below.set_title(f"for {classes[explained[i]]}", fontsize=9)
+    fig.suptitle(with_note("Grad-CAM: red marks what spoke for the class named above each map", note))
+    fig.tight_layout()
+    plt.close(fig)
+    return fig
+
+
+# ---- export ---------------------------------------------------------------------------------------------------------
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write a JSON file whole or not at all."""
+    partial = Path(path).with_name(Path(path).name + ".part")
+    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def tile_figure(data: Sequence[Misclassified], inv_normalize: Callable[[Tensor], Tensor]) -> Image.Image:
+    """At most 50 misclassified images as one figure, ten in a row, each pixel enlarged three times."""
+    tiles = [np.uint8(np.round(255 * rgb(sample.image, inv_normalize))) for sample in data[:MAX_TILES]]
+    side = 3 * (tiles[0].shape[0] if tiles else 1)
+    figure = Image.new("RGB", (10 * side, max(1, math.ceil(len(tiles) / 10)) * side), "white")
+    for i, tile in enumerate(tiles):
+        figure.paste(
+            Image.fromarray(tile).resize((side, side), Image.Resampling.NEAREST), (i % 10 * side, i // 10 * side)
+        )
+    return figure
+
+
+def write_bundle(
+    folder: Path, model: nn.Module, meta: dict, misclassified: Sequence[Misclassified],
+    inv_normalize: Callable[[Tensor], Tensor], confusion: Figure,
+) -> None:  # fmt: skip
+    """Everything of the Space that training decides, into an empty folder."""
+    source = Path(inspect.getfile(type(model)))
+    for path in (source, Path(explain.__file__), Path(bundle.__file__)):
+        shutil.copyfile(path, folder / path.name)
+    weights = {k: v.half() if v.is_floating_point() else v for k, v in model.cpu().state_dict().items()}
+    save_file({k: v.contiguous() for k, v in weights.items()}, folder / "model.safetensors")
+    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable for its owner alone
+    meta = meta | {
+        "architecture": type(model).__name__, "source": source.name,
+        "stages": [{"name": stage.name, "size": stage.size} for stage in model.stages()],
+    }  # fmt: skip
+    sums = {"weights": bundle.sha256(folder / "model.safetensors"), "keys": bundle.sha256_of_keys(meta)}
+    write_json(folder / "model.json", meta | {"sha256": sums})
+    tile_figure(misclassified, inv_normalize).save(folder / "misclassified.png", optimize=True)
+    tiles = [
+        {"true": s.label, "predicted": s.pred, "probabilities": [round(p, 6) for p in s.probs.tolist()]}
+        for s in misclassified[:MAX_TILES]
+    ]
+    write_json(folder / "misclassified.json", tiles)
+    save_figure(confusion, folder / "confusion_matrix.png")
+
+
+def export_to_space(
+    space: str | Path, model: nn.Module, meta: dict, misclassified: Sequence[Misclassified],
+    inv_normalize: Callable[[Tensor], Tensor], confusion: Figure,
+) -> dict:  # fmt: skip
+    """Write the bundle of a trained network into the folder of the Space, and the app itself if it is not there.
+
+    meta: the keys of model.json that are not known here: classes, mean, std, image_size, temperature, unsure_below,
+    test_acc, test_acc_tta, training. Everything is written to a temporary folder, loaded back and compared before it
+    replaces what was there: an export that fails leaves the old bundle as it was. Returns model.json.
+    Raises ValueError if the network that was loaded back answers differently.
+    """
+    space, model = Path(space), model.eval()
+    space.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=space, prefix=".export-") as scratch:
+        write_bundle(Path(scratch), model, meta, misclassified, inv_normalize, confusion)
+        reloaded, written = bundle.load_bundle(scratch)
+        size = written["image_size"]
+        images = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            difference = float((reloaded(images) - model.cpu()(images)).abs().max())
+        if not difference < 0.05:  # also catches NaN
+            raise ValueError(f"the exported network's logits differ by {difference}, expected less than 0.05")
+        shutil.rmtree(Path(scratch) / "__pycache__", ignore_errors=True)
+        if space.resolve() != APP_FOLDER:
+            for path in APP_FOLDER.iterdir():
+                if path.name in APP_FILES:
+                    (shutil.copytree if path.is_dir() else shutil.copyfile)(path, Path(scratch) / path.name)
+        for path in Path(scratch).iterdir():
+            if path.is_dir():
+                shutil.rmtree(space / path.name, ignore_errors=True)
+            path.replace(space / path.name)
+    return written
+
+
+def push_space(space: str | Path, repo_id: str) -> str:
+    """Upload the Space to Hugging Face as 'user/name', with the login of `hf auth login`. Returns its address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(repo_id, repo_type="space", space_sdk="gradio", exist_ok=True)
+    api.upload_folder(
+        repo_id=repo_id, repo_type="space", folder_path=space, ignore_patterns=["__pycache__/*", ".gradio/*"],
+        commit_message="Export from the notebook",
+    )  # fmt: skip
+    return f"https://huggingface.co/spaces/{repo_id}"
