@@ -270,5 +270,6 @@ demo.queue(max_size=64)
 if __name__ == "__main__":
     demo.launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
-        server_port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")), max_file_size="10mb", run_history=False, theme=THEME,
+        server_port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
+        max_file_size="10mb", run_history=False, theme=THEME,
     )  # fmt: skip

@@ -205,16 +205,23 @@ def test_the_error_names_each_mirror_its_problem_and_what_to_do(server, tmp_path
     assert os.listdir(tmp_path) == []
 
 
-def test_without_a_connection_the_data_are_unavailable(tmp_path):
+def test_without_a_connection_the_data_are_unavailable(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         closed = f"http://127.0.0.1:{listener.getsockname()[1]}/a"
-    with pytest.raises(DataUnavailable, match=closed):
+    with pytest.raises(DataUnavailable, match=f"{closed}: .*refused"):
         prepare_cifar10(tmp_path, CHECKSUMS, (closed,), md5(ARCHIVE), len(ARCHIVE), 10)
 
 
 def test_two_at_a_time_both_get_the_files(server, tmp_path):
+    def to_both_at_once(mirror):
+        if len(server.asked) <= 2:
+            both.wait(10)
+        whole(mirror)
+
+    both = threading.Barrier(2)
     with ThreadPoolExecutor(2) as pool:
-        calls = [pool.submit(prepare, server, tmp_path, a=[ranges]) for _ in range(2)]
+        calls = [pool.submit(prepare, server, tmp_path, a=[to_both_at_once]) for _ in range(2)]
     assert [call.result() for call in calls] == [tmp_path / FOLDER] * 2
     assert holds_only_the_right_files(tmp_path)
 
@@ -362,10 +369,20 @@ def test_a_pickle_that_calls_something_is_refused_and_not_executed(read, tmp_pat
 
 
 BATCH = batch([0] * 5, noise(0))
-DAMAGED = [b"", BATCH[:1], BATCH[:40], BATCH[: len(BATCH) // 2], BATCH[:-1], b"garbage", bytes(1000), b"\x80\x04h\x07."]
+NO_BATCHES = {
+    "empty": b"",
+    "first bytes": BATCH[:40],
+    "half": BATCH[: len(BATCH) // 2],
+    "all but the last byte": BATCH[:-1],
+    "text": b"garbage",
+    "zeros": bytes(1000),
+    "unknown memo": b"\x80\x04h\x07.",
+    "a list": pickle.dumps([1]),
+    "no images": pickle.dumps({b"labels": [1]}),
+}
 
 
-@pytest.mark.parametrize("content", [*DAMAGED, pickle.dumps([1]), pickle.dumps({b"labels": [1]}), pickle.dumps(None)])
+@pytest.mark.parametrize("content", NO_BATCHES.values(), ids=NO_BATCHES.keys())
 def test_a_file_that_holds_no_batch_is_named(read, content):
     with pytest.raises(ValueError, match="batch is no CIFAR-10 batch"):
         read(content)

@@ -1,0 +1,80 @@
+"""What the tests share: small images, small networks, one exported Space. No test needs CIFAR-10 or a network."""
+
+import os
+from pathlib import Path
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES, Images, Splits, denormalize, transform
+from models.resnet import build
+from utils import Misclassified, export_to_space, plot_confusion
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """A folder with one picture per class: a disc of its own colour on a transparent ground."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[-1:1:64j, -1:1:64j]
+    inside = (rows**2 + columns**2 < 0.9).astype(np.uint8) * 255
+    for name in CLASSES:
+        colour = np.broadcast_to(rng.integers(0, 256, 3, dtype=np.uint8), (64, 64, 3))
+        Image.fromarray(np.dstack([colour, inside])).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_splits() -> Splits:
+    """64 / 32 / 40 images whose class is their colour, so that a network can learn them in a few steps."""
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (10, 1, 1, 3))
+
+    def part(count: int) -> Images:
+        labels = np.arange(count) % 10
+        noisy = colours[labels] + rng.integers(-20, 21, (count, 32, 32, 3))
+        return Images(np.uint8(np.clip(noisy, 0, 255)), labels)
+
+    return Splits(part(64), part(32), part(40), "built-in sample, not CIFAR-10")
+
+
+def wrong_predictions(images: np.ndarray, labels: np.ndarray) -> list[Misclassified]:
+    """Each image as one that was taken for the next class, with a probability of 0.5 to 0.9."""
+    plain, found = transform(train=False), []
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        pred, prob = (int(label) + 1) % 10, 0.5 + 0.4 * i / len(images)
+        probs = torch.full((10,), (1 - prob) / 9)
+        probs[pred] = prob
+        found.append(Misclassified(plain(image=image)["image"], int(label), pred, prob, probs))
+    return found
+
+
+def space_meta() -> dict:
+    """The keys that export_to_space is given, as the notebook gives them."""
+    training = {
+        "epochs": 1, "batch_size": 32, "seed": 42, "data": "built-in sample, not CIFAR-10", "train_images": 64,
+        "seconds": 60.0, "precision": "32-true", "hardware": "a test", "versions": {}, "val_acc": 0.5, "recipe": "none",
+    }  # fmt: skip
+    return {
+        "classes": list(CLASSES), "mean": CIFAR10_MEAN, "std": CIFAR10_STD, "image_size": 32, "temperature": None,
+        "unsure_below": None, "test_acc": 0.1, "test_acc_tta": None, "training": training,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def exported_space(tmp_path_factory, tiny_splits) -> Path:
+    """The Space of an untrained ResNet18 with 23 misclassified images, complete in a folder of its own. Read only."""
+    folder = tmp_path_factory.mktemp("exported") / "space"
+    torch.manual_seed(0)
+    model = build("ResNet18")
+    wrong = wrong_predictions(tiny_splits.test.images[:23], tiny_splits.test.labels[:23])
+    confusion = plot_confusion(wrong, tiny_splits.test.labels, CLASSES)
+    export_to_space(folder, model, space_meta(), wrong, denormalize, confusion)
+    return folder
