@@ -142,13 +142,25 @@ def seed_worker(_worker_id: int) -> None:
     info.dataset.transform.set_random_seed(info.seed % 2**32)
 
 
-def make_loader(part: Images, batch_size: int, num_workers: int, train: bool, seed: int = 0) -> DataLoader:
+class EpochLoader(DataLoader):
+    """A loader that gives the same batches each time it is iterated: Lightning begins an epoch once or several times,
+    depending on whether the run was interrupted before."""
+
+    def __iter__(self):
+        self.generator.manual_seed(self.generator.initial_seed())
+        self.dataset.transform.set_random_seed(self.generator.initial_seed())
+        return super().__iter__()
+
+
+def make_loader(
+    part: Images, batch_size: int, num_workers: int, train: bool, seed: int = 0, kind: type[DataLoader] = DataLoader
+) -> DataLoader:
     """Batches (B, 3, 32, 32), (B,). Order and augmentation of a training loader depend on the seed alone."""
     if batch_size < 1:
         raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
     dataset = AlbumentationImageDataset(list(zip(part.images, part.labels, strict=True)), train)
     dataset.transform.set_random_seed(seed)  # for num_workers=0, where no worker is seeded
-    return DataLoader(
+    return kind(
         dataset, batch_size, shuffle=train, num_workers=num_workers, worker_init_fn=seed_worker,
         generator=torch.Generator().manual_seed(seed), pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
@@ -180,7 +192,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         epoch = self.trainer.current_epoch if self.trainer else 0
         seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])  # one number from the pair
-        return make_loader(self.splits.train, self.batch_size, self.num_workers, True, seed)
+        return make_loader(self.splits.train, self.batch_size, self.num_workers, True, seed, EpochLoader)
 
     def val_dataloader(self) -> DataLoader:
         return make_loader(self.splits.val, max(self.batch_size, 250), self.num_workers, False)
@@ -193,10 +205,9 @@ def loader(
     data_dir: str | Path = "data", batch_size: int = 128, num_workers: int = 2, seed: int = 42
 ) -> tuple[DataLoader, DataLoader]:
     """The training loader (45,000 images, augmented) and the test loader (10,000, plain) of CIFAR-10."""
-    data = CIFAR10DataModule(data_dir, batch_size, num_workers, seed)
-    data.prepare_data()
-    data.setup()
-    return data.train_dataloader(), data.test_dataloader()
+    splits = load_splits(data_dir, seed)
+    train_loader = make_loader(splits.train, batch_size, num_workers, True, seed)
+    return train_loader, make_loader(splits.test, batch_size, num_workers, False)
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------

@@ -201,7 +201,7 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
             images, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
         except Exception as error:  # a broken pickle raises almost anything
             raise ValueError(f"{path} is no CIFAR-10 batch: {error!r}") from error
-    if labels.ndim != 1 or not labels.size or labels.dtype.kind not in "iu":
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(f"{path}: expected a list of whole numbers as labels, got {labels.dtype} {labels.shape}")
     if images.dtype != np.uint8 or images.shape != (len(labels), 3072):
         raise ValueError(f"{path}: expected uint8 ({len(labels)}, 3072), got {images.dtype} {images.shape}")

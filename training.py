@@ -31,6 +31,8 @@ logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # or each fit pr
 for harmless in (
     ".*LeafSpec.*",
     ".*does not have many workers.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*smaller than the logging interval.*",
     ".*bf16-mixed is not supported by the model summary",
 ):
     warnings.filterwarnings("ignore", harmless)

@@ -7,6 +7,7 @@ import pickle
 import socket
 import tarfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -83,13 +84,12 @@ def ranges(mirror):
 
 
 def stalls(mirror):
-    mirror.server.over.wait()
+    mirror.server.over.wait(5)
 
 
 def stalls_half_way(mirror):
     mirror.reply(ARCHIVE[:HALF], length=len(ARCHIVE))
-    mirror.wfile.flush()
-    mirror.server.over.wait()
+    stalls(mirror)
 
 
 whole, wrong = sends(ARCHIVE), sends(bytes(len(ARCHIVE)))
@@ -169,6 +169,12 @@ def test_wrong_bytes_are_dropped_for_the_next_mirror(server, tmp_path):
     assert holds_only_the_right_files(tmp_path)
 
 
+def test_one_mirror_is_enough_after_wrong_bytes_and_a_break(server, tmp_path):
+    prepare(server, tmp_path, a=[sends(bytes(HALF), length=len(ARCHIVE)), ranges])
+    assert [asked for _, asked in server.asked] == [None, f"bytes={HALF}-", None]
+    assert holds_only_the_right_files(tmp_path)
+
+
 @pytest.mark.parametrize("size", [HALF, len(ARCHIVE), len(ARCHIVE) + 1], ids=["half", "all", "too long"])
 def test_wrong_bytes_of_an_earlier_time_are_replaced(server, tmp_path, size):
     (tmp_path / PART).write_bytes(bytes(size))
@@ -192,7 +198,9 @@ def test_a_redirect_is_followed(server, tmp_path):
 
 @pytest.mark.parametrize("stall", [stalls, stalls_half_way])
 def test_a_stalled_host_leads_to_the_next_mirror(server, tmp_path, stall):
+    start = time.monotonic()
     prepare(server, tmp_path, timeout=0.3, a=[stall], b=[whole])
+    assert time.monotonic() - start < 3
     assert holds_only_the_right_files(tmp_path)
 
 

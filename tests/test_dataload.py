@@ -1,0 +1,226 @@
+"""Images arrive whole, split, augmented only where they should be, and differently each time."""
+
+import albumentations as A
+import numpy as np
+import pytest
+import torch
+
+import dataload
+from dataload import (
+    CLASSES,
+    AlbumentationImageDataset,
+    CIFAR10DataModule,
+    Draw,
+    Images,
+    augmentation,
+    denormalize,
+    loader,
+    make_loader,
+    sample_cifar10,
+    split,
+    transform,
+)
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+def numbered(count: int) -> Images:
+    """Images that carry their own number in their first two pixels."""
+    images = np.zeros((count, 32, 32, 3), dtype=np.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = np.arange(count) // 256, np.arange(count) % 256
+    return Images(images, np.arange(count) % 10)
+
+
+def numbers(part: Images) -> set[int]:
+    return {256 * int(image[0, 0, 0]) + int(image[0, 0, 1]) for image in part.images}
+
+
+# ---- split ----
+
+
+def test_the_three_parts_are_disjoint_and_complete():
+    splits = split(numbered(1000), numbered(100), seed=1, source="test")
+    assert len(splits.train.labels) == 900 and len(splits.val.labels) == 100 and len(splits.test.labels) == 100
+    assert numbers(splits.train).isdisjoint(numbers(splits.val))
+    assert numbers(splits.train) | numbers(splits.val) == set(range(1000))
+
+
+def test_images_keep_their_labels_when_they_are_split():
+    for part in split(numbered(1000), numbered(10), seed=1, source="test")[:2]:
+        assert [(256 * int(i[0, 0, 0]) + int(i[0, 0, 1])) % 10 for i in part.images] == part.labels.tolist()
+
+
+def test_the_seed_decides_the_split():
+    first, same, other = (split(numbered(1000), numbered(10), seed, "test") for seed in (1, 1, 2))
+    assert np.array_equal(first.val.images, same.val.images)
+    assert numbers(first.val) != numbers(other.val)
+
+
+# ---- transforms ----
+
+
+def test_augmentation_runs_in_the_order_of_the_recipe():
+    names = [type(step).__name__ for step in transform(train=True).transforms]
+    assert names == ["PadIfNeeded", "RandomCrop", "HorizontalFlip", "CoarseDropout", "Normalize", "ToTensorV2"]
+
+
+def test_an_argument_that_albumentations_does_not_know_is_an_error():
+    assert transform(train=True).strict and transform(train=False).strict
+    with pytest.raises(UserWarning, match="not valid"):
+        A.CoarseDropout(max_holes=1)
+
+
+def test_the_crop_moves_the_image_by_up_to_four_pixels():
+    image = np.zeros((32, 32, 3), dtype=np.uint8)
+    image[16, 16] = 255
+    pad_and_crop = A.Compose(augmentation()[:2], seed=0)
+    shifts = {tuple(np.argwhere(pad_and_crop(image=image)["image"][..., 0])[0] - 16) for _ in range(2000)}
+    assert shifts == {(down, right) for down in range(-4, 5) for right in range(-4, 5)}
+
+
+def test_half_of_the_images_are_mirrored(image):
+    flip = A.Compose([augmentation()[2]], seed=0)
+    mirrored = [np.array_equal(flip(image=image)["image"], image[:, ::-1]) for _ in range(1000)]
+    assert 440 < sum(mirrored) < 560  # 500 +- 3.8 standard deviations of 15.8
+
+
+def test_half_of_the_images_lose_one_square_of_the_mean_colour():
+    white = np.full((32, 32, 3), 255, dtype=np.uint8)
+    cutout, lost = A.Compose([augmentation()[3]], seed=0), []
+    for _ in range(1000):
+        painted = (cutout(image=white)["image"] != 255).any(axis=-1)
+        lost.append(int(painted.sum()))
+        if painted.any():
+            rows, columns = np.nonzero(painted)
+            assert np.ptp(rows) == np.ptp(columns) == 7
+    assert set(lost) == {0, 64} and 440 < lost.count(64) < 560
+    normalised = transform(train=False)(image=np.full((32, 32, 3), dataload.MEAN_COLOUR, dtype=np.uint8))["image"]
+    assert normalised.abs().max() < 0.01  # the colour of the square says nothing to the network
+
+
+def test_normalising_can_be_undone(image):
+    tensor = transform(train=False)(image=image)["image"]
+    assert tensor.shape == (3, 32, 32) and tensor.dtype == torch.float32
+    by_hand = (image / 255 - [0.4914, 0.4822, 0.4465]) / [0.2470, 0.2435, 0.2616]
+    assert np.abs(tensor.numpy() - by_hand.transpose(2, 0, 1)).max() < 1e-5
+    assert np.abs(denormalize(tensor).permute(1, 2, 0).numpy() * 255 - image).max() < 1e-3
+
+
+# ---- dataset and loaders ----
+
+
+@pytest.mark.parametrize(
+    ("bad", "label", "message"),
+    [
+        (np.zeros((32, 32), np.uint8), 0, r"got uint8 \(32, 32\)"),
+        (np.zeros((32, 32, 4), np.uint8), 0, r"got uint8 \(32, 32, 4\)"),
+        (np.zeros((32, 32, 3), np.float32), 0, "got float32"),
+        ("cat.png", 0, "got str"),
+        (np.zeros((32, 32, 3), np.uint8), 10, "got 10"),
+        (np.zeros((32, 32, 3), np.uint8), -1, "got -1"),
+    ],
+)
+def test_what_is_no_image_or_no_label_is_refused(image, bad, label, message):
+    with pytest.raises(ValueError, match=message):
+        AlbumentationImageDataset([(image, 3), (bad, label)])
+
+
+def test_a_batch_size_below_one_is_refused(tiny_splits):
+    with pytest.raises(ValueError, match="got 0"):
+        make_loader(tiny_splits.train, 0, 0, train=True)
+
+
+def all_images(batches) -> torch.Tensor:
+    return torch.cat([images for images, _ in batches])
+
+
+def test_validation_and_test_images_are_never_augmented(tiny_splits):
+    data = CIFAR10DataModule(batch_size=16, num_workers=0, splits=tiny_splits)
+    for batches, part in ((data.val_dataloader(), tiny_splits.val), (data.test_dataloader(), tiny_splits.test)):
+        plain = torch.stack([transform(train=False)(image=image)["image"] for image in part.images])
+        assert torch.equal(all_images(batches), plain)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmentation_differs_between_images_workers_and_epochs_and_repeats_with_the_seed(image, workers):
+    same = Images(np.stack([image] * 16), np.zeros(16, dtype=int))  # one image: only augmentation can differ
+
+    def epoch(seed):
+        return all_images(make_loader(same, 4, workers, train=True, seed=seed))
+
+    first = epoch(1)
+    assert len({tensor.numpy().tobytes() for tensor in first}) >= 14  # two of 16 may happen to be alike
+    assert torch.equal(first, epoch(1))
+    assert not torch.equal(first, epoch(2))
+
+
+def test_an_epoch_s_order_follows_from_the_seed_and_the_epoch(tiny_splits):
+    class Trainer:
+        current_epoch = 0
+
+    def epoch(seed, number):
+        data = CIFAR10DataModule(batch_size=16, num_workers=0, seed=seed, splits=tiny_splits)
+        data.trainer = Trainer()
+        data.trainer.current_epoch = number
+        return all_images(data.train_dataloader())
+
+    assert torch.equal(epoch(1, 3), epoch(1, 3))
+    data = CIFAR10DataModule(batch_size=16, num_workers=0, seed=1, splits=tiny_splits)
+    batches = data.train_dataloader()
+    assert torch.equal(all_images(batches), all_images(batches))  # however often Lightning begins it
+    assert not torch.equal(epoch(1, 3), epoch(1, 4))
+    assert not torch.equal(epoch(1, 3), epoch(2, 2))  # the sum of both does not decide
+
+
+def test_loader_gives_the_training_and_the_test_batches(monkeypatch):
+    monkeypatch.setattr(dataload, "prepare_cifar10", lambda folder: folder)
+    monkeypatch.setattr(dataload, "read_cifar10", lambda folder: (numbered(500), numbered(100)))
+    train_loader, test_loader = loader("nowhere", batch_size=50, num_workers=0)
+    images, labels = next(iter(train_loader))
+    assert images.shape == (50, 3, 32, 32) and labels.shape == (50,) and images.dtype == torch.float32
+    assert not torch.equal(all_images(train_loader), all_images(train_loader))  # the next epoch is another
+    assert len(train_loader.dataset) == 450 and len(test_loader.dataset) == 100
+
+
+# ---- sample ----
+
+
+def test_the_sample_has_as_many_images_of_each_class_and_repeats_with_its_seed(pictures):
+    (images, labels), (test_images, test_labels) = sample_cifar10(pictures, seed=1)
+    assert images.shape == (2000, 32, 32, 3) and test_images.shape == (500, 32, 32, 3) and images.dtype == np.uint8
+    assert np.bincount(labels).tolist() == [200] * 10 and np.bincount(test_labels).tolist() == [50] * 10
+    assert np.array_equal(sample_cifar10(pictures, seed=1)[0][0], images)
+    assert not np.array_equal(sample_cifar10(pictures, seed=2)[0][0], images)
+    assert len({image.tobytes() for image in images}) == 2000
+
+
+def test_a_missing_picture_is_named(pictures, tmp_path):
+    for name in CLASSES[:-1]:
+        (tmp_path / f"{name}.png").write_bytes((pictures / f"{name}.png").read_bytes())
+    with pytest.raises(ValueError, match=r"class truck in .*truck\.png"):
+        sample_cifar10(tmp_path)
+    (tmp_path / "truck.png").write_text("no picture")
+    with pytest.raises(ValueError, match="class truck"):
+        sample_cifar10(tmp_path)
+
+
+# ---- Draw ----
+
+
+def test_plotings_shows_each_image_above_its_augmentations(tiny_splits):
+    figure = Draw.plotings(tiny_splits.train.images[:3], tiny_splits.train.labels[:3], draws=4, note="a note")
+    assert len(figure.axes) == 15 and "a note" in figure.get_suptitle()
+    shown = [axis.images[0].get_array() for axis in figure.axes]
+    assert np.array_equal(shown[0], tiny_splits.train.images[0])
+    column = [shown[row * 3].tobytes() for row in range(5)]
+    assert len(set(column)) >= 4
+    assert [axis.get_title() for axis in figure.axes[:3]] == list(CLASSES[:3])
+
+
+@pytest.mark.parametrize("count", [0, 21])
+def test_plotings_refuses_what_it_has_no_room_for(tiny_splits, count):
+    with pytest.raises(ValueError, match=f"got {count}"):
+        Draw.plotings(tiny_splits.train.images[:count], tiny_splits.train.labels[:count])

@@ -1,0 +1,135 @@
+"""Grad-CAM is Grad-CAM, and opacity is opacity."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.explain import gradcam, heat, overlay
+from models.resnet import build
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return build("ResNet18").eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def reference_gradcam(model, layer, image, target):
+    """Grad-CAM in ten lines: ReLU of the maps weighed by their mean gradients, enlarged, scaled to [0, 1]."""
+    kept = []
+    handle = layer.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+    logit = model(image[None])[0, target]
+    handle.remove()
+    gradient = torch.autograd.grad(logit, kept[0])[0]
+    cam = F.relu((gradient.mean((2, 3), keepdim=True) * kept[0]).sum(1, keepdim=True)).detach()
+    cam = (cam - cam.min()) / (1e-7 + (cam - cam.min()).max())
+    cam = F.interpolate(cam, (32, 32), mode="bilinear", align_corners=False)[0, 0].numpy()
+    return (cam - cam.min()) / (1e-7 + (cam - cam.min()).max())
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_gradcam_agrees_with_a_second_implementation(model, images, stage):
+    layer, classes = model.stages()[stage].module, [3, 0, 9]
+    cams = gradcam(model, layer, images, classes)
+    assert cams.shape == (3, 32, 32) and cams.min() >= 0 and cams.max() <= 1
+    for cam, image, target in zip(cams, images, classes, strict=True):
+        assert np.abs(cam - reference_gradcam(model, layer, image, target)).max() < 1e-3
+
+
+def test_another_class_gives_another_map(model, images):
+    layer = model.layer4
+    assert np.abs(gradcam(model, layer, images, [0, 0, 0]) - gradcam(model, layer, images, [1, 1, 1])).max() > 0.1
+
+
+def test_mode_gradients_and_hooks_are_left_as_they_were(images):
+    model = build("CustomResNet").train()
+    model.dropout.eval()
+    model.ffconnectedlayer1.weight.grad = torch.ones(10, 512)
+    model.ffconnectedlayer1.bias.requires_grad_(False)
+    gradcam(model, model.stages()[-1].module, images, [1, 2, 3])
+    assert model.training and model.preplayer1.training and not model.dropout.training
+    assert torch.equal(model.ffconnectedlayer1.weight.grad, torch.ones(10, 512))
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"ffconnectedlayer1.bias"}
+    assert all(p.grad is None for name, p in model.named_parameters() if name != "ffconnectedlayer1.weight")
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_they_are_restored_after_a_failure_too(images):
+    model = build("CustomResNet").train()
+    with pytest.raises(ValueError, match="got 10"):
+        gradcam(model, model.stages()[-1].module, images, [0, 10, 1])
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_it_works_where_gradients_are_switched_off_and_under_autocast(model, images):
+    expected = gradcam(model, model.layer3, images, [0, 1, 2])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert np.allclose(gradcam(model, model.layer3, images, [0, 1, 2]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [[0, 1], [0, 1, 2, 3], [-1, 0, 0]])
+def test_wrong_classes_are_refused(model, images, classes):
+    with pytest.raises(ValueError, match="expected a class"):
+        gradcam(model, model.layer4, images, classes)
+
+
+def test_a_layer_of_another_network_is_refused(model, images):
+    with pytest.raises(ValueError, match="not in it"):
+        gradcam(model, build("ResNet18").layer4, images, [0, 1, 2])
+
+
+def test_threads_that_share_a_network_get_their_own_maps(model, images):
+    layers = [model.layer2, model.layer4]
+    alone = [gradcam(model, layer, images, [0, 1, 2]) for layer in layers]
+    wrong = []
+
+    def work(which):
+        for _ in range(5):
+            if not np.allclose(gradcam(model, layers[which], images, [0, 1, 2]), alone[which], atol=1e-5):
+                wrong.append(which)
+
+    threads = [threading.Thread(target=work, args=(i % 2,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_opacity_0_is_the_image_and_opacity_1_is_the_map():
+    rng = np.random.default_rng(0)
+    image, cam = 0.4 * rng.random((32, 32, 3)), rng.random((32, 32))  # dark: a rescaled blend would brighten it
+    assert np.array_equal(overlay(image, cam, 0), image)
+    assert np.array_equal(overlay(image, cam, 1), heat(cam))
+    assert np.allclose(overlay(image, cam, 0.25), 0.75 * image + 0.25 * heat(cam))
+
+
+def test_the_colours_run_from_blue_over_green_to_red():
+    colours = heat(np.array([[0.0, 0.5, 1.0]]))[0]
+    assert np.allclose(colours, [[0, 0, 0.5], [0.5, 1, 0.5], [0.5, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("image", "cam", "opacity"),
+    [
+        (np.zeros((32, 32)), np.zeros((32, 32)), 0.5),
+        (np.zeros((32, 32, 3)), np.zeros((4, 4)), 0.5),
+        (np.full((2, 2, 3), 255.0), np.zeros((2, 2)), 0.5),
+        (np.zeros((2, 2, 3)), np.full((2, 2), np.nan), 0.5),
+        (np.zeros((2, 2, 3)), np.zeros((2, 2)), 1.1),
+        (np.zeros((2, 2, 3)), np.zeros((2, 2)), float("nan")),
+    ],
+)
+def test_what_cannot_be_blended_is_refused(image, cam, opacity):
+    with pytest.raises(ValueError, match="expected"):
+        overlay(image, cam, opacity)

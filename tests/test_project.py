@@ -1,0 +1,239 @@
+"""The notebook, the README, the committed results and the committed Space tell the same story."""
+
+import hashlib
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import run
+from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES
+from models.bundle import load_bundle
+from models.lit import RECIPES
+from settings import SWITCHES
+from tests.conftest import PROJECT
+
+NOTEBOOK = PROJECT / "ERA_S12_Assignment.ipynb"
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def notebook():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+@pytest.fixture(scope="module")
+def results() -> dict:
+    return json.loads((PROJECT / "results.json").read_text(encoding="utf-8"))
+
+
+def code_cells(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def printed(notebook) -> str:
+    """All text that the stored notebook shows."""
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    return "\n".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs)
+
+
+# ---- notebook ----
+
+
+def test_the_sections_come_in_the_order_of_the_story(notebook):
+    headings = re.findall(
+        r"^## (\d+)\. (.+)$", "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown"), re.M
+    )
+    assert [int(number) for number, _ in headings] == list(range(1, 12))
+    words = ["Setup", "Settings", "Data", "Augmentation", "network", "Training", "curves", "Misclassified", "Grad-CAM",
+             "Export", "learned"]  # fmt: skip
+    assert all(word in title for word, (_, title) in zip(words, headings, strict=True))
+
+
+def test_every_code_cell_is_announced_and_short(notebook):
+    for before, cell in zip(notebook.cells, notebook.cells[1:], strict=False):
+        if cell.cell_type == "code":
+            assert before.cell_type == "markdown", cell.source
+            assert len(cell.source.splitlines()) <= 20, cell.source
+
+
+def test_the_notebook_was_run_from_top_to_bottom_without_an_error(notebook):
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert not [o for cell in cells for o in cell.outputs if o.output_type == "error"]
+
+
+def test_the_notebook_can_be_shown_on_github(notebook):
+    assert NOTEBOOK.stat().st_size < 5_000_000 and "widgets" not in notebook.metadata
+
+
+def test_the_switches_are_one_cell_of_literals(notebook):
+    (cell,) = [cell for cell in code_cells(notebook) if "#@title" in cell.source]
+    names = re.findall(r"^(\w+) = (.+?)  #@param", cell.source, re.M)
+    assert [name for name, _ in names] == list(SWITCHES)
+    for _, value in names:
+        json.loads(value.replace("True", "true").replace("False", "false"))
+    offered = json.loads(re.search(r"RECIPE = .*#@param (\[.*\])", cell.source).group(1))
+    assert offered == ["", *RECIPES]
+
+
+def test_the_stored_outputs_are_of_a_run_on_cifar10(notebook, results):
+    text = printed(notebook)
+    assert "train 45,000 images" in re.sub(" +", " ", text) and "built-in sample" not in text
+    assert len(re.findall(r"^epoch +\d+/", text, re.M)) == results["epochs"]
+    assert f"accuracy {results['test_acc']:.2%}" in text
+    assert results["sha256"] in text
+
+
+# ---- results ----
+
+
+def test_results_hold_every_key(results):
+    assert set(results) >= {
+        "arch", "epochs", "seed", "seconds", "test_acc", "test_acc_tta", "train_images", "versions", "hardware",
+        "val_acc", "parameters", "recipe", "sha256", "data",
+    }  # fmt: skip
+    assert results["data"] == "CIFAR-10" and results["train_images"] == 45_000 and results["arch"] == "ResNet18"
+
+
+def test_the_seed_s_budget_reaches_93_percent(results):
+    assert results["epochs"] == 20 and results["test_acc"] >= 0.93
+
+
+def test_the_committed_space_is_of_the_same_run(results):
+    model, meta = load_bundle(PROJECT / "space")
+    digest = hashlib.sha256((PROJECT / "space/model.safetensors").read_bytes()).hexdigest()
+    assert results["sha256"] == meta["sha256"]["weights"] == digest
+    assert meta["test_acc"] == results["test_acc"] and meta["architecture"] == results["arch"]
+    assert sum(p.numel() for p in model.parameters()) == results["parameters"] == 11_173_962
+    assert meta["classes"] == list(CLASSES)
+    assert (tuple(meta["mean"]), tuple(meta["std"])) == (CIFAR10_MEAN, CIFAR10_STD)
+    for name in ("resnet.py", "explain.py", "bundle.py"):
+        assert (PROJECT / "space" / name).read_bytes() == (PROJECT / "models" / name).read_bytes(), name
+
+
+def test_the_space_shows_at_most_fifty_tiles_that_are_errors():
+    tiles = json.loads((PROJECT / "space/misclassified.json").read_text(encoding="utf-8"))
+    assert 0 < len(tiles) <= 50
+    for tile in tiles:
+        probs = tile["probabilities"]
+        assert probs.index(max(probs)) == tile["predicted"] != tile["true"] and sum(probs) == pytest.approx(1, abs=1e-4)
+
+
+# ---- README ----
+
+
+def test_every_measured_number_of_the_readme_is_that_of_the_results(results):
+    """Accuracies have two decimals and a percent sign; minutes, epochs and counts stand in the result table."""
+    accuracies = {f"{results[key]:.2%}".replace("%", " %") for key in ("test_acc", "val_acc")}
+    assert set(re.findall(r"\d+\.\d+ %", README)) == accuracies
+    row = next(line for line in README.splitlines() if line.startswith(f"| {results['arch']} |"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    minutes = f"{results['seconds'] / 60:.0f} min, {results['hardware']}"
+    assert cells == [
+        results["arch"], f"{results['parameters']:,}", str(results["epochs"]), f"{results['train_images']:,}",
+        f"{results['val_acc']:.2%}".replace("%", " %"), f"{results['test_acc']:.2%}".replace("%", " %"), minutes,
+    ]  # fmt: skip
+
+
+def test_the_training_log_of_the_readme_is_the_notebook_s(notebook, results):
+    lines = re.findall(r"^    (epoch +\d+/\d+ .*)$", README, re.M)
+    assert lines and lines[-1].startswith(f"epoch  {results['epochs']}/")
+    assert all(line in printed(notebook) for line in lines)
+
+
+def test_the_summary_of_the_readme_is_the_reference_s():
+    table = re.search(r"```\n(-+\n +Layer \(type\).*?)```", README, re.S).group(1)
+    reference = (Path(__file__).parent / "reference/resnet18_torchsummary.txt").read_text()
+    assert [line.split() for line in table.splitlines()] == [line.split() for line in reference.strip().splitlines()]
+
+
+def test_pictures_of_the_readme_exist_are_small_and_are_drawn_by_the_notebook(notebook):
+    pictures = re.findall(r"!\[[^\]]+\]\(\./(images/[^)]+)\)", README)
+    assert {"images/augmentation.png", "images/loss_metrics.png", "images/acc_metrics.png", "images/results.png",
+            "images/grad_cam.png"} <= set(pictures)  # fmt: skip
+    sources = "\n".join(cell.source for cell in code_cells(notebook))
+    for picture in pictures:
+        assert 0 < (PROJECT / picture).stat().st_size <= 500_000, picture
+        assert f'"{picture}"' in sources, picture
+
+
+def test_links_of_the_readme_lead_to_files():
+    for link in re.findall(r"\]\(\.?/?([\w./-]+)\)", README):
+        assert (PROJECT / link).exists(), link
+
+
+def test_the_front_matter_of_the_space_names_tested_versions():
+    text = (PROJECT / "space/README.md").read_text(encoding="utf-8")
+    front = dict(re.findall(r"^(\w+): (.+)$", text.split("---")[1], re.M))
+    constraints = (PROJECT / "constraints.txt").read_text()
+    assert f"gradio=={front['sdk_version']}" in constraints and front["app_file"] == "app.py"
+    pinned = re.findall(r"^(torch\w*==[\d.]+)", (PROJECT / "space/requirements.txt").read_text(), re.M)
+    assert len(pinned) == 2 and all(pin in constraints.splitlines() for pin in pinned)
+
+
+# ---- repository ----
+
+
+def test_no_file_of_cifar10_and_no_checkpoint_is_committed():
+    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    forbidden = re.compile(r"data_batch_|test_batch|batches\.meta|cifar-10-python|\.ckpt$|\.parquet$|^data/|^runs/")
+    assert [name for name in listed.stdout.splitlines() if forbidden.search(name)] == []
+    images = [name for name in listed.stdout.splitlines() if name.endswith((".png", ".jpg", ".webp"))]
+    assert all(name.startswith(("images/", "space/")) for name in images)
+
+
+# ---- make run and make publish ----
+
+
+def a_run(folder: Path, data: str, error: bool = False) -> Path:
+    cell = nbformat.v4.new_code_cell("1")
+    if error:
+        cell.outputs = [nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]
+    (folder / "images").mkdir(parents=True)
+    (folder / "space").mkdir()
+    (folder / "images/loss_metrics.png").write_text("curve")
+    (folder / "space/model.json").write_text("{}")
+    (folder / "results.json").write_text(json.dumps({"data": data}))
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / run.NOTEBOOK)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(run, "PROJECT", tmp_path)
+    return tmp_path
+
+
+def test_publish_promotes_the_newest_run_on_cifar10(project):
+    a_run(project / "runs/20260101-000000", "CIFAR-10")
+    a_run(project / "runs/20260102-000000", "built-in sample, not CIFAR-10")
+    assert run.publish(None) == 0
+    assert (project / "images/loss_metrics.png").read_text() == "curve"
+    assert {"space", "results.json", run.NOTEBOOK} <= {path.name for path in project.iterdir()}
+
+
+@pytest.mark.parametrize(("data", "error"), [("built-in sample, not CIFAR-10", False), ("CIFAR-10", True)])
+def test_publish_refuses_the_sample_and_a_run_that_failed(project, capsys, data, error):
+    a_run(project / "runs/20260101-000000", data, error)
+    assert run.publish(None) == 1 and not (project / "results.json").exists()
+    assert "No finished run on CIFAR-10" in capsys.readouterr().out or error
+
+
+def test_a_failing_cell_is_reported_and_the_notebook_up_to_it_is_kept(project, capsys, monkeypatch):
+    cells = [nbformat.v4.new_markdown_cell("## 1. First"), nbformat.v4.new_code_cell("print('so far')"),
+             nbformat.v4.new_code_cell("1 / 0")]  # fmt: skip
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), project / run.NOTEBOOK)
+    monkeypatch.setattr(run, "port_is_free", lambda: True)
+    monkeypatch.setattr(run, "serve", lambda space: pytest.fail("nothing should be served"))
+    monkeypatch.setenv("ERA_OUT_DIR", "")
+    assert run.run() == 1
+    told = capsys.readouterr().out
+    assert "[cell 1 of 2] 1. First" in told and "so far" in told and "ZeroDivisionError" in told
+    (kept,) = (project / "runs").glob(f"*/{run.NOTEBOOK}")
+    assert "so far" in kept.read_text()

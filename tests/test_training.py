@@ -1,0 +1,230 @@
+"""A run learns, can be interrupted, and is neither repeated nor mixed up with another."""
+
+import dataclasses
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+import machine
+import training
+from dataload import CIFAR10DataModule
+from models.lit import RECIPES, LitClassifier, choose_recipe
+from models.resnet import build
+from training import newest_checkpoint, read_metrics, sidecar, train
+
+RECIPE = dataclasses.replace(RECIPES["custom-10"], epochs=3, batch_size=32, max_lr=0.02)
+
+
+@pytest.fixture
+def data(tiny_splits) -> CIFAR10DataModule:
+    return CIFAR10DataModule(batch_size=32, num_workers=0, splits=tiny_splits)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_splits):
+    """A finished run of three epochs: (its folder's root, the run)."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    data = CIFAR10DataModule(batch_size=32, num_workers=0, splits=tiny_splits)
+    return root, train(RECIPE, data, root, seed=1, precision="32-true")
+
+
+def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+# ---- recipes and schedule ----
+
+
+@pytest.mark.parametrize(("change", "message"), [({"epochs": 0}, "epochs"), ({"batch_size": -1}, "batch_size")])
+def test_a_recipe_without_an_epoch_or_an_image_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(RECIPE, **change)
+
+
+def test_the_recipe_is_chosen_by_network_or_name():
+    assert choose_recipe("ResNet18")[0] == "resnet18-20"
+    assert choose_recipe("CustomResNet", "", epochs=3, batch_size=7)[1].epochs == 3
+    with pytest.raises(ValueError, match="recipe for ResNet18 .*got 'custom-10'"):
+        choose_recipe("ResNet18", "custom-10")
+    with pytest.raises(ValueError, match="unknown network 'VGG'"):
+        choose_recipe("VGG")
+
+
+def test_the_learning_rate_rises_and_falls_with_every_step():
+    classifier = LitClassifier("CustomResNet", max_lr=0.5, warmup=0.2)
+    classifier.trainer = type("Trainer", (), {"estimated_stepping_batches": 101})()
+    both = classifier.configure_optimizers()
+    optimizer, schedule = both["optimizer"], both["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(101):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step() if len(rates) < 101 else None
+    peak = rates.index(max(rates))
+    assert max(rates) == pytest.approx(0.5, rel=0.01) and peak in (19, 20) and rates[-1] < 1e-4
+    assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[10] == pytest.approx(0.5 / 2, rel=0.1) and rates[60] == pytest.approx(0.5 / 2, rel=0.1)  # half way
+    assert both["lr_scheduler"]["interval"] == "step"
+
+
+# ---- precision ----
+
+
+def test_bf16_is_chosen_on_a_cpu_only_if_it_is_native_right_and_faster(monkeypatch):
+    exact, rounded, wrong = torch.ones(4), torch.ones(4) + 0.002, torch.ones(4) + 0.1
+
+    def chosen(native, slow, fast, output):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        monkeypatch.setattr(
+            machine, "conv_seconds", lambda _images, _conv, bf16: (output, fast) if bf16 else (exact, slow)
+        )
+        return machine.choose_precision()
+
+    assert chosen(True, 2.0, 1.0, rounded) == "bf16-mixed"
+    assert chosen(False, 2.0, 1.0, rounded) == "32-true"
+    assert chosen(True, 1.0, 2.0, rounded) == "32-true"
+    assert chosen(True, 2.0, 1.0, wrong) == "32-true"
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "16-mixed")])
+def test_a_gpu_trains_in_bf16_only_if_that_is_not_emulated(monkeypatch, native, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    assert machine.choose_precision() == precision
+
+
+def test_the_self_test_compares_real_convolutions():
+    images, conv = torch.randn(2, 3, 8, 8), torch.nn.Conv2d(3, 4, 3)
+    (exact, seconds), (rounded, _) = (machine.conv_seconds(images, conv, bf16) for bf16 in (False, True))
+    assert torch.allclose(exact, conv(images)) and seconds > 0
+    assert 0 < (rounded - exact).abs().max() < 0.05
+
+
+# ---- runs ----
+
+
+def test_a_network_learns_images_that_can_be_learned(finished):
+    table = pd.read_csv(finished[1].metrics_csv).groupby("epoch").mean()
+    assert table.train_loss.iloc[-1] < 0.8 * table.train_loss.iloc[0] and table.train_acc.iloc[-1] > 0.4
+
+
+def test_every_epoch_logs_its_four_metrics_and_the_learning_rate(finished):
+    table = pd.read_csv(finished[1].metrics_csv).groupby("epoch").mean()
+    assert {"train_loss", "train_acc", "val_loss", "val_acc", "seconds"} <= set(table.columns)
+    assert not table[["train_loss", "train_acc", "val_loss", "val_acc"]].isna().any(axis=None) and len(table) == 3
+
+
+def test_the_logged_accuracy_is_that_of_the_network(finished, data):
+    _, run = finished
+    right = total = 0
+    for images, labels in data.val_dataloader():
+        right += int((run.model(images).argmax(1) == labels).sum())
+        total += len(labels)
+    assert run.facts["val_acc"] == pytest.approx(right / total, abs=0.04)  # fp16 weights may tip one image of 32
+
+
+def test_two_checkpoints_and_the_last_are_kept_each_with_its_checksum(finished):
+    folder = finished[1].metrics_csv.parent
+    assert {p.name for p in folder.glob("*.ckpt")} == {"epoch001.ckpt", "epoch002.ckpt", "last.ckpt"}
+    assert {p.name for p in folder.glob("*.sha256")} == {f"{p.name}.sha256" for p in folder.glob("*.ckpt")}
+
+
+def test_a_finished_run_is_loaded_and_says_so(finished, data, capsys, monkeypatch):
+    root, run = finished
+    monkeypatch.setattr(training, "fit", lambda *_: pytest.fail("it was trained again"))
+    again = train(RECIPE, data, root, seed=1)
+    printed = capsys.readouterr().out
+    assert "loaded the finished run" in printed and printed.count("| train loss") == 3
+    assert same_weights(again.model, run.model) and again.facts == run.facts
+
+
+def test_other_settings_are_another_run(finished, data):
+    root, run = finished
+    names = {
+        training.run_folder(root, recipe, seed, data).name
+        for recipe, seed in [(RECIPE, 1), (RECIPE, 2), (dataclasses.replace(RECIPE, max_lr=0.1), 1)]
+    }
+    assert len(names) == 3 and run.metrics_csv.parent.name in names
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights_and_metrics(finished, data, tmp_path, capsys, monkeypatch):
+    class Progress(training.Progress):
+        def on_train_epoch_start(self, trainer, module):
+            super().on_train_epoch_start(trainer, module)
+            if trainer.current_epoch == 2:
+                raise RuntimeError("the power failed")
+
+    Progress.__qualname__ = "Progress"  # the key under which a checkpoint keeps a callback's state
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "Progress", Progress)
+        with pytest.raises(RuntimeError, match="power"):
+            train(RECIPE, data, tmp_path, seed=1, precision="32-true")
+    run = train(RECIPE, data, tmp_path, seed=1, precision="32-true")
+    assert "continuing the interrupted run" in capsys.readouterr().out
+    assert same_weights(run.model, finished[1].model)
+    columns = ["epoch", "step", "train_loss", "val_acc"]
+    ours, whole = (pd.read_csv(r.metrics_csv)[columns].dropna(how="all") for r in (run, finished[1]))
+    pd.testing.assert_frame_equal(
+        ours.groupby("epoch").mean(), whole.groupby("epoch").mean(), check_exact=False, rtol=1e-6
+    )
+    assert run.facts["seconds"] == pytest.approx(pd.read_csv(run.metrics_csv).seconds.sum(), abs=0.1)  # all epochs'
+
+
+def test_fresh_trains_anew_and_keeps_the_old_run_aside(finished, data, tmp_path):
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    train(recipe, data, tmp_path, seed=1, precision="32-true")
+    train(recipe, data, tmp_path, seed=1, precision="32-true", fresh=True)
+    assert len(list(tmp_path.glob("CustomResNet-1-*"))) == 2 and len(list(tmp_path.glob("*-before-*"))) == 1
+
+
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, capsys):
+    for name in ("epoch000.ckpt", "epoch001.ckpt", "last.ckpt"):
+        (tmp_path / name).write_bytes(name.encode())
+        sidecar(tmp_path / name).write_text(training.sha256(tmp_path / name))
+    assert newest_checkpoint(tmp_path).name == "last.ckpt"
+    (tmp_path / "last.ckpt").write_bytes(b"last")  # cut off
+    sidecar(tmp_path / "epoch001.ckpt").unlink()  # never finished
+    assert newest_checkpoint(tmp_path).name == "epoch000.ckpt"
+    assert "last.ckpt is incomplete or damaged" in capsys.readouterr().out
+    (tmp_path / "epoch000.ckpt").unlink()
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_a_checkpoint_of_another_network_is_refused(finished):
+    path = newest_checkpoint(finished[1].metrics_csv.parent)
+    with pytest.raises(ValueError, match="holds a CustomResNet, expected a ResNet18"):
+        training.load_classifier(path, "ResNet18")
+
+
+def test_the_weights_are_already_rounded_as_the_bundle_stores_them(finished):
+    for value in finished[1].model.state_dict().values():
+        assert not value.is_floating_point() or torch.equal(value, value.half().float())
+
+
+def test_metrics_of_several_starts_become_one_table(tmp_path):
+    for version, rows in (("version_0", [(0, 9, 1.0), (1, 12, 7.0)]), ("version_1", [(1, 19, 2.0), (2, 29, 3.0)])):
+        (tmp_path / version).mkdir()
+        pd.DataFrame(rows, columns=["epoch", "step", "train_loss"]).to_csv(
+            tmp_path / version / "metrics.csv", index=False
+        )
+    assert read_metrics(tmp_path).train_loss.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_facts_say_what_was_trained_where(finished):
+    facts = json.loads((finished[1].metrics_csv.parent / "finished.json").read_text())
+    assert facts["epochs"] == 3 and facts["train_images"] == 64 and facts["seed"] == 1
+    assert facts["data"] == "built-in sample, not CIFAR-10" and facts["precision"] == "32-true"
+    assert facts["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_channels_last_gives_the_same_logits():
+    torch.manual_seed(0)
+    classifier, plain = LitClassifier("ResNet18").eval(), build("ResNet18").eval()
+    plain.load_state_dict(classifier.model.state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.allclose(classifier(images), plain(images), atol=1e-4)

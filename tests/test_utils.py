@@ -1,0 +1,291 @@
+"""Figures show what they say, errors are all the errors, and an export is complete or does not happen."""
+
+import hashlib
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import utils
+from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES, denormalize, make_loader
+from models.bundle import load_bundle
+from models.resnet import build
+from tests.conftest import PROJECT, space_meta, wrong_predictions
+from utils import (
+    Plot,
+    class_accuracy,
+    display_gradcam_output,
+    export_to_space,
+    get_misclassified_data,
+    plot_confusion,
+    plot_metrics,
+    plot_misclassified,
+    save_figure,
+    tile_figure,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return build("CustomResNet").eval()
+
+
+@pytest.fixture(scope="module")
+def wrong(tiny_splits):
+    return wrong_predictions(tiny_splits.test.images[:23], tiny_splits.test.labels[:23])
+
+
+# ---- plots ----
+
+
+@pytest.mark.parametrize(("count", "shape"), [(1, (1, 1)), (5, (1, 5)), (6, (2, 5)), (7, (2, 5)), (20, (4, 5))])
+def test_a_grid_has_room_for_any_number_of_samples(count, shape):
+    images = [np.full((32, 32, 3), i, dtype=np.uint8) for i in range(count)]
+    figure = Plot(images, [f"title {i}" for i in range(count)]).grid("all of them")
+    assert len(figure.axes) == shape[0] * shape[1]
+    drawn = [axis for axis in figure.axes if axis.images]
+    assert [axis.get_title() for axis in drawn] == [f"title {i}" for i in range(count)]
+    assert all(np.array_equal(axis.images[0].get_array(), image) for axis, image in zip(drawn, images, strict=True))
+
+
+@pytest.mark.parametrize("count", [0, 21])
+def test_a_grid_of_none_or_too_many_is_refused(count):
+    with pytest.raises(ValueError, match=f"got {count}"):
+        Plot([np.zeros((2, 2, 3))] * count, ["x"] * count)
+
+
+def test_a_title_for_each_image_is_needed():
+    with pytest.raises(ValueError, match="2 titles"):
+        Plot([np.zeros((2, 2, 3))] * 2, ["x"])
+
+
+def test_the_curves_hold_the_numbers_of_the_table(tmp_path):
+    rows = pd.DataFrame(
+        {
+            "epoch": [0, 0, 0, 1, 1],
+            "lr": [0.1, None, None, None, None],  # Lightning's rows: rates, validation and training apart
+            "train_loss": [None, None, 2.0, None, 1.0],
+            "train_acc": [None, None, 0.3, None, 0.6],
+            "val_loss": [None, 1.8, None, 1.2, None],
+            "val_acc": [None, 0.4, None, 0.7, None],
+        }
+    )
+    rows.to_csv(tmp_path / "metrics.csv", index=False)
+    figures = plot_metrics(tmp_path / "metrics.csv", note="a note")
+    expected = [{"train": [2.0, 1.0], "val": [1.8, 1.2]}, {"train": [0.3, 0.6], "val": [0.4, 0.7]}]
+    for figure, curves in zip(figures, expected, strict=True):
+        axis = figure.axes[0]
+        assert {line.get_label(): line.get_ydata().tolist() for line in axis.lines} == curves
+        assert axis.lines[0].get_xdata().tolist() == [1, 2] and axis.get_xlabel() == "epoch"
+        assert axis.get_title() == "a note"
+
+
+def test_the_confusion_matrix_counts_every_image_once():
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    image = torch.zeros(3, 32, 32)
+    errors = [
+        utils.Misclassified(image, 0, 2, 0.9, torch.zeros(3)),
+        utils.Misclassified(image, 1, 0, 0.9, torch.zeros(3)),
+    ]
+    figure = plot_confusion(errors, labels, ["a", "b", "c"])
+    shown = [int(text.get_text()) for text in figure.axes[0].texts]
+    assert shown == [2, 0, 1, 1, 1, 0, 0, 0, 1]
+    assert class_accuracy(errors, labels, ["a", "b", "c"]).round(3).to_dict() == {"a": 0.667, "b": 0.5, "c": 1.0}
+
+
+def test_a_saved_figure_is_small_enough_for_a_repository(tmp_path, wrong):
+    save_figure(plot_misclassified(wrong, CLASSES, denormalize, 20), tmp_path / "new folder" / "results.png")
+    assert 0 < (tmp_path / "new folder" / "results.png").stat().st_size < 500_000
+
+
+# ---- errors ----
+
+
+def test_the_misclassified_images_are_those_of_a_loop_over_single_images(model, tiny_splits):
+    model.train()
+    loader = make_loader(tiny_splits.test, batch_size=16, num_workers=0, train=False)
+    found = get_misclassified_data(model, "cpu", loader)
+    assert model.training  # its mode is kept
+    model.eval()
+    expected = []
+    for i in range(len(loader.dataset)):
+        image, label = loader.dataset[i]
+        with torch.no_grad():
+            probs = model(image[None])[0].softmax(0)
+        if int(probs.argmax()) != label:
+            expected.append((image, label, int(probs.argmax()), float(probs.max())))
+    assert len(found) == len(expected) > 10
+    for ours, (image, label, pred, prob) in zip(found, expected, strict=True):
+        assert torch.equal(ours.image, image) and (ours.label, ours.pred) == (label, pred)
+        assert ours.prob == pytest.approx(prob, abs=1e-4) and float(ours.probs.sum()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 7, 20])
+def test_titles_say_the_true_class_the_predicted_class_and_the_probability(model, wrong, count):
+    figure = plot_misclassified(wrong, CLASSES, denormalize, count, note="a note")
+    titles = [axis.get_title() for axis in figure.axes if axis.images]
+    assert len(titles) == count and "a note" in figure.get_suptitle()
+    assert titles[0] == "true: airplane\npredicted: automobile (0.50)"
+
+
+@pytest.mark.parametrize("count", [1, 5, 6, 7, 10, 20])
+def test_every_sample_has_its_map_below_it(model, wrong, count):
+    layer = model.stages()[-1].module
+    figure = display_gradcam_output(wrong, CLASSES, denormalize, model, [layer], number_of_samples=count)
+    assert sum(bool(axis.images) for axis in figure.axes) == 2 * count
+
+
+def test_transparency_1_shows_the_image_and_0_the_map_alone(model, wrong):
+    layer = model.stages()[-1].module
+
+    def panels(transparency, targets=None):
+        figure = display_gradcam_output(wrong, CLASSES, denormalize, model, [layer], targets, 1, transparency)
+        return [np.asarray(axis.images[0].get_array()) for axis in figure.axes]
+
+    image, blended = panels(1.0)
+    assert np.abs(image - blended).max() < 1e-6
+    cam = utils.explain.gradcam(model, layer, wrong[0].image[None], [wrong[0].pred])[0]
+    assert np.abs(panels(0.0)[1] - utils.explain.heat(cam)).max() < 1e-6
+    true = utils.explain.gradcam(model, layer, wrong[0].image[None], [wrong[0].label])[0]
+    assert np.abs(panels(0.0, [wrong[0].label])[1] - utils.explain.heat(true)).max() < 1e-6
+
+
+@pytest.mark.parametrize(("count", "available"), [(0, 23), (21, 23), (6, 5)])
+def test_a_number_of_samples_that_is_not_there_is_refused(model, wrong, count, available):
+    layers = [model.stages()[-1].module]
+    with pytest.raises(ValueError, match=f"of the {available} there are, got {count}"):
+        display_gradcam_output(wrong[:available], CLASSES, denormalize, model, layers, number_of_samples=count)
+    with pytest.raises(ValueError, match=f"got {count}"):
+        plot_misclassified(wrong[:available], CLASSES, denormalize, count)
+
+
+def test_missing_targets_and_layers_are_refused(model, wrong):
+    with pytest.raises(ValueError, match="target for each of 3 samples, got 2"):
+        display_gradcam_output(wrong, CLASSES, denormalize, model, [model.convblock3], [1, 2], 3)
+    with pytest.raises(ValueError, match="at least one target layer"):
+        display_gradcam_output(wrong, CLASSES, denormalize, model, [])
+
+
+# ---- export ----
+
+
+def exported(folder, model, wrong, labels, **changes):
+    confusion = plot_confusion(wrong, labels, CLASSES)
+    return export_to_space(folder, model, space_meta() | changes, wrong, denormalize, confusion)
+
+
+def test_the_bundle_is_complete_and_its_code_is_a_copy(exported_space):
+    names = {path.name for path in exported_space.iterdir()}
+    assert names >= {
+        "app.py", "about.md", "README.md", "requirements.txt", "examples", "model.json", "model.safetensors",
+        "resnet.py", "explain.py", "bundle.py", "confusion_matrix.png", "misclassified.png", "misclassified.json",
+    }  # fmt: skip
+    assert not [name for name in names if name.startswith((".", "_"))]
+    for name in ("resnet.py", "explain.py", "bundle.py"):
+        assert (exported_space / name).read_bytes() == (PROJECT / "models" / name).read_bytes()
+
+
+def test_model_json_describes_the_network(exported_space):
+    meta = json.loads((exported_space / "model.json").read_text())
+    assert meta["architecture"] == "ResNet18" and meta["source"] == "resnet.py" and meta["classes"] == list(CLASSES)
+    assert meta["mean"] == list(CIFAR10_MEAN) and meta["std"] == list(CIFAR10_STD)
+    assert meta["stages"] == [{"name": f"layer{i}", "size": 2 ** (6 - i)} for i in range(1, 5)]
+    weights = hashlib.sha256((exported_space / "model.safetensors").read_bytes()).hexdigest()
+    assert meta["sha256"]["weights"] == weights
+
+
+def test_the_network_that_is_loaded_back_gives_the_same_logits(tmp_path, model, wrong, tiny_splits):
+    rounded = build("CustomResNet").eval()
+    rounded.load_state_dict(model.state_dict())
+    rounded.half().float()
+    exported(tmp_path / "space", rounded, wrong, tiny_splits.test.labels)
+    reloaded, _ = load_bundle(tmp_path / "space")
+    images = torch.randn(4, 3, 32, 32)
+    assert torch.equal(reloaded(images), rounded(images))
+
+
+def test_a_failed_export_leaves_the_old_bundle_as_it_was(tmp_path, model, wrong, tiny_splits):
+    exported(tmp_path, model, wrong, tiny_splits.test.labels)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    broken = build("CustomResNet")
+    nn.init.constant_(broken.ffconnectedlayer1.bias, float("nan"))
+    with pytest.raises(ValueError, match="logits differ by nan"):
+        exported(tmp_path, broken, wrong, tiny_splits.test.labels)
+    with pytest.raises(ValueError, match="unknown keys"):
+        exported(tmp_path, model, wrong, tiny_splits.test.labels, surprise=1)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    assert not list(tmp_path.glob(".export-*"))
+
+
+def test_an_export_without_an_error_to_show_works_too(tmp_path, model, tiny_splits):
+    exported(tmp_path, model, [], tiny_splits.test.labels)
+    assert json.loads((tmp_path / "misclassified.json").read_text()) == []
+
+
+def test_tiles_are_the_images_enlarged_three_times(wrong, tiny_splits):
+    figure = np.asarray(tile_figure(wrong, denormalize))
+    assert figure.shape == (3 * 96, 10 * 96, 3)
+    tile = figure[96 + 1 : 192 : 3, 2 * 96 + 1 : 3 * 96 : 3]  # the twelfth: second row, third column
+    assert np.array_equal(tile, tiny_splits.test.images[12])
+    enlarged = np.asarray(Image.fromarray(tiny_splits.test.images[12]).resize((96, 96), Image.Resampling.NEAREST))
+    assert np.array_equal(figure[96:192, 192:288], enlarged)
+
+
+def test_no_more_than_fifty_tiles_leave(wrong):
+    assert tile_figure([wrong[0]] * 60, denormalize).size == (960, 480)
+
+
+# ---- bundle ----
+
+
+def tampered(folder, change):
+    meta = json.loads((folder / "model.json").read_text())
+    change(meta)
+    (folder / "model.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda meta: meta.update(test_acc=0.99), "keys have the sha256"),
+        (lambda meta: meta.pop("mean"), r"missing keys \['mean'\]"),
+        (lambda meta: meta.update(extra=1), r"unknown keys \['extra'\]"),
+        (lambda meta: meta.update(sha256=None), "keys have the sha256"),
+        (lambda meta: meta["sha256"].update(weights="0"), "weights have the sha256"),
+    ],
+)
+def test_a_changed_description_is_refused(tmp_path, model, wrong, tiny_splits, change, message):
+    exported(tmp_path, model, wrong, tiny_splits.test.labels)
+    tampered(tmp_path, change)
+    with pytest.raises(ValueError, match=message):
+        load_bundle(tmp_path)
+
+
+def test_changed_weights_another_architecture_and_a_foreign_source_are_refused(tmp_path, model, wrong, tiny_splits):
+    def signed(**changes):
+        def change(meta):
+            meta.update(changes)
+            meta["sha256"]["keys"] = utils.bundle.sha256_of_keys(meta)
+
+        return change
+
+    exported(tmp_path, model, wrong, tiny_splits.test.labels)
+    tampered(tmp_path, signed(architecture="ResNet18"))
+    with pytest.raises(ValueError, match="not those of a ResNet18"):
+        load_bundle(tmp_path)
+    tampered(tmp_path, signed(architecture="VGG"))
+    with pytest.raises(ValueError, match="unknown network 'VGG'"):
+        load_bundle(tmp_path)
+    tampered(tmp_path, signed(source="../evil.py"))
+    with pytest.raises(ValueError, match="Python file of the bundle"):
+        load_bundle(tmp_path)
+    with (tmp_path / "model.safetensors").open("r+b") as file:
+        file.seek(5000)
+        file.write(b"\xff")
+    with pytest.raises(ValueError, match="weights have the sha256"):
+        load_bundle(tmp_path)
