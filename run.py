@@ -30,7 +30,9 @@ class TalkingClient(NotebookClient):
         content = message["content"]
         if message["msg_type"] == "stream":
             print(content["text"], end="", flush=True)
-        elif message["msg_type"] == "update_display_data":  # the line that shows how far an epoch is
+        elif (
+            message["msg_type"] == "update_display_data" and sys.stdout.isatty()
+        ):  # the line that shows how far an epoch is
             text = content["data"].get("text/plain", "")
             print(f"\r{text:100s}", end="\r" if not text else "", flush=True)
         return super().process_message(message, cell, index)
@@ -41,13 +43,14 @@ def execute(out: Path) -> None:
     notebook = nbformat.read(PROJECT / NOTEBOOK, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     client = TalkingClient(
-        notebook, timeout=None, kernel_name="python3", store_widget_state=False,
+        notebook, timeout=None, kernel_name="python3", coalesce_streams=True,
         resources={"metadata": {"path": str(PROJECT)}},
         on_cell_start=lambda cell, cell_index: announce(notebook, cells, cell, cell_index),
     )  # fmt: skip
     try:
         client.execute()
     finally:
+        notebook.metadata.pop("widgets", None)  # GitHub may refuse a notebook that holds the state of widgets
         nbformat.write(notebook, out / NOTEBOOK)
 
 
@@ -100,7 +103,7 @@ def run() -> int:
         return 1
     out = PROJECT / "runs" / time.strftime("%Y%m%d-%H%M%S")
     out.mkdir(parents=True)
-    os.environ["ERA_OUT_DIR"] = str(out)
+    os.environ["ERA_OUT_DIR"] = str(out.relative_to(PROJECT))  # relative: the notebook prints it
     print(f"Executing {NOTEBOOK}; everything it writes goes to {out}", flush=True)
     try:
         execute(out)

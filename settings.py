@@ -41,8 +41,11 @@ class Settings:
 
 
 def from_environment(name: str, value: object) -> object:
-    """ERA_<name> as a value of the same type, or the value itself. ValueError if it is none of that type."""
-    text = os.environ.get(f"ERA_{name}")
+    """ERA_<name> as a value of the same type, or the value itself. ValueError if it is none of that type.
+
+    Where the data are, other programs ask DATA_DIR; so do we, if ERA_DATA_DIR is not set.
+    """
+    text = os.environ.get(f"ERA_{name}", os.environ.get("DATA_DIR") if name == "DATA_DIR" else None)
     if text is None:
         return value
     if isinstance(value, bool):

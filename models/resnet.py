@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LOGIT_SCALE = 0.125  # of CustomResNet, from Page: what max-pooling leaves is large, and without it learning is unstable
+
 
 class Stage(NamedTuple):
     """A place where Grad-CAM can look: its name, the module whose output it reads, the side of that map."""
@@ -125,7 +127,7 @@ class CustomResNet(nn.Module):
         x = self.convblock3(self.convblock2(x))
         x = x + self.resblock4(self.resblock3(x))
         x = self.maxpoollayer1(x).flatten(1)  # (N, 512)
-        return self.ffconnectedlayer1(self.dropout(x))
+        return LOGIT_SCALE * self.ffconnectedlayer1(self.dropout(x))
 
 
 NETWORKS = OrderedDict(ResNet18=ResNet18, CustomResNet=CustomResNet)

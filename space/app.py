@@ -1,7 +1,6 @@
 """What a CIFAR-10 network sees in a picture: its classes, its Grad-CAM maps, and where it was wrong.
 
-`python app.py` serves it on GRADIO_SERVER_NAME:GRADIO_SERVER_PORT (127.0.0.1:7860). Everything it needs is in this
-folder. Each function checks what it is given itself, because a client can send what no widget would.
+`python app.py` serves it on 127.0.0.1:7860 (or GRADIO_SERVER_NAME, GRADIO_SERVER_PORT), from this folder alone.
 """
 
 import contextlib
@@ -28,6 +27,8 @@ with contextlib.suppress(ImportError):  # Hugging Face's ZeroGPU starts no app w
 HERE = Path(__file__).resolve().parent
 MODEL, META = load_bundle(HERE)
 CLASSES, SIZE, STAGES = META["classes"], META["image_size"], {stage.name: stage for stage in MODEL.stages()}
+STAGE_NAMES = [(f"{name} ({stage.size}x{stage.size} map)", name) for name, stage in STAGES.items()]
+DEFAULT_STAGE = list(STAGES)[-1]  # the last map after a residual sum
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
 ENLARGED = 256  # side in pixels of the pictures shown
 ANY = "any class"
@@ -43,10 +44,9 @@ def number(value: object, low: int, high: int, name: str) -> float:
     return value
 
 
-def choice(value: object, choices: list[str], name: str) -> str:
+def check_choice(value: object, choices: list[str], name: str) -> None:
     if value not in choices:
         raise gr.Error(f"{name}: one of {', '.join(choices)}, please; got {value!r:.40}.")
-    return value
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -56,18 +56,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
         values = np.nan_to_num(np.asarray(image, dtype=np.float32))
         full = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255 if values.max() > 1 else 1
         return Image.fromarray(np.uint8(np.clip(255 / full * values, 0, 255))).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def seen(path: str | None) -> np.ndarray:
-    """What the network sees of a picture file: the square in its middle, as uint8 RGB (32, 32, 3)."""
-    if not path:
+def seen(picture: dict | None) -> np.ndarray:
+    """What the network sees of an uploaded {"path": file}: the square in its middle, as uint8 RGB (32, 32, 3)."""
+    if not (picture and picture["path"]):
         raise gr.Error("Upload a picture or pick an example first.")
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(picture["path"], formats=FORMATS) as image:
             return np.asarray(ImageOps.fit(to_rgb(image), (SIZE, SIZE), Image.Resampling.LANCZOS))
     except Image.DecompressionBombError as error:
         raise gr.Error("This picture has more than 25 million pixels; please make it smaller.") from error
@@ -78,8 +76,7 @@ def seen(path: str | None) -> np.ndarray:
 def load_tiles() -> list[dict]:
     """The misclassified test images, most confident first, each with its "image", uint8 RGB (32, 32, 3)."""
     tiles = json.loads((HERE / "misclassified.json").read_text(encoding="utf-8"))
-    with Image.open(HERE / "misclassified.png") as figure:
-        pixels = np.asarray(figure.convert("RGB"))[::3, ::3]  # each pixel was enlarged three times
+    pixels = np.asarray(Image.open(HERE / "misclassified.png").convert("RGB"))[::3, ::3]  # they were enlarged 3 times
     for i, tile in enumerate(tiles):
         top, left = i // 10 * SIZE, i % 10 * SIZE
         tile["image"] = np.ascontiguousarray(pixels[top : top + SIZE, left : left + SIZE])
@@ -106,7 +103,7 @@ def blend(panels: list[tuple], opacity: float) -> list[tuple[np.ndarray, str]]:
     """Panels (image uint8 (32, 32, 3), cam (32, 32) or None, caption) -> the gallery, each map over its image."""
     number(opacity, 0, 1, "Opacity")
     gallery = []
-    for image, cam, caption in panels or []:
+    for image, cam, caption in panels or []:  # None: the state has expired
         picture = enlarge(image)
         if cam is not None:
             cam = np.asarray(Image.fromarray(cam).resize((ENLARGED, ENLARGED), Image.Resampling.BILINEAR))
@@ -115,35 +112,38 @@ def blend(panels: list[tuple], opacity: float) -> list[tuple[np.ndarray, str]]:
     return gallery
 
 
-def probabilities(images: torch.Tensor) -> torch.Tensor:
+def likeliest(image: np.ndarray, count: int) -> dict[int, float]:
+    """The `count` likeliest classes of an image, uint8 RGB (32, 32, 3), with their probabilities, likeliest first."""
     with LOCK, torch.inference_mode():
-        return (MODEL(images) / (META["temperature"] or 1)).softmax(1)
-
-
-def classify(path: str | None, top_classes: float) -> tuple[np.ndarray, dict[str, float], str]:
-    """The 32x32 image that the network saw, its likeliest classes with their probabilities, and a remark."""
-    count = round(number(top_classes, 1, 10, "Top classes"))
-    image = seen(path)
-    probs = probabilities(normalize(image))[0]
+        probs = (MODEL(normalize(image))[0] / (META["temperature"] or 1)).softmax(0)
     best = probs.topk(min(count, len(CLASSES)))
-    label = {CLASSES[i]: float(p) for p, i in zip(*best, strict=True)}
-    unsure = float(probs.max()) < (META["unsure_below"] or 0)
+    return dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+
+def cam_panels(image: np.ndarray, stage: str, captions: dict[int, str]) -> list[tuple]:
+    """The Grad-CAM panels of an image, one for each class in captions."""
+    cams = gradcam(MODEL, STAGES[stage].module, normalize(image).repeat(len(captions), 1, 1, 1), list(captions))
+    return [(image, cam, caption) for cam, caption in zip(cams, captions.values(), strict=True)]
+
+
+def classify(picture: dict | None, top_classes: float) -> tuple[np.ndarray, dict[str, float], str]:
+    """The 32x32 image that the network saw, its likeliest classes with their probabilities, and a remark."""
+    count, image = round(number(top_classes, 1, 10, "Top classes")), seen(picture)
+    best = likeliest(image, count)
+    unsure = max(best.values()) < (META["unsure_below"] or 0)
     hint = "**The network is unsure: this may be none of its classes.** " if unsure else ""
-    return enlarge(image), label, f"{hint}It saw the middle square of the picture, with {SIZE}x{SIZE} pixels."
+    remark = f"{hint}It saw the middle square of the picture, with {SIZE}x{SIZE} pixels."
+    return enlarge(image), {CLASSES[i]: prob for i, prob in best.items()}, remark
 
 
-def explain(path: str | None, show: bool, maps: float, stage: str, opacity: float) -> tuple[list, list[tuple]]:
+def explain(picture: dict | None, show: bool, maps: float, stage: str, opacity: float) -> tuple[list, list[tuple]]:
     """Grad-CAM of the likeliest classes, side by side: the gallery, and its panels for the next opacity."""
     count = round(number(maps, 1, 10, "Number of maps"))
-    stage = choice(stage, list(STAGES), "Stage")
-    number(opacity, 0, 1, "Opacity")
+    check_choice(stage, list(STAGES), "Stage")
     if not show:
-        return [], []
-    image = seen(path)
-    probs, classes = probabilities(normalize(image))[0].topk(min(count, len(CLASSES)))
-    batch = normalize(image).repeat(len(classes), 1, 1, 1)
-    cams = gradcam(MODEL, STAGES[stage].module, batch, classes.tolist())
-    panels = [(image, cam, f"{CLASSES[i]} {p:.2f}") for cam, i, p in zip(cams, classes, probs, strict=True)]
+        return blend([], opacity), []
+    image = seen(picture)
+    panels = cam_panels(image, stage, {i: f"{CLASSES[i]} {prob:.2f}" for i, prob in likeliest(image, count).items()})
     return blend(panels, opacity), panels
 
 
@@ -152,12 +152,11 @@ def misclassified(
 ) -> tuple[list, list[tuple], str]:
     """Test images that the network got wrong, most confident first, with the maps for both classes if wanted."""
     count = round(number(count, 1, max(1, len(TILES)), "Number of images"))
-    true_class = choice(true_class, [ANY, *CLASSES], "True class")
-    predicted_class = choice(predicted_class, [ANY, *CLASSES], "Predicted class")
-    stage = choice(stage, list(STAGES), "Stage")
-    number(opacity, 0, 1, "Opacity")
+    check_choice(true_class, [ANY, *CLASSES], "True class")
+    check_choice(predicted_class, [ANY, *CLASSES], "Predicted class")
+    check_choice(stage, list(STAGES), "Stage")
     if not show:
-        return [], [], ""
+        return blend([], opacity), [], ""
     fits = [tile for tile in TILES if true_class in (ANY, CLASSES[tile["true"]])]
     fits = [tile for tile in fits if predicted_class in (ANY, CLASSES[tile["predicted"]])]
     panels = [panel for tile in fits[:count] for panel in tile_panels(tile, maps, stage)]
@@ -166,64 +165,34 @@ def misclassified(
 
 def tile_panels(tile: dict, maps: bool, stage: str) -> list[tuple]:
     """One misclassified image: itself, and with maps the map of the predicted class and that of the true class."""
-    image, both = tile["image"], [tile["predicted"], tile["true"]]
-    predicted, true = (CLASSES[i] for i in both)
-    panels = [(image, None, f"{true}, taken for {predicted} ({tile['probabilities'][both[0]]:.2f})")]
+    image, predicted, true = tile["image"], tile["predicted"], tile["true"]
+    prob = tile["probabilities"][predicted]
+    panels = [(image, None, f"{CLASSES[true]}, taken for {CLASSES[predicted]} ({prob:.2f})")]
     if maps:
-        cams = gradcam(MODEL, STAGES[stage].module, normalize(image).repeat(2, 1, 1, 1), both)
-        panels += [(image, cams[0], f"why {predicted} (predicted)"), (image, cams[1], f"why {true} (true)")]
+        captions = {predicted: f"why {CLASSES[predicted]} (predicted)", true: f"why {CLASSES[true]} (true)"}
+        panels += cam_panels(image, stage, captions)
     return panels
 
 
 # ---- page -----------------------------------------------------------------------------------------------------------
 
 
-def about() -> str:
-    """about.md with the facts of this network filled in."""
-    tta = "" if META["test_acc_tta"] is None else f", {META['test_acc_tta']:.2%} with test-time augmentation"
-    facts = {"parameters": sum(p.numel() for p in MODEL.parameters()), "minutes": META["training"]["seconds"] / 60}
-    return (HERE / "about.md").read_text(encoding="utf-8").format(**META, **facts, tta=tta)
-
-
-class Picture(gr.Image):
-    """An image that reaches the function as the file it came in, so that the function can say what is wrong with it."""
-
-    is_template = True  # for Gradio's page it is an Image
-
-    def preprocess(self, payload):
-        return payload.path if payload else None
-
-
-class Slider(gr.Slider):
-    """A slider whose value reaches the function as it was sent, for the same reason."""
-
-    is_template = True
-
-    def preprocess(self, payload):
-        return payload
-
-
 def live(function: Callable) -> Callable:
     """The function for controls that can be moved before there is a picture: then nothing happens."""
-    return lambda path, *options: function(path, *options) if path else gr.skip()
+    return lambda picture, *options: function(picture, *options) if picture else gr.skip()
 
 
-def map_controls() -> tuple[gr.Dropdown, Slider]:
-    stages = [(f"{name} ({stage.size}x{stage.size} map)", name) for name, stage in STAGES.items()]
-    stage = gr.Dropdown(stages, value=stages[-1][1], label="Stage", info="whose output is explained")
-    return stage, Slider(0, 1, 0.4, step=0.05, label="Opacity of the map", info="0: picture, 1: map alone")
-
-
-NETWORK = {"concurrency_id": "network", "concurrency_limit": 1}  # one at a time: all share one network
-LIVE = {"api_visibility": "private", "trigger_mode": "always_last"}
+AS_SENT = {"preprocess": False, "trigger_mode": "always_last"}  # our functions say in words what is wrong
+NETWORK = {"concurrency_id": "network", "concurrency_limit": 1, **AS_SENT}  # one at a time: all share one network
+LIVE = {"api_visibility": "private", **NETWORK}
+BLEND = {"api_visibility": "private", "show_progress": "hidden", **AS_SENT}
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # no web fonts
-RESULT = {"format": "png", "interactive": False}  # Gradio's default is a lossy format
-GALLERY = {"height": "auto", "object_fit": "contain", "buttons": ["download", "download_all"], **RESULT}
+GALLERY = {"format": "png", "height": "auto", "object_fit": "contain", "buttons": ["download", "download_all"]}
 CSS = """
 .grid-wrap.fixed-height { min-height: 0; max-height: none; padding-top: 36px }  /* galleries show all their panels */
-.thumbnail-item.thumbnail-lg { height: auto; aspect-ratio: auto }  /* captions stand whole, below the pictures */
-.thumbnail-item.thumbnail-lg > img { height: auto; aspect-ratio: 1 }
-.thumbnail-item .caption-label { position: static; max-width: none; white-space: normal; border: 0; background: none }
+.thumbnail-lg, .thumbnail-lg > img { height: auto !important; aspect-ratio: auto !important }
+.grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) }
+.thumbnail-item .caption-label { position: static; max-width: none; white-space: normal; border: 0 }  /* below it */
 @media (max-width: 640px) { .tab-container button { padding: 0 8px } }  /* all three tabs fit on a phone */
 """
 
@@ -231,49 +200,51 @@ with gr.Blocks(title="CIFAR-10: what the network sees", delete_cache=(600, 3000)
     gr.Markdown(f"# CIFAR-10: what the network sees\nIt knows only these: {', '.join(CLASSES)}.")
     with gr.Tab("Classify"), gr.Row():
         with gr.Column():
-            image = Picture(type="filepath", sources=["upload", "clipboard"], label="Your picture")
+            image = gr.Image(sources=["upload", "clipboard"], label="Your picture")
             gr.Examples([str(HERE / "examples" / f"{name}.png") for name in CLASSES], image, label="Ten examples")
-            top = Slider(1, 10, 3, step=1, label="Top classes", info="how many, at most ten")
+            top = gr.Slider(1, 10, 3, step=1, label="Top classes", info="how many, at most ten")
             run = gr.Button("Classify", variant="primary")
             label = gr.Label(label="Classes")
             remark = gr.Markdown()
         with gr.Column():
-            saw = gr.Image(label="What the network saw", height=280, **RESULT, buttons=["download"])
+            saw = gr.Image(label="What the network saw", format="png", height=280, buttons=["download"])
             show = gr.Checkbox(True, label="Show Grad-CAM", info="where the network looked")
-            maps = Slider(1, 10, 2, step=1, label="Number of maps", info="for the likeliest classes")
-            stage, opacity = map_controls()
+            maps = gr.Slider(1, 10, 2, step=1, label="Number of maps", info="for the likeliest classes")
+            stage = gr.Dropdown(STAGE_NAMES, value=DEFAULT_STAGE, label="Stage", info="whose output is explained")
+            opacity = gr.Slider(0, 1, 0.4, step=0.05, label="Opacity of the map", info="0: picture, 1: map alone")
             gallery = gr.Gallery(label="Grad-CAM", columns=2, **GALLERY)
             panels = gr.State([], time_to_live=3600)
     with gr.Tab("Misclassified images"), gr.Row():
         with gr.Column():
             wrong_show = gr.Checkbox(True, label="Show misclassified images")
-            wrong_count = Slider(1, max(1, len(TILES)), min(6, max(1, len(TILES))), step=1, label="Number of images")
+            wrong_count = gr.Slider(1, max(1, len(TILES)), min(6, max(1, len(TILES))), step=1, label="Number of images")
             wrong_true = gr.Dropdown([ANY, *CLASSES], value=ANY, label="True class")
             wrong_pred = gr.Dropdown([ANY, *CLASSES], value=ANY, label="Predicted class")
             wrong_maps = gr.Checkbox(False, label="With Grad-CAM", info="for the predicted and for the true class")
-            wrong_stage, wrong_opacity = map_controls()
+            wrong_stage = gr.Dropdown(STAGE_NAMES, value=DEFAULT_STAGE, label="Stage")
+            wrong_opacity = gr.Slider(0, 1, 0.4, step=0.05, label="Opacity of the map", info="0: image, 1: map alone")
         with gr.Column(scale=2):
             wrong_remark = gr.Markdown()
             wrong_gallery = gr.Gallery(label="Most confident first", columns=3, **GALLERY)
             wrong_panels = gr.State([], time_to_live=3600)
     with gr.Tab("About"):
-        gr.Markdown(about())
-        gr.Image(str(HERE / "confusion_matrix.png"), label="Confusion matrix", **RESULT, buttons=["fullscreen"])
+        tta = "" if META["test_acc_tta"] is None else f", {META['test_acc_tta']:.2%} with test-time augmentation"
+        facts = {"parameters": sum(p.numel() for p in MODEL.parameters()), "minutes": META["training"]["seconds"] / 60}
+        gr.Markdown((HERE / "about.md").read_text(encoding="utf-8").format(**META, **facts, tta=tta))
+        gr.Image(
+            str(HERE / "confusion_matrix.png"), label="Confusion matrix", interactive=False, buttons=["fullscreen"]
+        )
 
     what, why = ([image, top], [saw, label, remark]), ([image, show, maps, stage, opacity], [gallery, panels])
     run.click(classify, *what, api_name="classify", **NETWORK)
     run.click(explain, *why, api_name="explain", **NETWORK)
-    gr.on([image.change, top.input], live(classify), *what, **LIVE, **NETWORK)
-    gr.on([image.change, show.input, maps.input, stage.input], live(explain), *why, **LIVE, **NETWORK)
-    opacity.input(blend, [panels, opacity], gallery, show_progress="hidden", **LIVE)
-    errors = [wrong_show, wrong_count, wrong_true, wrong_pred, wrong_maps, wrong_stage]
-    gr.on(
-        [demo.load, *(control.input for control in errors)], misclassified, [*errors, wrong_opacity],
-        [wrong_gallery, wrong_panels, wrong_remark], api_name="misclassified", trigger_mode="always_last", **NETWORK,
-    )  # fmt: skip
-    wrong_opacity.input(blend, [wrong_panels, wrong_opacity], wrong_gallery, show_progress="hidden", **LIVE)
-
-demo.queue(max_size=64)
+    gr.on([image.change, top.input], live(classify), *what, **LIVE)
+    gr.on([image.change, show.input, maps.input, stage.input], live(explain), *why, **LIVE)
+    opacity.input(blend, [panels, opacity], gallery, **BLEND)
+    wanted = [wrong_show, wrong_count, wrong_true, wrong_pred, wrong_maps, wrong_stage]
+    found, moves = [wrong_gallery, wrong_panels, wrong_remark], [demo.load, *(control.input for control in wanted)]
+    gr.on(moves, misclassified, [*wanted, wrong_opacity], found, api_name="misclassified", **NETWORK)
+    wrong_opacity.input(blend, [wrong_panels, wrong_opacity], wrong_gallery, **BLEND)
 
 if __name__ == "__main__":
-    demo.launch(max_file_size="10mb", run_history=False, show_error=True, theme=THEME, css=CSS)
+    demo.queue(max_size=64).launch(max_file_size="10mb", run_history=False, show_error=True, theme=THEME, css=CSS)

@@ -18,6 +18,7 @@ DEFAULTS = {
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
     monkeypatch.delenv("SMOKE_TEST", raising=False)
+    monkeypatch.delenv("DATA_DIR", raising=False)
     for name in DEFAULTS:
         monkeypatch.delenv(f"ERA_{name}", raising=False)
 
@@ -40,6 +41,13 @@ def test_the_environment_overrides_the_cell_in_the_cell_s_type(monkeypatch):
     s = resolve(DEFAULTS | {"LAUNCH": True})
     assert (s.seed, s.recipe.network, s.opacity, s.fresh, s.launch) == (7, "ResNet18", 0.25, True, False)
     assert "seed            7" in str(s)
+
+
+def test_data_dir_may_be_set_without_the_prefix(monkeypatch):
+    monkeypatch.setenv("DATA_DIR", "elsewhere")
+    assert resolve(DEFAULTS).data_dir == Path("elsewhere")
+    monkeypatch.setenv("ERA_DATA_DIR", "here")
+    assert resolve(DEFAULTS).data_dir == Path("here")
 
 
 @pytest.mark.parametrize(
