@@ -1,5 +1,6 @@
 """The notebook's switches: environment variables over the cell's values, checked, and what follows from them."""
 
+import functools
 import os
 import tempfile
 from dataclasses import dataclass
@@ -38,6 +39,12 @@ class Settings:
 
     def __str__(self) -> str:
         return "\n".join(f"{name:15s} {value}" for name, value in vars(self).items())
+
+
+@functools.cache
+def scratch() -> tempfile.TemporaryDirectory:
+    """A folder that goes when Python ends."""
+    return tempfile.TemporaryDirectory(prefix="era-scratch-")
 
 
 def from_environment(name: str, value: object) -> object:
@@ -87,8 +94,9 @@ def resolve(switches: dict) -> Settings:
     name, recipe = choose_recipe(arch, switches["RECIPE"], epochs, switches["BATCH_SIZE"])
     return Settings(
         seed=switches["SEED"], recipe_name=name, recipe=recipe, train=switches["TRAIN"],
-        fresh=switches["FRESH"] or smoke, num_samples=switches["NUM_SAMPLES"], opacity=switches["OPACITY"],
-        data_dir=Path(switches["DATA_DIR"]), checkpoint_dir=Path(switches["CHECKPOINT_DIR"]),
+        fresh=switches["FRESH"], num_samples=switches["NUM_SAMPLES"], opacity=switches["OPACITY"],
+        data_dir=Path(switches["DATA_DIR"]),
+        checkpoint_dir=Path(scratch().name if smoke else switches["CHECKPOINT_DIR"]),
         out_dir=Path(switches["OUT_DIR"]), push_to=switches["PUSH_TO"], launch=switches["LAUNCH"], smoke=smoke,
         device="cuda" if torch.cuda.is_available() else "cpu",
     )  # fmt: skip
@@ -97,6 +105,6 @@ def resolve(switches: dict) -> Settings:
 def output_folder(settings: Settings, is_cifar10: bool) -> Path:
     """Where a run writes. A run on the sample never writes into the project itself: it gets a scratch folder."""
     if settings.out_dir.resolve() == PROJECT and not is_cifar10:
-        return Path(tempfile.mkdtemp(prefix="era-scratch-"))
+        return Path(scratch().name)
     settings.out_dir.mkdir(parents=True, exist_ok=True)
     return settings.out_dir

@@ -96,7 +96,6 @@ class Progress(Callback):
     def __init__(self):
         self.seconds = 0.0  # of training and validation, all interruptions left out
         self.started = 0.0
-        self.timed_steps = 0
         self.shown = 0.0
 
     def state_dict(self) -> dict:
@@ -192,7 +191,7 @@ def fit(recipe: Recipe, data: CIFAR10DataModule, folder: Path, seed: int, precis
     return {
         "epochs": recipe.epochs, "batch_size": recipe.batch_size, "seed": seed, "data": data.splits.source,
         "train_images": len(data.splits.train.labels), "seconds": round(progress.seconds, 1), "precision": precision,
-        "hardware": hardware(), "versions": versions(), "val_acc": float(trainer.callback_metrics["val_acc"]),
+        "hardware": hardware(), "versions": versions(),
     }  # fmt: skip
 
 
@@ -219,7 +218,9 @@ def train(
             print(epoch_line(row, recipe.epochs))
     else:
         facts = fit(recipe, data, folder, seed, precision or choose_precision(), devices)
-        read_metrics(folder / "logs").to_csv(metrics_csv, index=False)
+        table = read_metrics(folder / "logs")
+        table.to_csv(metrics_csv, index=False)
+        facts["val_acc"] = float(table.val_acc.dropna().iloc[-1])
         done.write_text(json.dumps(facts, indent=2))
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:

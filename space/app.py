@@ -14,6 +14,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no telemetry
 import gradio as gr
 import numpy as np
 import torch
+from gradio.processing_utils import check_all_files_in_cache
 from PIL import Image, ImageOps
 
 from bundle import load_bundle
@@ -28,9 +29,7 @@ HERE = Path(__file__).resolve().parent
 MODEL, META = load_bundle(HERE)
 CLASSES, SIZE, STAGES = META["classes"], META["image_size"], {stage.name: stage for stage in MODEL.stages()}
 STAGE_NAMES = [(f"{name} ({stage.size}x{stage.size} map)", name) for name, stage in STAGES.items()]
-DEFAULT_STAGE = list(STAGES)[-1]  # the last map after a residual sum
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
-ENLARGED = 256  # side in pixels of the pictures shown
 ANY = "any class"
 Image.MAX_IMAGE_PIXELS = 12_500_000  # Pillow refuses twice as many, and it does so before it decodes them
 
@@ -64,6 +63,7 @@ def seen(picture: dict | None) -> np.ndarray:
     """What the network sees of an uploaded {"path": file}: the square in its middle, as uint8 RGB (32, 32, 3)."""
     if not (picture and picture["path"]):
         raise gr.Error("Upload a picture or pick an example first.")
+    check_all_files_in_cache(picture)  # refuses what was not uploaded; Gradio itself trusts a path without its "meta"
     try:
         with Image.open(picture["path"], formats=FORMATS) as image:
             return np.asarray(ImageOps.fit(to_rgb(image), (SIZE, SIZE), Image.Resampling.LANCZOS))
@@ -95,8 +95,8 @@ TILES = load_tiles()
 
 
 def enlarge(image: np.ndarray) -> np.ndarray:
-    """uint8 RGB -> the same with visible pixels."""
-    return np.asarray(Image.fromarray(image).resize((ENLARGED, ENLARGED), Image.Resampling.NEAREST))
+    """uint8 RGB (32, 32, 3) -> (256, 256, 3), the same with visible pixels."""
+    return np.asarray(Image.fromarray(image).resize((256, 256), Image.Resampling.NEAREST))
 
 
 def blend(panels: list[tuple], opacity: float) -> list[tuple[np.ndarray, str]]:
@@ -106,7 +106,7 @@ def blend(panels: list[tuple], opacity: float) -> list[tuple[np.ndarray, str]]:
     for image, cam, caption in panels or []:  # None: the state has expired
         picture = enlarge(image)
         if cam is not None:
-            cam = np.asarray(Image.fromarray(cam).resize((ENLARGED, ENLARGED), Image.Resampling.BILINEAR))
+            cam = np.asarray(Image.fromarray(cam).resize(picture.shape[:2], Image.Resampling.BILINEAR))
             picture = np.uint8(np.round(255 * overlay(picture / 255, np.clip(cam, 0, 1), opacity)))
         gallery.append((picture, caption))
     return gallery
@@ -131,8 +131,8 @@ def classify(picture: dict | None, top_classes: float) -> tuple[np.ndarray, dict
     count, image = round(number(top_classes, 1, 10, "Top classes")), seen(picture)
     best = likeliest(image, count)
     unsure = max(best.values()) < (META["unsure_below"] or 0)
-    hint = "**The network is unsure: this may be none of its classes.** " if unsure else ""
-    remark = f"{hint}It saw the middle square of the picture, with {SIZE}x{SIZE} pixels."
+    remark = "**The network is unsure: this may be none of its classes.** " if unsure else ""
+    remark += f"It saw the middle square of the picture, in {SIZE}x{SIZE} pixels."
     return enlarge(image), {CLASSES[i]: prob for i, prob in best.items()}, remark
 
 
@@ -210,7 +210,7 @@ with gr.Blocks(title="CIFAR-10: what the network sees", delete_cache=(600, 3000)
             saw = gr.Image(label="What the network saw", format="png", height=280, buttons=["download"])
             show = gr.Checkbox(True, label="Show Grad-CAM", info="where the network looked")
             maps = gr.Slider(1, 10, 2, step=1, label="Number of maps", info="for the likeliest classes")
-            stage = gr.Dropdown(STAGE_NAMES, value=DEFAULT_STAGE, label="Stage", info="whose output is explained")
+            stage = gr.Dropdown(STAGE_NAMES, value=list(STAGES)[-1], label="Stage", info="whose output is explained")
             opacity = gr.Slider(0, 1, 0.4, step=0.05, label="Opacity of the map", info="0: picture, 1: map alone")
             gallery = gr.Gallery(label="Grad-CAM", columns=2, **GALLERY)
             panels = gr.State([], time_to_live=3600)
@@ -221,7 +221,7 @@ with gr.Blocks(title="CIFAR-10: what the network sees", delete_cache=(600, 3000)
             wrong_true = gr.Dropdown([ANY, *CLASSES], value=ANY, label="True class")
             wrong_pred = gr.Dropdown([ANY, *CLASSES], value=ANY, label="Predicted class")
             wrong_maps = gr.Checkbox(False, label="With Grad-CAM", info="for the predicted and for the true class")
-            wrong_stage = gr.Dropdown(STAGE_NAMES, value=DEFAULT_STAGE, label="Stage")
+            wrong_stage = gr.Dropdown(STAGE_NAMES, value=list(STAGES)[-1], label="Stage")
             wrong_opacity = gr.Slider(0, 1, 0.4, step=0.05, label="Opacity of the map", info="0: image, 1: map alone")
         with gr.Column(scale=2):
             wrong_remark = gr.Markdown()

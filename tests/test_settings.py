@@ -88,8 +88,9 @@ def test_a_missing_switch_is_named():
         resolve({name: value for name, value in DEFAULTS.items() if name != "SEED"})
 
 
-def test_smoke_mode_is_short(monkeypatch):
+def test_smoke_mode_is_short_and_leaves_the_checkpoints_alone(monkeypatch):
     monkeypatch.setenv("SMOKE_TEST", "1")
+    assert resolve(DEFAULTS).checkpoint_dir != Path("checkpoints")
     assert resolve(DEFAULTS).recipe.epochs <= 2 and resolve(DEFAULTS | {"EPOCHS": 90}).recipe.epochs <= 2
 
 
