@@ -42,9 +42,13 @@ class Settings:
 
 
 @functools.cache
-def scratch() -> tempfile.TemporaryDirectory:
-    """A folder that goes when Python ends."""
+def _temporary() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="era-scratch-")
+
+
+def scratch_folder() -> Path:
+    """A folder that goes when Python ends, the same one each time."""
+    return Path(_temporary().name)
 
 
 def from_environment(name: str, value: object) -> object:
@@ -96,15 +100,15 @@ def resolve(switches: dict) -> Settings:
         seed=switches["SEED"], recipe_name=name, recipe=recipe, train=switches["TRAIN"],
         fresh=switches["FRESH"], num_samples=switches["NUM_SAMPLES"], opacity=switches["OPACITY"],
         data_dir=Path(switches["DATA_DIR"]),
-        checkpoint_dir=Path(scratch().name if smoke else switches["CHECKPOINT_DIR"]),
+        checkpoint_dir=scratch_folder() if smoke else Path(switches["CHECKPOINT_DIR"]),
         out_dir=Path(switches["OUT_DIR"]), push_to=switches["PUSH_TO"], launch=switches["LAUNCH"], smoke=smoke,
         device="cuda" if torch.cuda.is_available() else "cpu",
     )  # fmt: skip
 
 
 def output_folder(settings: Settings, is_cifar10: bool) -> Path:
-    """Where a run writes. A run on the sample never writes into the project itself: it gets a scratch folder."""
+    """Where a run leaves its results. On the sample that is never the project itself, but a scratch folder."""
     if settings.out_dir.resolve() == PROJECT and not is_cifar10:
-        return Path(scratch().name)
+        return scratch_folder()
     settings.out_dir.mkdir(parents=True, exist_ok=True)
     return settings.out_dir

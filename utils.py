@@ -237,6 +237,14 @@ def write_json(path: str | Path, value: object) -> None:
     partial.replace(path)
 
 
+def copy_figures(drafts: Path, target: Path) -> None:
+    """Put finished figures into the folder where they stay, each whole or not at all."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in drafts.glob("*.png"):
+        partial = shutil.copyfile(path, target / f"{path.name}.part")
+        partial.replace(target / path.name)
+
+
 def tile_figure(data: Sequence[Misclassified], inv_normalize: Callable[[Tensor], Tensor]) -> Image.Image:
     """At most 50 misclassified images as one figure, ten in a row, each pixel enlarged three times."""
     tiles = [np.uint8(np.round(255 * rgb(sample.image, inv_normalize))) for sample in data[:MAX_TILES]]

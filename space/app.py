@@ -94,22 +94,21 @@ TILES = load_tiles()
 # ---- what goes out --------------------------------------------------------------------------------------------------
 
 
-def enlarge(image: np.ndarray) -> np.ndarray:
-    """uint8 RGB (32, 32, 3) -> (256, 256, 3), the same with visible pixels."""
-    return np.asarray(Image.fromarray(image).resize((256, 256), Image.Resampling.NEAREST))
+def draw(image: np.ndarray, cam: np.ndarray | None = None, opacity: float = 0) -> Image.Image:
+    """An image, uint8 RGB (32, 32, 3), with visible pixels, 256x256, and over it the colours of its map, if any."""
+    pixels = np.asarray(Image.fromarray(image).resize((256, 256), Image.Resampling.NEAREST))
+    if cam is not None:
+        cam = np.asarray(Image.fromarray(cam).resize((256, 256), Image.Resampling.BILINEAR))
+        pixels = np.uint8(np.round(255 * overlay(pixels / 255, np.clip(cam, 0, 1), opacity)))
+    picture = Image.fromarray(pixels)
+    picture.info["id"] = os.urandom(8).hex()  # Gradio rewrites the file of an equal picture while others may read it
+    return picture
 
 
-def blend(panels: list[tuple], opacity: float) -> list[tuple[np.ndarray, str]]:
+def blend(panels: list[tuple], opacity: float) -> list[tuple[Image.Image, str]]:
     """Panels (image uint8 (32, 32, 3), cam (32, 32) or None, caption) -> the gallery, each map over its image."""
     number(opacity, 0, 1, "Opacity")
-    gallery = []
-    for image, cam, caption in panels or []:  # None: the state has expired
-        picture = enlarge(image)
-        if cam is not None:
-            cam = np.asarray(Image.fromarray(cam).resize(picture.shape[:2], Image.Resampling.BILINEAR))
-            picture = np.uint8(np.round(255 * overlay(picture / 255, np.clip(cam, 0, 1), opacity)))
-        gallery.append((picture, caption))
-    return gallery
+    return [(draw(image, cam, opacity), caption) for image, cam, caption in panels or []]  # None: the state expired
 
 
 def likeliest(image: np.ndarray, count: int) -> dict[int, float]:
@@ -126,14 +125,14 @@ def cam_panels(image: np.ndarray, stage: str, captions: dict[int, str]) -> list[
     return [(image, cam, caption) for cam, caption in zip(cams, captions.values(), strict=True)]
 
 
-def classify(picture: dict | None, top_classes: float) -> tuple[np.ndarray, dict[str, float], str]:
+def classify(picture: dict | None, top_classes: float) -> tuple[Image.Image, dict[str, float], str]:
     """The 32x32 image that the network saw, its likeliest classes with their probabilities, and a remark."""
     count, image = round(number(top_classes, 1, 10, "Top classes")), seen(picture)
     best = likeliest(image, count)
     unsure = max(best.values()) < (META["unsure_below"] or 0)
     remark = "**The network is unsure: this may be none of its classes.** " if unsure else ""
     remark += f"It saw the middle square of the picture, in {SIZE}x{SIZE} pixels."
-    return enlarge(image), {CLASSES[i]: prob for i, prob in best.items()}, remark
+    return draw(image), {CLASSES[i]: prob for i, prob in best.items()}, remark
 
 
 def explain(picture: dict | None, show: bool, maps: float, stage: str, opacity: float) -> tuple[list, list[tuple]]:

@@ -103,6 +103,18 @@ def test_a_saved_figure_is_small_enough_for_a_repository(tmp_path, wrong):
     assert 0 < (tmp_path / "new folder" / "results.png").stat().st_size < 500_000
 
 
+def test_figures_replace_older_ones_and_leave_others(tmp_path):
+    drafts, target = tmp_path / "drafts", tmp_path / "images"
+    drafts.mkdir(), target.mkdir()
+    (
+        (drafts / "new.png").write_text("new"),
+        (target / "new.png").write_text("old"),
+        (target / "other.png").write_text("x"),
+    )
+    utils.copy_figures(drafts, target)
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"new.png": "new", "other.png": "x"}
+
+
 # ---- errors ----
 
 

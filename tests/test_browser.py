@@ -1,0 +1,206 @@
+"""The page of the Space in a real browser: its controls do what they say, on a desktop and on a phone."""
+
+import io
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.test_space import copy_space, serve
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--no-first-run",
+    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+]  # fmt: skip
+STAGES = ["layer1 (32x32 map)", "layer2 (16x16 map)", "layer3 (8x8 map)", "layer4 (4x4 map)"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        missing = "NO CHROMIUM: the page of the Space was not tried in a browser (install chromium to do so)"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def server(browser, exported_space, tmp_path_factory):
+    folder = copy_space(exported_space, tmp_path_factory.mktemp("browsed") / "space")
+    with serve(folder, tmp_path_factory.mktemp("uploads")) as address:
+        yield address
+
+
+@pytest.fixture
+def open_page(browser: Browser, server):
+    """Opens the page; at the end of the test nothing may have left this machine, and no error been logged."""
+    errors, requests, contexts = [], [], []
+
+    def opened(width: int = 1280, height: int = 900, query: str = "") -> Page:
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}))
+        contexts[-1].grant_permissions(["clipboard-read", "clipboard-write"])
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(f"{server}/{query}")
+        expect(page.get_by_role("button", name="Classify")).to_be_visible(timeout=30_000)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert errors == []
+    assert [url for url in requests if not url.startswith((server, "data:", "blob:"))] == []
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    pixels = np.random.default_rng(5).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    return tmp_path / "noise.png"
+
+
+def sources(page: Page) -> list[str]:
+    return page.locator(".gallery-item:visible img").evaluate_all("images => images.map(image => image.src)")
+
+
+def shown(page: Page, count: int, not_these: list[str]) -> list[np.ndarray]:
+    """The pixels of the gallery's images, once there are `count` and they are others than these."""
+    page.wait_for_function(
+        """([count, old]) => {
+            const images = [...document.querySelectorAll('.gallery-item img')].filter(image => image.offsetParent)
+            return images.length == count && images.every(image => !old.includes(image.src))
+        }""",
+        arg=[count, not_these],
+    )
+    return [np.asarray(Image.open(io.BytesIO(page.request.get(url).body()))) for url in sources(page)]
+
+
+def set_number(page: Page, label: str, value: float) -> None:
+    box = page.locator(f"input[aria-label='number input for {label}']:visible")
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def no_sideways_scroll(page: Page) -> bool:
+    return page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_an_upload_gets_its_ten_classes(open_page, picture):
+    page = open_page()
+    set_number(page, "Top classes", 10)
+    page.set_input_files("input[type=file]", picture)
+    expect(page.get_by_test_id("Classes-confidence-set").or_(page.locator(".confidence-set"))).to_have_count(10)
+    set_number(page, "Top classes", 50)
+    expect(page.locator(".confidence-set")).to_have_count(10)
+    set_number(page, "Top classes", 1)
+    page.get_by_role("button", name="Classify").click()
+    expect(page.locator(".confidence-set")).to_have_count(1)
+
+
+def test_an_example_and_a_pasted_picture_are_classified(open_page):
+    page = open_page()
+    page.locator(".gallery-item, .thumbnail, button:has(img)").filter(has=page.locator("img")).first.click()
+    expect(page.locator(".confidence-set")).to_have_count(3)
+    seen = page.locator("img[alt='']:visible").count()
+    assert seen >= 0
+    before = sources(page)
+    page.get_by_label("Clear").or_(page.get_by_label("Remove Image")).first.click()
+    page.evaluate(
+        """async () => {
+            const canvas = new OffscreenCanvas(64, 64)
+            canvas.getContext('2d').fillRect(0, 0, 64, 32)
+            const blob = await canvas.convertToBlob({type: 'image/png'})
+            await navigator.clipboard.write([new ClipboardItem({'image/png': blob})])
+        }"""
+    )
+    page.get_by_label("Paste from clipboard").or_(page.locator("button[aria-label*='lipboard']")).first.click()
+    shown(page, 2, before)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_opacity_of_each_stage_goes_from_the_picture_to_the_map(open_page, picture, stage):
+    page = open_page()
+    page.set_input_files("input[type=file]", picture)
+    shown(page, 2, [])
+    old = sources(page)
+    if stage != STAGES[-1]:  # the default
+        page.locator("input[aria-label='Stage']:visible").click()
+        page.get_by_role("option", name=stage).click()
+        shown(page, 2, old)
+    at = {}
+    for opacity in (0, 0.5, 1):
+        old = sources(page)
+        set_number(page, "Opacity of the map", opacity)
+        at[opacity] = shown(page, 2, old)[0].astype(float)
+    enlarged = np.asarray(Image.open(picture)).repeat(8, axis=0).repeat(8, axis=1)
+    assert np.array_equal(at[0], enlarged)
+    assert np.abs(at[0.5] - (at[0] + at[1]) / 2).max() <= 1 and np.abs(at[1] - at[0]).mean() > 20
+
+
+def test_maps_can_be_counted_and_switched_off(open_page, picture):
+    page = open_page()
+    page.set_input_files("input[type=file]", picture)
+    shown(page, 2, [])
+    set_number(page, "Number of maps", 10)
+    shown(page, 10, [])
+    page.get_by_label("Show Grad-CAM").uncheck()
+    expect(page.locator(".gallery-item:visible")).to_have_count(0)
+
+
+def test_five_misclassified_images_stand_beside_their_maps(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="Misclassified images").click()
+    shown(page, 6, [])
+    old = sources(page)
+    set_number(page, "Number of images", 5)
+    shown(page, 5, old)
+    page.get_by_label("With Grad-CAM").check()
+    shown(page, 15, [])
+    assert len(page.locator(".gallery-item:visible .caption-label").all_inner_texts()) == 15
+    grid = page.locator(".grid-wrap:visible")
+    assert grid.evaluate("grid => grid.scrollHeight <= grid.clientHeight + 1")  # nothing is hidden in the gallery
+    page.get_by_label("Show misclassified images").uncheck()
+    expect(page.locator(".gallery-item:visible")).to_have_count(0)
+
+
+def test_a_file_that_is_no_picture_gets_a_sentence(open_page, tmp_path):
+    (tmp_path / "text.png").write_text("not a picture")
+    page = open_page()
+    page.set_input_files("input[type=file]", tmp_path / "text.png")
+    expect(page.get_by_text("not a picture that can be read").first).to_be_visible()
+
+
+def test_a_phone_shows_one_column_without_scrolling_sideways(open_page, picture):
+    page = open_page(390, 844)
+    page.set_input_files("input[type=file]", picture)
+    shown(page, 2, [])
+    assert no_sideways_scroll(page)
+    left = [page.get_by_text(text, exact=True).first.bounding_box()["x"] for text in ("Your picture", "Grad-CAM")]
+    assert abs(left[0] - left[1]) < 20
+    for name in ("Misclassified images", "About", "Classify"):
+        page.get_by_role("tab", name=name).click()
+        page.wait_for_timeout(300)
+        assert no_sideways_scroll(page), name
+
+
+def test_dark_mode_loads(open_page):
+    page = open_page(query="?__theme=dark")
+    assert page.evaluate("document.body.classList.contains('dark')")
+    brightness = page.evaluate("getComputedStyle(document.querySelector('gradio-app')).backgroundColor.match(/\\d+/g)")
+    assert max(map(int, brightness[:3])) < 80
+
+
+def test_about_tells_the_facts_of_the_network(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="About").click()
+    expect(page.get_by_text("ResNet18, 11,173,962 parameters")).to_be_visible()
+    expect(page.get_by_text("10.00% of the test images")).to_be_visible()
