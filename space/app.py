@@ -230,9 +230,7 @@ with gr.Blocks(title="CIFAR-10: what the network sees", delete_cache=(600, 3000)
         tta = "" if META["test_acc_tta"] is None else f", {META['test_acc_tta']:.2%} with test-time augmentation"
         facts = {"parameters": sum(p.numel() for p in MODEL.parameters()), "minutes": META["training"]["seconds"] / 60}
         gr.Markdown((HERE / "about.md").read_text(encoding="utf-8").format(**META, **facts, tta=tta))
-        gr.Image(
-            str(HERE / "confusion_matrix.png"), label="Confusion matrix", interactive=False, buttons=["fullscreen"]
-        )
+        gr.Image(str(HERE / "confusion_matrix.png"), label="Confusion matrix", show_label=False, interactive=False)
 
     what, why = ([image, top], [saw, label, remark]), ([image, show, maps, stage, opacity], [gallery, panels])
     run.click(classify, *what, api_name="classify", **NETWORK)
