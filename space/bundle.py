@@ -1,0 +1,67 @@
+"""The bundle that travels to the Space: weights, description and checksums, written by one side, checked by the other.
+
+model.json describes the network; model.safetensors holds its weights in fp16. Nothing is unpickled.
+"""
+
+import hashlib
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+KEYS = {
+    "architecture", "source", "classes", "mean", "std", "image_size", "stages", "temperature", "unsure_below",
+    "test_acc", "test_acc_tta", "training", "sha256",
+}  # fmt: skip
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_keys(meta: dict) -> str:
+    """The checksum of everything in model.json but the checksums."""
+    rest = {key: value for key, value in meta.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def read_meta(folder: Path) -> dict:
+    """model.json, complete and as it was written. ValueError that says what is wrong with it otherwise."""
+    path = folder / "model.json"
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(meta, dict) or set(meta) != KEYS:
+        got = set(meta) if isinstance(meta, dict) else set()
+        raise ValueError(f"{path}: missing keys {sorted(KEYS - got)}, unknown keys {sorted(got - KEYS)}")
+    sums = meta["sha256"] if isinstance(meta["sha256"], dict) else {}
+    for name, got in (("keys", sha256_of_keys(meta)), ("weights", sha256(folder / "model.safetensors"))):
+        if got != sums.get(name):
+            raise ValueError(f"{folder}: the {name} have the sha256 {got}, expected {sums.get(name)}")
+    return meta
+
+
+def load_bundle(folder: str | Path) -> tuple[nn.Module, dict]:
+    """The network of a bundle in eval mode, fp32, on the CPU, and what model.json says of it.
+
+    Raises ValueError if a checksum, a key, the architecture or a weight is not as it should be.
+    """
+    folder = Path(folder)
+    meta = read_meta(folder)
+    if not re.fullmatch(r"[a-z_]+\.py", str(meta["source"])) or not (folder / meta["source"]).is_file():
+        raise ValueError(f"{folder}: expected a Python file of the bundle as source, got {meta['source']!r}")
+    spec = importlib.util.spec_from_file_location(f"bundle_{Path(meta['source']).stem}", folder / meta["source"])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model = module.build(meta["architecture"], len(meta["classes"]))
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder}: the weights are not those of a {meta['architecture']}: {error}") from error
+    return model.eval(), meta
