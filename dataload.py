@@ -226,15 +226,16 @@ class Draw:
             raise ValueError(f"expected 1 to 20 images and a label for each, got {len(images)} and {len(labels)}")
         augment = A.Compose(augmentation(), seed=seed, strict=True)
         rows = [images, *([augment(image=image)["image"] for image in images] for _ in range(draws))]
-        fig, axes = plt.subplots(len(rows), len(images), figsize=(1.1 * len(images), 1.2 * len(rows)), squeeze=False)
+        fig, axes = plt.subplots(
+            len(rows), len(images), figsize=(1.1 * len(images), 1.2 * len(rows)), squeeze=False, layout="constrained"
+        )
         for row, (name, pictures) in enumerate(zip(["original", *["augmented"] * draws], rows, strict=True)):
             for axis, picture in zip(axes[row], pictures, strict=True):
-                axis.imshow(picture)
+                axis.imshow(picture, interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
             axes[row, 0].set_ylabel(name)
         for axis, label in zip(axes[0], labels, strict=True):
             axis.set_title(CLASSES[label], fontsize=9)
         fig.suptitle("Training images: shifted, mirrored, one square cut out" + (f"\n{note}" if note else ""))
-        fig.tight_layout()
         plt.close(fig)
         return fig

@@ -80,14 +80,15 @@ class Plot:
     def grid(self, title: str = "") -> Figure:
         """Draw the images row by row; the last row may be short."""
         rows = math.ceil(len(self.images) / self.columns)
-        fig, axes = plt.subplots(rows, self.columns, figsize=(2.1 * self.columns, 2.5 * rows), squeeze=False)
+        fig, axes = plt.subplots(
+            rows, self.columns, figsize=(2.1 * self.columns, 2.5 * rows), squeeze=False, layout="constrained"
+        )
         for axis in axes.flat:
             axis.axis("off")
         for axis, image, caption in zip(axes.flat, self.images, self.titles, strict=False):
-            axis.imshow(image)
+            axis.imshow(image, interpolation="nearest")
             axis.set_title(caption, fontsize=9)
         fig.suptitle(title)
-        fig.tight_layout()
         plt.close(fig)  # or a notebook would show it twice
         return fig
 
@@ -101,14 +102,13 @@ def plot_metrics(metrics_csv: str | Path, note: str = "") -> tuple[Figure, Figur
     table = pd.read_csv(metrics_csv).groupby("epoch").mean().dropna(subset=["train_loss", "val_loss"])
     figures = []
     for name, label in (("loss", "loss (cross-entropy, smoothed labels)"), ("acc", "accuracy (fraction)")):
-        fig, axis = plt.subplots(figsize=(6.5, 4))
+        fig, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
         for stage, style in (("train", "o-"), ("val", "s-")):
             axis.plot(table.index + 1, table[f"{stage}_{name}"], style, markersize=4, label=stage)
         axis.set(xlabel="epoch", ylabel=label, title=note)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend()
-        fig.tight_layout()
         plt.close(fig)
         figures.append(fig)
     return figures[0], figures[1]
@@ -122,14 +122,14 @@ def plot_confusion(
     for sample in misclassified:
         counts[sample.label, sample.label] -= 1
         counts[sample.label, sample.pred] += 1
-    fig, axis = plt.subplots(figsize=(7, 6.4))
-    axis.imshow(counts - np.diag(np.diag(counts)), cmap="Oranges")  # the colours show the errors, not the diagonal
+    fig, axis = plt.subplots(figsize=(7, 6.4), layout="constrained")
+    errors = counts - np.diag(np.diag(counts))
+    axis.imshow(errors, cmap="Oranges", vmax=2 * max(1, errors.max()))  # colours for the errors only, pale under text
     for row, column in np.ndindex(counts.shape):
         axis.text(column, row, counts[row, column], ha="center", va="center", fontsize=9)
     ticks = range(len(classes))
     axis.set(xticks=ticks, yticks=ticks, yticklabels=classes, xlabel="predicted class", ylabel="true class", title=note)
     axis.set_xticklabels(classes, rotation=45, ha="right")
-    fig.tight_layout()
     plt.close(fig)
     return fig
 
@@ -211,18 +211,19 @@ def display_gradcam_output(
     batch = torch.stack([sample.image for sample in chosen])
     cams = np.mean([explain.gradcam(model, layer, batch, explained) for layer in target_layers], axis=0)
     pairs, columns = math.ceil(len(chosen) / 5), min(5, len(chosen))
-    fig, axes = plt.subplots(2 * pairs, columns, figsize=(2.1 * columns, 4.6 * pairs), squeeze=False)
+    fig, axes = plt.subplots(
+        2 * pairs, columns, figsize=(2.1 * columns, 4.6 * pairs), squeeze=False, layout="constrained"
+    )
     for axis in axes.flat:
         axis.axis("off")
     for i, (sample, cam) in enumerate(zip(chosen, cams, strict=True)):
         above, below = axes[2 * (i // 5), i % 5], axes[2 * (i // 5) + 1, i % 5]
         image = rgb(sample.image, inv_normalize)
-        above.imshow(image)
+        above.imshow(image, interpolation="nearest")
         above.set_title(caption(sample, classes), fontsize=9)
-        below.imshow(explain.overlay(image, cam, 1 - transparency))
+        below.imshow(explain.overlay(image, cam, 1 - transparency), interpolation="nearest")
         below.set_title(f"for {classes[explained[i]]}", fontsize=9)
     fig.suptitle(with_note("Grad-CAM: red marks what spoke for the class named above each map", note))
-    fig.tight_layout()
     plt.close(fig)
     return fig
 
