@@ -83,12 +83,14 @@ def test_bf16_is_chosen_on_a_cpu_only_if_it_is_native_right_and_faster(monkeypat
         monkeypatch.setattr(
             machine, "conv_seconds", lambda _images, _conv, bf16: (output, fast) if bf16 else (exact, slow)
         )
+        machine.cpu_bf16_pays.cache_clear()
         return machine.choose_precision()
 
     assert chosen(True, 2.0, 1.0, rounded) == "bf16-mixed"
     assert chosen(False, 2.0, 1.0, rounded) == "32-true"
     assert chosen(True, 1.0, 2.0, rounded) == "32-true"
     assert chosen(True, 2.0, 1.0, wrong) == "32-true"
+    machine.cpu_bf16_pays.cache_clear()
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "16-mixed")])
