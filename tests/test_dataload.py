@@ -91,9 +91,11 @@ def test_half_of_the_images_lose_one_square_of_the_mean_colour():
     white = np.full((32, 32, 3), 255, dtype=np.uint8)
     cutout, lost = A.Compose([augmentation()[3]], seed=0), []
     for _ in range(1000):
-        painted = (cutout(image=white)["image"] != 255).any(axis=-1)
+        image = cutout(image=white)["image"]
+        painted = (image != 255).any(axis=-1)
         lost.append(int(painted.sum()))
         if painted.any():
+            assert (image[painted] == dataload.MEAN_COLOUR).all()
             rows, columns = np.nonzero(painted)
             assert np.ptp(rows) == np.ptp(columns) == 7
     assert set(lost) == {0, 64} and 440 < lost.count(64) < 560

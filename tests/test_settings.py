@@ -98,8 +98,8 @@ def test_a_run_on_the_sample_never_writes_into_the_project(monkeypatch, tmp_path
     monkeypatch.chdir(PROJECT)
     s = resolve(DEFAULTS)
     assert output_folder(s, is_cifar10=True).resolve() == PROJECT
-    scratch = output_folder(s, is_cifar10=False)
-    assert scratch.is_dir() and PROJECT not in [scratch, *scratch.resolve().parents]
+    scratch = output_folder(s, is_cifar10=False).resolve()
+    assert scratch.is_dir() and PROJECT not in [scratch, *scratch.parents]
     elsewhere = resolve(DEFAULTS | {"OUT_DIR": str(tmp_path / "run")})
     assert output_folder(elsewhere, is_cifar10=False) == tmp_path / "run" and (tmp_path / "run").is_dir()
 
