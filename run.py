@@ -16,7 +16,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 PROJECT = Path(__file__).resolve().parent
 NOTEBOOK = "ERA_S12_Assignment.ipynb"
@@ -110,8 +110,8 @@ def run() -> int:
     except CellExecutionError as error:
         print(f"\nA cell failed:\n{error}\nThe notebook up to there is {out / NOTEBOOK}")
         return 1
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. Run again to continue the training. The notebook up to there is {out / NOTEBOOK}")
+    except (KeyboardInterrupt, DeadKernelError, AssertionError):  # nbclient answers Ctrl-C with any of them
+        print(f"\nStopped. Run again to continue the training. The notebook up to there is {out / NOTEBOOK}")
         return 130
     print(f"\nThe executed notebook is {out / NOTEBOOK}")
     if results(out).get("data") == "CIFAR-10":
@@ -136,7 +136,8 @@ def publish(folder: str | None) -> int:
         shutil.copytree(source / name, PROJECT / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("results.json", NOTEBOOK):
         shutil.copyfile(source / name, PROJECT / name)
-    print(f"Published {source}. Look at it, then commit images/, space/, results.json and {NOTEBOOK}.")
+    print(f"Published {source}. Look at it, bring README.md's numbers up to date (`make test` compares"
+          f" them), then commit it with images/, space/, results.json and {NOTEBOOK}.")  # fmt: skip
     return 0
 
 

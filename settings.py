@@ -3,7 +3,7 @@
 import functools
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -104,6 +104,11 @@ def resolve(switches: dict) -> Settings:
         out_dir=Path(switches["OUT_DIR"]), push_to=switches["PUSH_TO"], launch=switches["LAUNCH"], smoke=smoke,
         device="cuda" if torch.cuda.is_available() else "cpu",
     )  # fmt: skip
+
+
+def short(recipe: Recipe) -> Recipe:
+    """The recipe for the sample: at most three epochs, which leave a few errors to look at."""
+    return replace(recipe, epochs=min(recipe.epochs, 3))
 
 
 def output_folder(settings: Settings, is_cifar10: bool) -> Path:

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -33,19 +34,21 @@ FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
 ANY = "any class"
 Image.MAX_IMAGE_PIXELS = 12_500_000  # Pillow refuses twice as many, and it does so before it decodes them
 
+refusal = functools.partial(gr.Error, print_exception=False)  # for the visitor, not for the log
+
 # ---- what came in ---------------------------------------------------------------------------------------------------
 
 
 def number(value: object, low: int, high: int, name: str) -> float:
     """The value, if it is a number from low to high; gr.Error in words otherwise, for NaN and True as well."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise gr.Error(f"{name}: a number from {low} to {high}, please; got {value!r:.40}.")
+        raise refusal(f"{name}: a number from {low} to {high}, please; got {value!r:.40}.")
     return value
 
 
 def check_choice(value: object, choices: list[str], name: str) -> None:
     if value not in choices:
-        raise gr.Error(f"{name}: one of {', '.join(choices)}, please; got {value!r:.40}.")
+        raise refusal(f"{name}: one of {', '.join(choices)}, please; got {value!r:.40}.")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -62,15 +65,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def seen(picture: dict | None) -> np.ndarray:
     """What the network sees of an uploaded {"path": file}: the square in its middle, as uint8 RGB (32, 32, 3)."""
     if not (picture and picture["path"]):
-        raise gr.Error("Upload a picture or pick an example first.")
+        raise refusal("Upload a picture or pick an example first.")
     check_all_files_in_cache(picture)  # refuses what was not uploaded; Gradio itself trusts a path without its "meta"
     try:
         with Image.open(picture["path"], formats=FORMATS) as image:
             return np.asarray(ImageOps.fit(to_rgb(image), (SIZE, SIZE), Image.Resampling.LANCZOS))
     except Image.DecompressionBombError as error:
-        raise gr.Error("This picture has more than 25 million pixels; please make it smaller.") from error
+        raise refusal("This picture has more than 25 million pixels; please make it smaller.") from error
     except Exception as error:  # a broken file makes Pillow raise nearly anything
-        raise gr.Error(f"This file is not a picture that can be read ({', '.join(FORMATS)}).") from error
+        raise refusal(f"This file is not a picture that can be read ({', '.join(FORMATS)}).") from error
 
 
 def load_tiles() -> list[dict]:

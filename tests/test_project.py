@@ -3,7 +3,10 @@
 import hashlib
 import json
 import re
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -237,3 +240,20 @@ def test_a_failing_cell_is_reported_and_the_notebook_up_to_it_is_kept(project, c
     assert "[cell 1 of 2] 1. First" in told and "so far" in told and "ZeroDivisionError" in told
     (kept,) = (project / "runs").glob(f"*/{run.NOTEBOOK}")
     assert "so far" in kept.read_text()
+
+
+def test_ctrl_c_stops_the_notebook_and_says_how_to_go_on(tmp_path):
+    cells = [nbformat.v4.new_markdown_cell("## 1. Wait"), nbformat.v4.new_code_cell("import time; time.sleep(60)")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / run.NOTEBOOK)
+    program = (
+        f"import sys, pathlib, run; run.PROJECT = pathlib.Path({str(tmp_path)!r}); run.PORT = 0; sys.exit(run.run())"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    for line in child.stdout:
+        if "[cell 1 of 1]" in line:
+            break
+    time.sleep(1)
+    child.send_signal(signal.SIGINT)
+    rest = child.communicate(timeout=60)[0]
+    assert child.returncode == 130 and "Run again to continue the training" in rest
+    assert list((tmp_path / "runs").glob(f"*/{run.NOTEBOOK}"))
