@@ -74,7 +74,7 @@ def sources(page: Page) -> list[str]:
 
 
 def shown(page: Page, count: int, not_these: list[str]) -> list[np.ndarray]:
-    """The pixels of the gallery's images, once there are `count` and they are others than these."""
+    """The pixels of the gallery's images, once there are `count`, others than these, and no more come for a second."""
     page.wait_for_function(
         """([count, old]) => {
             const images = [...document.querySelectorAll('.thumbnail-item img')].filter(image => image.offsetParent)
@@ -82,6 +82,11 @@ def shown(page: Page, count: int, not_these: list[str]) -> list[np.ndarray]:
         }""",
         arg=[count, not_these],
     )
+    for _ in range(15):
+        before = sources(page)
+        page.wait_for_timeout(1000)
+        if sources(page) == before and len(before) == count:
+            break
     return [np.asarray(Image.open(io.BytesIO(page.request.get(url).body()))) for url in sources(page)]
 
 
