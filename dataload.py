@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from download import DataUnavailable, prepare_cifar10, read_cifar10
+from fastload import FastLoader
 from sample import draw_sample
 
 __all__ = [
@@ -84,22 +85,30 @@ def sample_splits(pictures: str | Path, seed: int = 42) -> Splits:
 # ---- transforms and dataset -----------------------------------------------------------------------------------------
 
 
-def augmentation() -> list[A.BasicTransform]:
-    """What training does to an image: shift by up to 4 pixels, mirror, and cut one square out, in this order."""
+def augmentation(padding: int = 4, cutout: int = 8) -> list[A.BasicTransform]:
+    """What training does to an image: shift by up to `padding` pixels, mirror, cut out a square (side 0: none)."""
+    padded, hole = IMAGE_SIZE + 2 * padding, (cutout, cutout)
     return [
-        A.PadIfNeeded(40, 40, border_mode=cv2.BORDER_REFLECT_101),
+        A.PadIfNeeded(padded, padded, border_mode=cv2.BORDER_REFLECT_101),
         A.RandomCrop(IMAGE_SIZE, IMAGE_SIZE),
         A.HorizontalFlip(p=0.5),
         A.CoarseDropout(
-            num_holes_range=(1, 1), hole_height_range=(8, 8), hole_width_range=(8, 8), fill=MEAN_COLOUR, p=0.5
+            num_holes_range=(1, 1), hole_height_range=hole, hole_width_range=hole, fill=MEAN_COLOUR, p=0.5
         ),  # before Normalize: fill is in 0..255
-    ]
+    ][: 4 if cutout else 3]
 
 
-def transform(train: bool) -> A.Compose:
+def transform(train: bool, padding: int = 4, cutout: int = 8) -> A.Compose:
     """uint8 (32, 32, 3) -> normalised float tensor (3, 32, 32), augmented if train."""
-    steps = [*(augmentation() if train else []), A.Normalize(CIFAR10_MEAN, CIFAR10_STD), ToTensorV2()]
-    return A.Compose(steps, strict=True)  # strict: albumentations 2 ignores arguments it does not know otherwise
+    steps = augmentation(padding, cutout) if train else []
+    # strict: albumentations 2 ignores arguments it does not know otherwise
+    return A.Compose([*steps, A.Normalize(CIFAR10_MEAN, CIFAR10_STD), ToTensorV2()], strict=True)
+
+
+def normalize(images: np.ndarray) -> Tensor:
+    """What `transform` does to images that are not augmented, for many at once: (N, 32, 32, 3) -> (N, 3, 32, 32)."""
+    mean, std = (255 * torch.tensor(values) for values in (CIFAR10_MEAN, CIFAR10_STD))
+    return ((torch.from_numpy(images) - mean) / std).permute(0, 3, 1, 2)
 
 
 def denormalize(images: Tensor) -> Tensor:
@@ -111,11 +120,13 @@ def denormalize(images: Tensor) -> Tensor:
 class AlbumentationImageDataset(Dataset):
     """Images with labels, transformed one by one when asked for: (float tensor (3, 32, 32), int).
 
-    image_list: sequence of (uint8 RGB array (32, 32, 3), label 0..9). train: augment.
+    image_list: sequence of (uint8 RGB array (32, 32, 3), label 0..9). train: augment, as `augmentation` says.
     Raises ValueError for an image of another shape or type and for a label out of range.
     """
 
-    def __init__(self, image_list: Sequence[tuple[np.ndarray, int]], train: bool = True):
+    def __init__(
+        self, image_list: Sequence[tuple[np.ndarray, int]], train: bool = True, padding: int = 4, cutout: int = 8
+    ):  # fmt: skip
         for index, (image, label) in enumerate(image_list):
             if getattr(image, "shape", None) != (IMAGE_SIZE, IMAGE_SIZE, 3) or image.dtype != np.uint8:
                 got = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
@@ -123,7 +134,7 @@ class AlbumentationImageDataset(Dataset):
             if not 0 <= label < len(CLASSES):
                 raise ValueError(f"image {index}: expected a label from 0 to {len(CLASSES) - 1}, got {label}")
         self.image_list = image_list
-        self.transform = transform(train)
+        self.transform = transform(train, padding, cutout)
 
     def __len__(self) -> int:
         return len(self.image_list)
@@ -153,12 +164,13 @@ class EpochLoader(DataLoader):
 
 
 def make_loader(
-    part: Images, batch_size: int, num_workers: int, train: bool, seed: int = 0, kind: type[DataLoader] = DataLoader
-) -> DataLoader:
+    part: Images, batch_size: int, num_workers: int, train: bool, seed: int = 0, kind: type[DataLoader] = DataLoader,
+    padding: int = 4, cutout: int = 8,
+) -> DataLoader:  # fmt: skip
     """Batches (B, 3, 32, 32), (B,). Order and augmentation of a training loader depend on the seed alone."""
     if batch_size < 1:
         raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
-    dataset = AlbumentationImageDataset(list(zip(part.images, part.labels, strict=True)), train)
+    dataset = AlbumentationImageDataset(list(zip(part.images, part.labels, strict=True)), train, padding, cutout)
     dataset.transform.set_random_seed(seed)  # for num_workers=0, where no worker is seeded
     return kind(
         dataset, batch_size, shuffle=train, num_workers=num_workers, worker_init_fn=seed_worker,
@@ -170,16 +182,17 @@ class CIFAR10DataModule(pl.LightningDataModule):
     """The three loaders as Lightning wants them. Each epoch's order and augmentation follow from (seed, epoch),
     so a run that was interrupted goes on exactly as it would have (with reload_dataloaders_every_n_epochs=1).
 
-    splits: the images, or None to take CIFAR-10 from data_dir.
+    splits: the images, or None to take CIFAR-10 from data_dir. padding, cutout: of the augmentation. fast: let
+    FastLoader augment the training images, in batches on the device, instead of Albumentations.
     """
 
     def __init__(
         self, data_dir: str | Path = "data", batch_size: int = 128, num_workers: int = 2, seed: int = 42,
-        splits: Splits | None = None,
+        splits: Splits | None = None, padding: int = 4, cutout: int = 8, fast: bool = False,
     ):  # fmt: skip
         super().__init__()
         self.data_dir, self.batch_size, self.num_workers = data_dir, batch_size, num_workers
-        self.seed, self.splits = seed, splits
+        self.seed, self.splits, self.padding, self.cutout, self.fast = seed, splits, padding, cutout, fast
 
     def prepare_data(self) -> None:
         if self.splits is None:
@@ -189,10 +202,18 @@ class CIFAR10DataModule(pl.LightningDataModule):
         if self.splits is None:
             self.splits = load_splits(self.data_dir, self.seed)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader | FastLoader:
         epoch = self.trainer.current_epoch if self.trainer else 0
+        if self.fast:
+            device = self.trainer.strategy.root_device if self.trainer else "cpu"
+            return FastLoader(
+                *self.splits.train, CIFAR10_MEAN, CIFAR10_STD, self.batch_size, self.seed, epoch, self.padding,
+                self.cutout, device,
+            )  # fmt: skip
         seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])  # one number from the pair
-        return make_loader(self.splits.train, self.batch_size, self.num_workers, True, seed, EpochLoader)
+        return make_loader(
+            self.splits.train, self.batch_size, self.num_workers, True, seed, EpochLoader, self.padding, self.cutout
+        )
 
     def val_dataloader(self) -> DataLoader:
         return make_loader(self.splits.val, max(self.batch_size, 250), self.num_workers, False)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from models import NETWORKS
 from models.lit import RECIPES, Recipe, choose_recipe
-from models.resnet import NETWORKS
 
 PROJECT = Path(__file__).resolve().parent
 SWITCHES = (

@@ -21,7 +21,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
-from dataload import CIFAR10DataModule
+from dataload import CIFAR10DataModule, Splits, normalize
 from machine import choose_precision, hardware, versions
 from models.bundle import load_bundle, sha256
 from models.lit import LitClassifier, Recipe
@@ -73,7 +73,7 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
 
 def load_classifier(path: Path, arch: str) -> LitClassifier:
     """The network of a checkpoint, in eval mode. ValueError if the checkpoint is of another architecture."""
-    got = torch.load(path, map_location="cpu", weights_only=True)["hyper_parameters"]["arch"]
+    got = torch.load(path, map_location="cpu", weights_only=True)["hyper_parameters"]["network"]
     if got != arch:
         raise ValueError(f"{path} holds a {got}, expected a {arch}")
     return LitClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
@@ -84,10 +84,11 @@ def load_classifier(path: Path, arch: str) -> LitClassifier:
 
 def epoch_line(row: pd.Series, epochs: int) -> str:
     """One epoch of read_metrics' table as a line."""
+    validated = "val_loss" in row and row.val_loss == row.val_loss  # not NaN
     return (
         f"epoch {int(row.epoch) + 1:3d}/{epochs} | train loss {row.train_loss:.3f} acc {row.train_acc:.4f}"
-        f" | val loss {row.val_loss:.3f} acc {row.val_acc:.4f} | {clock(row.seconds)}"
-    )
+        + (f" | val loss {row.val_loss:.3f} acc {row.val_acc:.4f}" if validated else "") + f" | {clock(row.seconds)}"
+    )  # fmt: skip
 
 
 class Progress(Callback):
@@ -159,9 +160,18 @@ class Run:
     metrics_csv: Path | None
 
 
+def data_for(recipe: Recipe, splits: Splits, seed: int = 42, fast: bool = False) -> CIFAR10DataModule:
+    """The loaders as a recipe wants them on this machine: without a GPU in micro-batches."""
+    micro_batch = recipe.batch_size if torch.cuda.is_available() else recipe.micro_batch or recipe.batch_size
+    return CIFAR10DataModule(
+        batch_size=micro_batch, seed=seed, splits=splits, padding=recipe.padding, cutout=recipe.cutout, fast=fast
+    )
+
+
 def run_folder(root: str | Path, recipe: Recipe, seed: int, data: CIFAR10DataModule) -> Path:
     """The folder of a run: what it trains, for how long, and a hash of everything that shapes the result."""
     settings = asdict(recipe) | {"seed": seed, "images": len(data.splits.train.labels), "data": data.splits.source}
+    settings |= {"fast": data.fast}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return Path(root) / f"{recipe.network}-{recipe.epochs}-{digest[:8]}"
 
@@ -169,9 +179,12 @@ def run_folder(root: str | Path, recipe: Recipe, seed: int, data: CIFAR10DataMod
 def fit(recipe: Recipe, data: CIFAR10DataModule, folder: Path, seed: int, precision: str, devices: int | str) -> dict:
     """Train, or continue; returns the facts of the finished run."""
     pl.seed_everything(seed, workers=True, verbose=False)
-    classifier = LitClassifier(
-        recipe.network, recipe.max_lr, recipe.weight_decay, recipe.label_smoothing, recipe.warmup
-    )
+    parts, rest = divmod(recipe.batch_size, data.batch_size)
+    if rest:
+        raise ValueError(f"a batch of {recipe.batch_size} cannot be made of loader batches of {data.batch_size}")
+    classifier = LitClassifier(**asdict(recipe))
+    if hasattr(classifier.model, "whiten"):
+        classifier.model.whiten(normalize(data.splits.train.images[:5000]))
     progress = Progress()
     keep_two = ModelCheckpoint(
         folder, "epoch{epoch:03d}", monitor="epoch", mode="max", save_top_k=2, save_last=True,
@@ -181,6 +194,7 @@ def fit(recipe: Recipe, data: CIFAR10DataModule, folder: Path, seed: int, precis
         max_epochs=recipe.epochs, precision=precision, devices=devices, callbacks=[progress, keep_two],
         logger=CSVLogger(folder, "logs"), plugins=[ChecksumIO()], log_every_n_steps=10, num_sanity_val_steps=0,
         enable_progress_bar=False, enable_model_summary=False, reload_dataloaders_every_n_epochs=1,
+        accumulate_grad_batches=parts, limit_val_batches=1.0 if len(data.splits.val.labels) else 0,
     )  # fmt: skip
     checkpoint = newest_checkpoint(folder)
     if checkpoint:
@@ -220,7 +234,7 @@ def train(
         facts = fit(recipe, data, folder, seed, precision or choose_precision(), devices)
         table = read_metrics(folder / "logs")
         table.to_csv(metrics_csv, index=False)
-        facts["val_acc"] = float(table.val_acc.dropna().iloc[-1])
+        facts["val_acc"] = float(table.val_acc.dropna().iloc[-1]) if "val_acc" in table else None
         done.write_text(json.dumps(facts, indent=2))
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:

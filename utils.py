@@ -8,7 +8,6 @@ import json
 import math
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from evaluation import predict
 from models import bundle, explain
-from progress import TransientLine, clock
 
 MAX_SAMPLES = 20
 MAX_TILES = 50
@@ -137,30 +136,12 @@ def plot_confusion(
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def predict(model: nn.Module, device: str | torch.device, loader: DataLoader) -> tuple[Tensor, Tensor]:
-    """Probabilities (N, classes) and labels (N,) of all images of a loader, in its order, on the CPU, in fp32.
-
-    The network is moved to the device and keeps its mode. Shows how far it is.
-    """
-    training, line, start = model.training, TransientLine(), time.perf_counter()
-    model.eval().to(device)
-    batches = []
-    for index, (images, labels) in enumerate(loader, 1):
-        batches.append((model(images.to(device)).float().softmax(1).cpu(), labels))
-        left = (time.perf_counter() - start) * (len(loader) - index) / index
-        line.show(f"batch {index} of {len(loader)}, {clock(left)} left" if index < len(loader) else "")
-    model.train(training)
-    probs, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    return probs, labels
-
-
 def get_misclassified_data(
-    model: nn.Module, device: str | torch.device, test_loader: DataLoader
+    model: nn.Module, device: str | torch.device, test_loader: DataLoader, temperature: float = 1.0
 ) -> list[Misclassified]:
-    """All wrong predictions, in the loader's order."""
-    probs, labels = predict(model, device, test_loader)
-    preds = probs.argmax(1)
+    """All wrong predictions, in the loader's order. temperature: divides the logits before the softmax."""
+    logits, labels = predict(model, device, test_loader)
+    probs, preds = (logits / temperature).softmax(1), logits.argmax(1)
     dataset = test_loader.dataset
     return [
         Misclassified(dataset[i][0], int(labels[i]), int(preds[i]), float(probs[i, preds[i]]), probs[i])

@@ -10,8 +10,8 @@ import torch
 import machine
 import training
 from dataload import CIFAR10DataModule
+from models import build
 from models.lit import RECIPES, LitClassifier, choose_recipe
-from models.resnet import build
 from training import newest_checkpoint, read_metrics, sidecar, train
 
 RECIPE = dataclasses.replace(RECIPES["custom-10"], epochs=3, batch_size=32, max_lr=0.02)
