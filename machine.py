@@ -48,6 +48,17 @@ def choose_precision() -> str:
     return "bf16-mixed" if cpu_bf16_pays() else "32-true"
 
 
+def check_precision(name: str) -> None:
+    """Raise ValueError for a precision that Lightning or this machine does not have."""
+    gpu = torch.cuda.is_available()
+    possible = ["32-true"]
+    if gpu or not torch.backends.mps.is_available():
+        possible += ["bf16-mixed"] if not gpu or torch.cuda.is_bf16_supported(including_emulation=False) else []
+    possible += ["16-mixed"] if gpu else []
+    if name not in possible:
+        raise ValueError(f"expected a precision that {hardware()} has ({', '.join(possible)}), got {name!r}")
+
+
 def hardware() -> str:
     """What trains here, in words."""
     if torch.cuda.is_available():

@@ -1,6 +1,18 @@
-"""Words about time, and a line that replaces itself while something long is under way."""
+"""How far something long is: words about time, a line that replaces itself, and what a training run says."""
 
+import json
 import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+SMALLER = 1 - (24 / 32) ** 2  # the part of the work that is saved at low resolution
+LONG = 20  # minutes of training after which a smaller budget is offered
+MULTIPLY_ADDS = {"ResNet18": 555, "CustomResNet": 379, "FastNet": 118}  # millions per image
+MEASURED = Path(__file__).resolve().parent / "benchmarks/results/accuracy.json"
 
 
 def clock(seconds: float) -> str:
@@ -27,3 +39,82 @@ class TransientLine:
             self.handle.update({"text/plain": text}, raw=True)
         elif sys.stderr.isatty():
             print(f"\r{text:100s}", end="" if text else "\r", file=sys.stderr, flush=True)
+
+
+def epoch_line(row: pd.Series, epochs: int) -> str:
+    """One epoch of read_metrics' table as a line."""
+    validated = "val_loss" in row and row.val_loss == row.val_loss  # not NaN
+    return (
+        f"epoch {int(row.epoch) + 1:3d}/{epochs} | train loss {row.train_loss:.3f} acc {row.train_acc:.4f}"
+        + (f" | val loss {row.val_loss:.3f} acc {row.val_acc:.4f}" if validated else "") + f" | {clock(row.seconds)}"
+    )  # fmt: skip
+
+
+def work(first: int, last: int, low: float) -> float:
+    """The work of the batches from first to last, in batches at full resolution; those before `low` are smaller."""
+    return last - first - SMALLER * max(0, min(last, low) - first)
+
+
+def smaller_budget(network: str, epochs: float, measured: Path = MEASURED) -> str:
+    """What to train instead if there is time for so many epochs of a network: the best measured in such a time.
+
+    measured: a file that benchmarks/accuracy.py wrote; its times are of another machine, so multiply-adds are compared.
+    """
+    rows = json.loads(measured.read_text()) if measured.exists() else []
+    affordable = epochs * MULTIPLY_ADDS[network]
+    fitting = [row for row in rows if row["epochs"] * MULTIPLY_ADDS[row["network"]] <= affordable]
+    advice = f"This machine needs more than {LONG} minutes for it. "
+    if not fitting:
+        return advice + f"EPOCHS = {max(1, int(epochs))} would take {'less' if epochs >= 1 else 'more'}."
+    best = max(fitting, key=lambda row: row["single"])
+    return advice + (
+        f'ARCH = "{best["network"]}", RECIPE = "{best["recipe"]}" would take less, for an accuracy of about'
+        f" {best['single']:.1%} (measured, {best['train_images']:,} images)."
+    )
+
+
+class Progress(Callback):
+    """Prints an estimate after a few steps and a line per epoch, shows the time left in between, adds up the time."""
+
+    def __init__(self):
+        self.seconds = 0.0  # of training and validation, all interruptions left out
+        self.started = 0.0
+        self.shown = 0.0
+
+    def state_dict(self) -> dict:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.seconds = state["seconds"]
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.line = TransientLine()
+        self.first_epoch = trainer.current_epoch
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, index: int) -> None:
+        now, steps = time.perf_counter(), trainer.num_training_batches
+        if index == 2:  # the first batches are slower: memory and kernels are being prepared
+            self.warm = now
+        if index < 12 or now - self.shown < 2:
+            return
+        self.shown = now
+        first, low = trainer.current_epoch * steps, module.recipe.low_res * trainer.max_epochs * steps
+        unit = (now - self.warm) / work(first + 2, first + index, low)
+        left = unit * work(first + index, trainer.max_epochs * steps, low)
+        if index == 12 and trainer.current_epoch == self.first_epoch:
+            print(f"about {clock(left)} for {trainer.max_epochs - self.first_epoch} epochs")
+            if left > 60 * LONG and self.first_epoch == 0:
+                print(smaller_budget(module.recipe.network, 60 * LONG / (unit * steps)))
+        self.line.show(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {100 * index // steps} %, {clock(left)} left"
+        )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        now = time.perf_counter()
+        spent, self.started = now - self.started, now  # an epoch begins where the one before ended
+        self.seconds += spent
+        module.log("seconds", spent)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.line.show("")
+        print(epoch_line(pd.Series(metrics | {"epoch": trainer.current_epoch, "seconds": spent}), trainer.max_epochs))

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 
+from machine import check_precision, choose_precision
 from models import NETWORKS
 from models.lit import RECIPES, Recipe, choose_recipe
 
 PROJECT = Path(__file__).resolve().parent
 SWITCHES = (
-    "SEED", "ARCH", "RECIPE", "EPOCHS", "BATCH_SIZE", "TRAIN", "FRESH", "NUM_SAMPLES", "OPACITY", "DATA_DIR",
-    "CHECKPOINT_DIR", "OUT_DIR", "PUSH_TO", "LAUNCH",
+    "SEED", "ARCH", "RECIPE", "EPOCHS", "BATCH_SIZE", "LOADER", "PRECISION", "TRAIN", "FRESH", "NUM_SAMPLES", "OPACITY",
+    "DATA_DIR", "CHECKPOINT_DIR", "OUT_DIR", "PUSH_TO", "LAUNCH",
 )  # fmt: skip
 
 
@@ -25,6 +26,8 @@ class Settings:
     seed: int
     recipe_name: str
     recipe: Recipe
+    fast_loader: bool
+    precision: str
     train: str
     fresh: bool
     num_samples: int
@@ -73,7 +76,10 @@ def check(switches: dict) -> None:
     """Raise ValueError for the first switch that is missing, unknown or out of range."""
     if set(switches) != set(SWITCHES):
         raise ValueError(f"expected the switches {sorted(SWITCHES)}, got {sorted(switches)}")
-    for name, allowed in (("ARCH", ["auto", *NETWORKS]), ("TRAIN", ["yes", "stored"]), ("RECIPE", ["", *RECIPES])):
+    for name, allowed in (
+        ("ARCH", ["auto", *NETWORKS]), ("RECIPE", ["", *RECIPES]), ("LOADER", ["albumentations", "fast"]),
+        ("TRAIN", ["yes", "stored"]),
+    ):  # fmt: skip
         if switches[name] not in allowed:
             raise ValueError(f"{name}: expected one of {allowed}, got {switches[name]!r}")
     for name, low, high in (
@@ -93,11 +99,14 @@ def resolve(switches: dict) -> Settings:
     smoke = bool(os.environ.get("SMOKE_TEST"))
     arch = switches["ARCH"]
     if arch == "auto":
-        arch = "ResNet18" if torch.cuda.is_available() else "CustomResNet"
+        arch = "ResNet18" if torch.cuda.is_available() else "FastNet"
     epochs = min(switches["EPOCHS"] or 2, 2) if smoke else switches["EPOCHS"]
     name, recipe = choose_recipe(arch, switches["RECIPE"], epochs, switches["BATCH_SIZE"])
+    precision = switches["PRECISION"] or choose_precision()
+    check_precision(precision)
     return Settings(
-        seed=switches["SEED"], recipe_name=name, recipe=recipe, train=switches["TRAIN"],
+        seed=switches["SEED"], recipe_name=name, recipe=recipe, fast_loader=switches["LOADER"] == "fast",
+        precision=precision, train=switches["TRAIN"],
         fresh=switches["FRESH"], num_samples=switches["NUM_SAMPLES"], opacity=switches["OPACITY"],
         data_dir=Path(switches["DATA_DIR"]),
         checkpoint_dir=scratch_folder() if smoke else Path(switches["CHECKPOINT_DIR"]),

@@ -17,15 +17,15 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
 from dataload import CIFAR10DataModule, Splits, normalize
-from machine import choose_precision, hardware, versions
+from machine import check_precision, choose_precision, hardware, versions
 from models.bundle import load_bundle, sha256
 from models.lit import LitClassifier, Recipe
-from progress import TransientLine, clock
+from progress import Progress, clock, epoch_line
 
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # or each fit prints an advertisement
 for harmless in (
@@ -79,63 +79,7 @@ def load_classifier(path: Path, arch: str) -> LitClassifier:
     return LitClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
 
 
-# ---- progress -------------------------------------------------------------------------------------------------------
-
-
-def epoch_line(row: pd.Series, epochs: int) -> str:
-    """One epoch of read_metrics' table as a line."""
-    validated = "val_loss" in row and row.val_loss == row.val_loss  # not NaN
-    return (
-        f"epoch {int(row.epoch) + 1:3d}/{epochs} | train loss {row.train_loss:.3f} acc {row.train_acc:.4f}"
-        + (f" | val loss {row.val_loss:.3f} acc {row.val_acc:.4f}" if validated else "") + f" | {clock(row.seconds)}"
-    )  # fmt: skip
-
-
-class Progress(Callback):
-    """Prints an estimate after a few steps and a line per epoch, shows the time left in between, adds up the time."""
-
-    def __init__(self):
-        self.seconds = 0.0  # of training and validation, all interruptions left out
-        self.started = 0.0
-        self.shown = 0.0
-
-    def state_dict(self) -> dict:
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.seconds = state["seconds"]
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.line = TransientLine()
-        self.first_epoch = trainer.current_epoch
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.started = time.perf_counter()
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, index: int) -> None:
-        now, steps = time.perf_counter(), trainer.num_training_batches
-        if index == 2:  # the first steps are slower: memory and kernels are being prepared
-            self.warm = now
-        if index < 12 or now - self.shown < 2:
-            return
-        self.shown = now
-        step = (now - self.warm) / (index - 2)
-        left = step * (steps * (trainer.max_epochs - trainer.current_epoch) - index)
-        if index == 12 and trainer.current_epoch == self.first_epoch:
-            print(
-                f"about {clock(left)} for {trainer.max_epochs - self.first_epoch} epochs: {1000 * step:.0f} ms a step"
-            )
-        self.line.show(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {100 * index // steps} %, {clock(left)} left"
-        )
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        spent = time.perf_counter() - self.started
-        self.seconds += spent
-        module.log("seconds", spent)
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.line.show("")
-        print(epoch_line(pd.Series(metrics | {"epoch": trainer.current_epoch, "seconds": spent}), trainer.max_epochs))
+# ---- the run ---------------------------------------------------------------------------------------------------------
 
 
 def read_metrics(logs: Path) -> pd.DataFrame:
@@ -145,9 +89,6 @@ def read_metrics(logs: Path) -> pd.DataFrame:
         rows = pd.read_csv(path)
         table = pd.concat([table[table.epoch < rows.epoch.min()], rows])
     return table.reset_index(drop=True)
-
-
-# ---- the run --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -161,11 +102,13 @@ class Run:
 
 
 def data_for(recipe: Recipe, splits: Splits, seed: int = 42, fast: bool = False) -> CIFAR10DataModule:
-    """The loaders as a recipe wants them on this machine: without a GPU in micro-batches."""
-    micro_batch = recipe.batch_size if torch.cuda.is_available() else recipe.micro_batch or recipe.batch_size
+    """The loaders as a recipe wants them on this machine: without a GPU in micro-batches, and without workers, which
+    would take the cores that train."""
+    gpu = torch.cuda.is_available()
     return CIFAR10DataModule(
-        batch_size=micro_batch, seed=seed, splits=splits, padding=recipe.padding, cutout=recipe.cutout, fast=fast
-    )
+        batch_size=recipe.batch_size if gpu else recipe.micro_batch or recipe.batch_size, num_workers=2 if gpu else 0,
+        seed=seed, splits=splits, padding=recipe.padding, cutout=recipe.cutout, fast=fast,
+    )  # fmt: skip
 
 
 def run_folder(root: str | Path, recipe: Recipe, seed: int, data: CIFAR10DataModule) -> Path:
@@ -218,6 +161,8 @@ def train(
     root: where the runs' folders are. fresh: train anew even if the run exists (its old folder is kept aside).
     precision: Lightning's name, or None for choose_precision(). Returns the weights of the last epoch.
     """
+    precision = precision or choose_precision()
+    check_precision(precision)
     data.setup()
     folder = run_folder(root, recipe, seed, data)
     if fresh and folder.exists():
@@ -231,7 +176,7 @@ def train(
         for _, row in epochs.iterrows():
             print(epoch_line(row, recipe.epochs))
     else:
-        facts = fit(recipe, data, folder, seed, precision or choose_precision(), devices)
+        facts = fit(recipe, data, folder, seed, precision, devices)
         table = read_metrics(folder / "logs")
         table.to_csv(metrics_csv, index=False)
         facts["val_acc"] = float(table.val_acc.dropna().iloc[-1]) if "val_acc" in table else None

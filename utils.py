@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from evaluation import predict
-from models import bundle, explain
+from models import NETWORKS, bundle, explain
 
 MAX_SAMPLES = 20
 MAX_TILES = 50
@@ -296,6 +296,8 @@ def export_to_space(
             if path.is_dir():
                 shutil.rmtree(space / path.name, ignore_errors=True)
             path.replace(space / path.name)
+    for other in {Path(inspect.getfile(network)).name for network in NETWORKS.values()} - {written["source"]}:
+        (space / other).unlink(missing_ok=True)  # of the network that was there before
     return written
 
 

@@ -5,12 +5,19 @@ batches of 2,000, bf16 autocast, channels_last, all images resident and augmente
 without micro-batches and with memory as it comes.
 """
 
+import argparse
+import json
+import os
+import sys
 import time
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.accuracy import all_images
+from dataload import load_splits, normalize
+from evaluation import accuracy, six_views
 from models.fastnet import FastNet
 from models.muon import Muon
 
@@ -73,3 +80,33 @@ class Reference:
             self.optimizer.zero_grad(set_to_none=True)
         self.done += 1
         return time.perf_counter() - start
+
+    @torch.no_grad()
+    def accuracies(self, images: Tensor, labels: Tensor) -> dict:
+        """On normalised images (N, 3, 32, 32): with a single view of each, and with six."""
+        self.net.eval()
+        batches = images.contiguous(memory_format=torch.channels_last).split(500)
+        single = torch.cat([self.net(batch) for batch in batches])
+        six = torch.cat([six_views(self.net, batch) for batch in batches])
+        return {"single": accuracy(single, labels), "tta": accuracy(six, labels)}
+
+
+def main() -> None:
+    """Do what the lines of the standard input say, 'epoch' or 'test', and print what was measured, as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=0, help="train on the first N images only")
+    splits = load_splits(os.environ.get("DATA_DIR", "data"))
+    count = parser.parse_args().images
+    train = all_images(splits).train if not count else splits.train
+    images, labels = train.images[: count or None], train.labels[: count or None]
+    reference = Reference(normalize(images), torch.from_numpy(labels).long(), seed=0)
+    for line in sys.stdin:
+        if line.strip() == "epoch":
+            print(json.dumps({"seconds": reference.epoch()}), flush=True)
+        else:
+            test = normalize(splits.test.images), torch.from_numpy(splits.test.labels)
+            print(json.dumps(reference.accuracies(*test)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

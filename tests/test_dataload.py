@@ -16,10 +16,11 @@ from dataload import (
     denormalize,
     loader,
     make_loader,
+    normalize,
     sample_cifar10,
     split,
-    transform,
 )
+from fastload import FastLoader
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +64,13 @@ def test_the_seed_decides_the_split():
 
 
 def test_augmentation_runs_in_the_order_of_the_recipe():
-    names = [type(step).__name__ for step in transform(train=True).transforms]
-    assert names == ["PadIfNeeded", "RandomCrop", "HorizontalFlip", "CoarseDropout", "Normalize", "ToTensorV2"]
+    names = ["PadIfNeeded", "RandomCrop", "HorizontalFlip", "CoarseDropout"]
+    assert [type(step).__name__ for step in augmentation()] == names
+    assert [type(step).__name__ for step in augmentation(cutout=0)] == names[:3]
 
 
-def test_an_argument_that_albumentations_does_not_know_is_an_error():
-    assert transform(train=True).strict and transform(train=False).strict
+def test_an_argument_that_albumentations_does_not_know_is_an_error(image):
+    assert AlbumentationImageDataset([(image, 3)]).transform.strict
     with pytest.raises(UserWarning, match="not valid"):
         A.CoarseDropout(max_holes=1)
 
@@ -99,12 +101,12 @@ def test_half_of_the_images_lose_one_square_of_the_mean_colour():
             rows, columns = np.nonzero(painted)
             assert np.ptp(rows) == np.ptp(columns) == 7
     assert set(lost) == {0, 64} and 440 < lost.count(64) < 560
-    normalised = transform(train=False)(image=np.full((32, 32, 3), dataload.MEAN_COLOUR, dtype=np.uint8))["image"]
+    normalised = normalize(np.full((1, 32, 32, 3), dataload.MEAN_COLOUR, dtype=np.uint8))
     assert normalised.abs().max() < 0.01  # the colour of the square says nothing to the network
 
 
 def test_normalising_can_be_undone(image):
-    tensor = transform(train=False)(image=image)["image"]
+    tensor = normalize(image[None])[0]
     assert tensor.shape == (3, 32, 32) and tensor.dtype == torch.float32
     by_hand = (image / 255 - [0.4914, 0.4822, 0.4465]) / [0.2470, 0.2435, 0.2616]
     assert np.abs(tensor.numpy() - by_hand.transpose(2, 0, 1)).max() < 1e-5
@@ -142,8 +144,14 @@ def all_images(batches) -> torch.Tensor:
 def test_validation_and_test_images_are_never_augmented(tiny_splits):
     data = CIFAR10DataModule(batch_size=16, num_workers=0, splits=tiny_splits)
     for batches, part in ((data.val_dataloader(), tiny_splits.val), (data.test_dataloader(), tiny_splits.test)):
-        plain = torch.stack([transform(train=False)(image=image)["image"] for image in part.images])
-        assert torch.equal(all_images(batches), plain)
+        assert torch.equal(all_images(batches), normalize(part.images))
+
+
+def test_a_dataset_gives_single_images_and_batches_alike(tiny_splits):
+    dataset = AlbumentationImageDataset(list(zip(*tiny_splits.test, strict=True)), train=False)
+    images, labels = dataset.__getitems__([5, 2])
+    assert images.shape == (2, 3, 32, 32) and labels.tolist() == tiny_splits.test.labels[[5, 2]].tolist()
+    assert torch.equal(dataset[2][0], images[1]) and dataset[2][1] == int(labels[1])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -185,6 +193,71 @@ def test_loader_gives_the_training_and_the_test_batches(monkeypatch):
     assert images.shape == (50, 3, 32, 32) and labels.shape == (50,) and images.dtype == torch.float32
     assert not torch.equal(all_images(train_loader), all_images(train_loader))  # the next epoch is another
     assert len(train_loader.dataset) == 450 and len(test_loader.dataset) == 100
+
+
+# ---- fast loader ----
+
+
+def drawn(images: np.ndarray, epoch: int = 0, fast: bool = True, padding: int = 4, cutout: int = 8) -> np.ndarray:
+    """One epoch of these images as the fast loader, or Albumentations, gives them: normalised (N, 32, 32, 3)."""
+    labels = np.arange(len(images)) % 10
+    if fast:
+        numbers = (dataload.CIFAR10_MEAN, dataload.CIFAR10_STD, 100, 7, epoch, padding, cutout, "cpu")
+        batches = FastLoader(images, labels, *numbers)
+    else:
+        batches = make_loader(Images(images, labels), 100, 0, True, 7, padding=padding, cutout=cutout)
+    return all_images(batches).permute(0, 2, 3, 1).numpy()
+
+
+def test_both_loaders_shift_mirror_and_cut_alike():
+    """One image, thousands of times: the mean and deviation of each pixel are those of the same random process."""
+    image = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    fast, slow = (drawn(np.stack([image] * 6000), fast=fast) for fast in (True, False))
+    assert np.abs(fast.mean(0) - slow.mean(0)).max() < 5.5 * (2 / 6000) ** 0.5 * slow.std(0).max()
+    assert np.abs(fast.std(0) - slow.std(0)).mean() < 0.02 * slow.std(0).mean()
+    # Cut out: the mean colour, which is 0 but for rounding. An 8x8 square in half of the images is 3.1 % of the pixels.
+    shares = [(np.abs(images).max(-1) < 0.01).mean() for images in (fast, slow)]
+    assert shares == pytest.approx([0.5 * 64 / 1024] * 2, rel=0.06)
+
+
+def test_the_fast_loader_shifts_by_every_number_of_pixels_and_reflects_at_the_edge():
+    ramp = np.zeros((2000, 32, 32, 3), dtype=np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(32)[:, None], np.arange(32)  # each pixel carries its row and column
+    images = drawn(ramp, padding=2, cutout=0)
+    pixels = np.round(255 * (images * dataload.CIFAR10_STD + dataload.CIFAR10_MEAN)).astype(int)
+    seen = set()
+    padded = np.pad(ramp[0], ((2, 2), (2, 2), (0, 0)), "reflect")
+    crops = {}
+    for y, x in np.ndindex(5, 5):
+        crop = padded[y : y + 32, x : x + 32, :2].astype(int)
+        crops |= {crop.tobytes(): (y, x, False), np.ascontiguousarray(crop[:, ::-1]).tobytes(): (y, x, True)}
+    for picture in pixels:
+        seen.add(crops[np.ascontiguousarray(picture[..., :2]).tobytes()])  # KeyError: no crop of the padded image
+    assert len(seen) == 50
+
+
+def test_the_fast_loader_mirrors_each_image_in_every_other_epoch():
+    count = 200
+    marked = np.zeros((count, 32, 32, 3), dtype=np.uint8)
+    marked[:, :, :16, 0] = 255  # the left half is red
+    marked[..., 1] = np.arange(count)[:, None, None]  # the number of the image
+    sides = []
+    for epoch in (0, 1, 2):
+        pixels = np.round(255 * (drawn(marked, epoch, cutout=0) * dataload.CIFAR10_STD + dataload.CIFAR10_MEAN))
+        by_number = {int(image[0, 0, 1]): image[16, 4, 0] > 128 for image in pixels}
+        sides.append([by_number[number] for number in range(count)])
+    assert sides[0] == sides[2] and sides[1] == [not side for side in sides[0]]
+    assert 65 < sum(sides[0]) < 135  # half of 200, +- 5 standard deviations of 7
+
+
+def test_the_fast_loader_s_epoch_follows_from_its_seed_and_number(tiny_splits):
+    images = tiny_splits.train.images
+    assert np.array_equal(drawn(images, epoch=3), drawn(images, epoch=3))
+    assert not np.array_equal(drawn(images, epoch=3), drawn(images, epoch=5))
+    data = CIFAR10DataModule(batch_size=24, splits=tiny_splits, fast=True)
+    batches = list(data.train_dataloader())
+    assert len(data.train_dataloader()) == len(batches) == 3 and len(batches[-1][1]) == 64 - 48
+    assert np.bincount(torch.cat([labels for _, labels in batches])).tolist() == [7, 7, 7, 7, 6, 6, 6, 6, 6, 6]
 
 
 # ---- sample ----

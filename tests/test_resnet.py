@@ -1,4 +1,4 @@
-"""The two networks are those of the assignment, and describing them changes nothing."""
+"""The networks are those of the assignment, and describing them changes nothing."""
 
 import re
 from pathlib import Path
@@ -38,7 +38,7 @@ def rows(table: str) -> list[list[str]]:
 def test_custom_resnet_has_the_children_of_the_reference():
     expected = rows((REFERENCE / "custom_resnet_lightning.txt").read_text())
     assert rows(model_summary(build("CustomResNet"))) == expected[1:]  # the first row, acc, is LitClassifier's
-    shown = rows(str(ModelSummary(LitClassifier("CustomResNet"), max_depth=2)))
+    shown = rows(str(ModelSummary(LitClassifier(network="CustomResNet"), max_depth=2)))
     assert [row[0] for row in shown][:3] == ["acc", "model", "model.preplayer1"]
     assert [[row[0].removeprefix("model."), *row[1:]] for row in shown if row[0] != "model"] == expected
 
@@ -76,7 +76,16 @@ def test_an_unknown_network_is_refused_with_the_names_that_exist():
 def test_every_parameter_gets_a_gradient(arch):
     model = build(arch)
     model(torch.rand(4, 3, 32, 32)).square().sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    learned = [p for p in model.parameters() if p.requires_grad]
+    assert len(learned) > 5 and all(p.grad is not None and p.grad.abs().sum() > 0 for p in learned)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_images_of_24_pixels_are_for_training_only(arch):
+    model = build(arch).train()
+    assert model(torch.rand(2, 3, 24, 24)).shape == (2, 10)
+    with pytest.raises(ValueError, match=re.escape("got (2, 3, 24, 24)")):
+        model.eval()(torch.rand(2, 3, 24, 24))
 
 
 @pytest.mark.parametrize("arch", ARCHS)

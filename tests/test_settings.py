@@ -9,9 +9,9 @@ import settings
 from settings import PROJECT, output_folder, resolve
 
 DEFAULTS = {
-    "SEED": 42, "ARCH": "auto", "RECIPE": "", "EPOCHS": 0, "BATCH_SIZE": 0, "TRAIN": "yes", "FRESH": False,
-    "NUM_SAMPLES": 10, "OPACITY": 0.4, "DATA_DIR": "data", "CHECKPOINT_DIR": "checkpoints", "OUT_DIR": ".",
-    "PUSH_TO": "", "LAUNCH": False,
+    "SEED": 42, "ARCH": "auto", "RECIPE": "", "EPOCHS": 0, "BATCH_SIZE": 0, "LOADER": "albumentations", "PRECISION": "",
+    "TRAIN": "yes", "FRESH": False, "NUM_SAMPLES": 10, "OPACITY": 0.4, "DATA_DIR": "data",
+    "CHECKPOINT_DIR": "checkpoints", "OUT_DIR": ".", "PUSH_TO": "", "LAUNCH": False,
 }  # fmt: skip
 
 
@@ -23,7 +23,7 @@ def plain_environment(monkeypatch):
         monkeypatch.delenv(f"ERA_{name}", raising=False)
 
 
-@pytest.mark.parametrize(("gpu", "arch"), [(True, "ResNet18"), (False, "CustomResNet")])
+@pytest.mark.parametrize(("gpu", "arch"), [(True, "ResNet18"), (False, "FastNet")])
 def test_auto_is_the_large_network_on_a_gpu_only(monkeypatch, gpu, arch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert resolve(DEFAULTS).recipe.network == arch
