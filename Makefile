@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 NOTEBOOK := ERA_S12_Assignment.ipynb
 
-.PHONY: run test app publish notebook lint clean
+.PHONY: run test app publish notebook bench lint clean
 
 run: $(READY) ## execute the notebook into runs/, then serve the Space that came out of it
 	@$(BIN)/python run.py run
@@ -20,6 +20,9 @@ publish: $(READY) ## promote the newest finished run on CIFAR-10 (or RUN=runs/..
 
 notebook: $(READY) ## open the notebook
 	$(BIN)/jupyter lab $(NOTEBOOK)
+
+bench: $(READY) ## speed as ratios within one run, about an hour; accuracy: python -m benchmarks.accuracy RECIPE
+	$(BIN)/python -m benchmarks.speed
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

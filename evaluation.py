@@ -77,3 +77,8 @@ def calibration_error(logits: Tensor, labels: Tensor, temperature: float = 1.0) 
     bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
     gaps = torch.zeros(BINS, dtype=torch.double).index_add_(0, bins, right - confidence)
     return float(gaps.abs().sum() / len(labels))
+
+
+def doubt_threshold(logits: Tensor, temperature: float, fraction: float) -> float:
+    """The probability below which the surest class of this fraction of the images lies. logits: (N, classes)."""
+    return float((logits.double() / temperature).softmax(1).amax(1).quantile(fraction))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from machine import check_precision, choose_precision
+from machine import check_precision
 from models import NETWORKS
 from models.lit import RECIPES, Recipe, choose_recipe
 
@@ -102,11 +102,11 @@ def resolve(switches: dict) -> Settings:
         arch = "ResNet18" if torch.cuda.is_available() else "FastNet"
     epochs = min(switches["EPOCHS"] or 2, 2) if smoke else switches["EPOCHS"]
     name, recipe = choose_recipe(arch, switches["RECIPE"], epochs, switches["BATCH_SIZE"])
-    precision = switches["PRECISION"] or choose_precision()
-    check_precision(precision)
+    if switches["PRECISION"]:
+        check_precision(switches["PRECISION"])
     return Settings(
         seed=switches["SEED"], recipe_name=name, recipe=recipe, fast_loader=switches["LOADER"] == "fast",
-        precision=precision, train=switches["TRAIN"],
+        precision=switches["PRECISION"], train=switches["TRAIN"],
         fresh=switches["FRESH"], num_samples=switches["NUM_SAMPLES"], opacity=switches["OPACITY"],
         data_dir=Path(switches["DATA_DIR"]),
         checkpoint_dir=scratch_folder() if smoke else Path(switches["CHECKPOINT_DIR"]),

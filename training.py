@@ -119,7 +119,10 @@ def run_folder(root: str | Path, recipe: Recipe, seed: int, data: CIFAR10DataMod
     return Path(root) / f"{recipe.network}-{recipe.epochs}-{digest[:8]}"
 
 
-def fit(recipe: Recipe, data: CIFAR10DataModule, folder: Path, seed: int, precision: str, devices: int | str) -> dict:
+def fit(
+    recipe: Recipe, data: CIFAR10DataModule, folder: Path, seed: int, precision: str, devices: int | str,
+    compiled: bool = False,
+) -> dict:  # fmt: skip
     """Train, or continue; returns the facts of the finished run."""
     pl.seed_everything(seed, workers=True, verbose=False)
     parts, rest = divmod(recipe.batch_size, data.batch_size)
@@ -128,6 +131,8 @@ def fit(recipe: Recipe, data: CIFAR10DataModule, folder: Path, seed: int, precis
     classifier = LitClassifier(**asdict(recipe))
     if hasattr(classifier.model, "whiten"):
         classifier.model.whiten(normalize(data.splits.train.images[:5000]))
+    if compiled:
+        classifier.model.compile()
     progress = Progress()
     keep_two = ModelCheckpoint(
         folder, "epoch{epoch:03d}", monitor="epoch", mode="max", save_top_k=2, save_last=True,
@@ -154,12 +159,13 @@ def fit(recipe: Recipe, data: CIFAR10DataModule, folder: Path, seed: int, precis
 
 def train(
     recipe: Recipe, data: CIFAR10DataModule, root: str | Path = "checkpoints", seed: int = 42, fresh: bool = False,
-    precision: str | None = None, devices: int | str = "auto",
+    precision: str | None = None, devices: int | str = "auto", compiled: bool = False,
 ) -> Run:  # fmt: skip
     """Train a network, continue an interrupted run, or load a finished one, and say which.
 
     root: where the runs' folders are. fresh: train anew even if the run exists (its old folder is kept aside).
-    precision: Lightning's name, or None for choose_precision(). Returns the weights of the last epoch.
+    precision: Lightning's name, or None for choose_precision(). compiled: let torch.compile make the network faster,
+    which pays on a GPU, after a minute. Returns the weights of the last epoch.
     """
     precision = precision or choose_precision()
     check_precision(precision)
@@ -176,7 +182,7 @@ def train(
         for _, row in epochs.iterrows():
             print(epoch_line(row, recipe.epochs))
     else:
-        facts = fit(recipe, data, folder, seed, precision, devices)
+        facts = fit(recipe, data, folder, seed, precision, devices, compiled)
         table = read_metrics(folder / "logs")
         table.to_csv(metrics_csv, index=False)
         facts["val_acc"] = float(table.val_acc.dropna().iloc[-1]) if "val_acc" in table else None

@@ -137,10 +137,14 @@ def plot_confusion(
 
 
 def get_misclassified_data(
-    model: nn.Module, device: str | torch.device, test_loader: DataLoader, temperature: float = 1.0
-) -> list[Misclassified]:
-    """All wrong predictions, in the loader's order. temperature: divides the logits before the softmax."""
-    logits, labels = predict(model, device, test_loader)
+    model: nn.Module, device: str | torch.device, test_loader: DataLoader, temperature: float = 1.0,
+    predictions: tuple[Tensor, Tensor] | None = None,
+) -> list[Misclassified]:  # fmt: skip
+    """All wrong predictions, in the loader's order. temperature: divides the logits before the softmax.
+
+    predictions: logits and labels of these images, if `predict` gave them before.
+    """
+    logits, labels = predictions or predict(model, device, test_loader)
     probs, preds = (logits / temperature).softmax(1), logits.argmax(1)
     dataset = test_loader.dataset
     return [

@@ -59,7 +59,10 @@ def load_bundle(folder: str | Path) -> tuple[nn.Module, dict]:
     spec = importlib.util.spec_from_file_location(f"bundle_{Path(meta['source']).stem}", folder / meta["source"])
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    model = module.build(meta["architecture"], len(meta["classes"]))
+    network = getattr(module, str(meta["architecture"]), None)
+    if not (isinstance(network, type) and issubclass(network, nn.Module)):
+        raise ValueError(f"{folder}: {meta['source']} has no network {meta['architecture']!r}")
+    model = network(len(meta["classes"]))
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     except (RuntimeError, SafetensorError) as error:

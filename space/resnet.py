@@ -1,4 +1,4 @@
-"""Two residual networks for 32x32 images, and the table that describes each.
+"""Two residual networks for 32x32 images, and the table that describes any network.
 
 ResNet18: He et al. 2015 (arXiv:1512.03385), with the stem of kuangliu/pytorch-cifar: a 3x3 convolution and no
 max-pooling, because 32x32 leaves nothing to throw away. 11,173,962 parameters.
@@ -11,7 +11,6 @@ Grad-CAM keeps the tensors that the stages return and reads them after the whole
 import contextlib
 import copy
 import io
-from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
@@ -29,9 +28,10 @@ class Stage(NamedTuple):
     size: int
 
 
-def check_images(images: Tensor) -> None:
-    """Raise ValueError unless images has the shape (N, 3, 32, 32)."""
-    if images.ndim != 4 or images.shape[1:] != (3, 32, 32):
+def check_images(images: Tensor, training: bool) -> None:
+    """Raise ValueError unless images has the shape (N, 3, 32, 32), or (N, 3, 24, 24) in training, for a quick start."""
+    sides = ((32, 32), (24, 24)) if training else ((32, 32),)
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2:] not in sides:
         raise ValueError(f"expected images of shape (N, 3, 32, 32), got {tuple(images.shape)}")
 
 
@@ -80,10 +80,10 @@ class ResNet18(nn.Module):
         return [Stage(name, getattr(self, name), size) for name, size in sizes.items()]
 
     def forward(self, images: Tensor) -> Tensor:
-        check_images(images)
+        check_images(images, self.training)
         x = F.relu(self.bn1(self.conv1(images)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        x = F.avg_pool2d(x, 4).flatten(1)  # (N, 512)
+        x = x.mean((2, 3))  # (N, 512)
         return self.linear(x)
 
 
@@ -107,7 +107,7 @@ class CustomResNet(nn.Module):
         self.convblock3 = nn.Sequential(*conv_block(256, 512, pool=True))  #               (N, 512,  4,  4)
         self.resblock3 = nn.Sequential(*conv_block(512, 512))
         self.resblock4 = nn.Sequential(*conv_block(512, 512))
-        self.maxpoollayer1 = nn.Sequential(nn.Identity(), nn.MaxPool2d(4))  #              (N, 512,  1,  1)
+        self.maxpoollayer1 = nn.Sequential(nn.Identity(), nn.AdaptiveMaxPool2d(1))  #       (N, 512,  1,  1)
         self.ffconnectedlayer1 = nn.Linear(512, num_classes)
         self.dropout = nn.Dropout(0.0)  # before the linear layer; short runs underfit, so nothing is dropped
 
@@ -121,23 +121,13 @@ class CustomResNet(nn.Module):
         ]
 
     def forward(self, images: Tensor) -> Tensor:
-        check_images(images)
+        check_images(images, self.training)
         x = self.convblock1(self.preplayer1(images))
         x = x + self.resblock2(self.resblock1(x))
         x = self.convblock3(self.convblock2(x))
         x = x + self.resblock4(self.resblock3(x))
         x = self.maxpoollayer1(x).flatten(1)  # (N, 512)
         return LOGIT_SCALE * self.ffconnectedlayer1(self.dropout(x))
-
-
-NETWORKS = OrderedDict(ResNet18=ResNet18, CustomResNet=CustomResNet)
-
-
-def build(arch: str, num_classes: int = 10) -> nn.Module:
-    """Make the network of that name; ValueError with the possible names for any other."""
-    if arch not in NETWORKS:
-        raise ValueError(f"unknown network {arch!r}, expected one of {', '.join(NETWORKS)}")
-    return NETWORKS[arch](num_classes)
 
 
 def torchsummary_table(model: nn.Module) -> str:

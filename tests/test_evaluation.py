@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation import accuracy, calibration_error, fit_temperature, predict, six_views
+from evaluation import accuracy, calibration_error, doubt_threshold, fit_temperature, predict, six_views
 
 
 class Corner(nn.Module):
@@ -59,3 +59,9 @@ def test_answers_of_one_bin_balance_each_other():
     confidence = torch.full((10,), 0.7)
     logits = torch.stack([confidence, 1 - confidence], 1).log()
     assert calibration_error(logits, torch.tensor([0] * 7 + [1] * 3)) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_twentieth_of_the_images_lies_below_the_threshold_of_doubt():
+    logits = 3 * torch.randn(1000, 10, generator=torch.Generator().manual_seed(0))
+    threshold = doubt_threshold(logits, 0.7, 0.05)
+    assert int(((logits / 0.7).softmax(1).max(1).values < threshold).sum()) == 50

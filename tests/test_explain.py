@@ -36,6 +36,14 @@ def reference_gradcam(model, layer, image, target):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_stage_of_fastnet_can_be_explained(stage):
+    model = build("FastNet").eval()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    cams = gradcam(model, model.stages()[stage].module, images, [3, 5])
+    assert cams.shape == (2, 32, 32) and cams.min() >= 0 and cams.max() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_gradcam_agrees_with_a_second_implementation(model, images, stage):
     layer, classes = model.stages()[stage].module, [3, 0, 9]
     cams = gradcam(model, layer, images, classes)

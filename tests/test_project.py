@@ -13,6 +13,7 @@ import nbformat
 import pytest
 
 import run
+from benchmarks import report
 from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES
 from models.bundle import load_bundle
 from models.lit import RECIPES
@@ -21,6 +22,7 @@ from tests.conftest import PROJECT
 
 NOTEBOOK = PROJECT / "ERA_S12_Assignment.ipynb"
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
+MEASURED = json.loads((report.RESULTS / "accuracy.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,7 @@ def test_the_committed_space_is_of_the_same_run(results):
     assert sum(p.numel() for p in model.parameters()) == results["parameters"] == 11_173_962
     assert meta["classes"] == list(CLASSES)
     assert (tuple(meta["mean"]), tuple(meta["std"])) == (CIFAR10_MEAN, CIFAR10_STD)
-    for name in ("resnet.py", "explain.py", "bundle.py"):
+    for name in (meta["source"], "explain.py", "bundle.py"):
         assert (PROJECT / "space" / name).read_bytes() == (PROJECT / "models" / name).read_bytes(), name
 
 
@@ -131,15 +133,33 @@ def test_the_space_shows_at_most_fifty_tiles_that_are_errors():
 
 def test_every_measured_number_of_the_readme_is_that_of_the_results(results):
     """Accuracies have two decimals and a percent sign; minutes, epochs and counts stand in the result table."""
-    accuracies = {f"{results[key]:.2%}".replace("%", " %") for key in ("test_acc", "val_acc")}
-    assert set(re.findall(r"\d+\.\d+ %", README)) == accuracies
+    accuracies = {f"{100 * results[key]:.2f} %" for key in ("test_acc", "test_acc_tta", "val_acc")}
+    measured = {f"{100 * row[key]:.2f} %" for row in MEASURED for key in ("single", "tta", "ece") if row.get(key)}
+    found = set(re.findall(r"\d+\.\d+ %", README))
+    assert accuracies <= found <= accuracies | measured
     row = next(line for line in README.splitlines() if line.startswith(f"| {results['arch']} |"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     minutes = f"{results['seconds'] / 60:.0f} min, {results['hardware']}"
     assert cells == [
         results["arch"], f"{results['parameters']:,}", str(results["epochs"]), f"{results['train_images']:,}",
-        f"{results['val_acc']:.2%}".replace("%", " %"), f"{results['test_acc']:.2%}".replace("%", " %"), minutes,
+        *(f"{100 * results[key]:.2f} %" for key in ("val_acc", "test_acc", "test_acc_tta")), minutes,
     ]  # fmt: skip
+
+
+def test_the_measured_table_of_the_readme_is_that_of_the_files():
+    assert report.MARKS[0] + report.table(MEASURED) + report.MARKS[1] in README
+
+
+def test_measured_rows_hold_every_key():
+    assert MEASURED
+    for row in MEASURED:
+        assert set(row) >= {
+            "network", "recipe", "epochs", "train_images", "n", "single", "tta", "ece", "seconds", "machine", "seeds",
+        }  # fmt: skip
+        assert row["network"] == RECIPES[row["recipe"]].network and row["epochs"] == RECIPES[row["recipe"]].epochs
+        assert row["n"] == len(row["seeds"]) == len(row["runs"])
+        assert row["single"] == pytest.approx(sum(run["single"] for run in row["runs"]) / row["n"])
+        assert 0.1 < row["single"] <= 1 and 0.1 < row["tta"] <= 1  # fractions
 
 
 def test_the_training_log_of_the_readme_is_the_notebook_s(notebook, results):
@@ -161,7 +181,8 @@ def test_pictures_of_the_readme_exist_are_small_and_are_drawn_by_the_notebook(no
     sources = "\n".join(cell.source for cell in code_cells(notebook))
     for picture in pictures:
         assert 0 < (PROJECT / picture).stat().st_size <= 500_000, picture
-        assert f'"{Path(picture).name}"' in sources, picture
+        drawn = Path(report.__file__).read_text() if picture == "images/compute.png" else sources
+        assert f'{Path(picture).name}"' in drawn, picture
 
 
 def test_links_of_the_readme_lead_to_files():

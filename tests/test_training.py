@@ -166,6 +166,13 @@ def test_a_gpu_s_losses_are_looked_at_once_an_epoch(monkeypatch):
         classifier.check_finite()
 
 
+def test_a_compiled_run_compiles_the_network_and_keeps_its_names(data, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: asked.append(type(self).__name__))
+    run = train(dataclasses.replace(RECIPE, epochs=1), data, tmp_path, precision="32-true", compiled=True)
+    assert asked == ["CustomResNet"] and run.facts["epochs"] == 1
+
+
 # ---- budget ----
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 import utils
-from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES, denormalize, make_loader
+from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES, denormalize, make_loader, normalize
 from models import build
 from models.bundle import load_bundle
 from tests.conftest import PROJECT, space_meta, wrong_predictions
@@ -221,6 +221,19 @@ def test_the_network_that_is_loaded_back_gives_the_same_logits(tmp_path, model, 
     assert torch.equal(reloaded(images), rounded(images))
 
 
+def test_a_network_of_another_kind_takes_the_place_of_the_old_one(tmp_path, model, wrong, tiny_splits):
+    exported(tmp_path, model, wrong, tiny_splits.test.labels)
+    fast = build("FastNet").eval()
+    fast.whiten(normalize(tiny_splits.train.images))
+    fast = fast.half().float()
+    exported(tmp_path, fast, wrong, tiny_splits.test.labels)
+    reloaded, meta = load_bundle(tmp_path)
+    assert meta["source"] == "fastnet.py" and not (tmp_path / "resnet.py").exists()
+    assert [stage["size"] for stage in meta["stages"]] == [31, 15, 7, 3]
+    images = normalize(tiny_splits.test.images)
+    assert torch.equal(reloaded(images), fast(images))
+
+
 def test_a_failed_export_leaves_the_old_bundle_as_it_was(tmp_path, model, wrong, tiny_splits):
     exported(tmp_path, model, wrong, tiny_splits.test.labels)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
@@ -291,7 +304,7 @@ def test_changed_weights_another_architecture_and_a_foreign_source_are_refused(t
     with pytest.raises(ValueError, match="not those of a ResNet18"):
         load_bundle(tmp_path)
     tampered(tmp_path, signed(architecture="VGG"))
-    with pytest.raises(ValueError, match="unknown network 'VGG'"):
+    with pytest.raises(ValueError, match="resnet.py has no network 'VGG'"):
         load_bundle(tmp_path)
     tampered(tmp_path, signed(source="../evil.py"))
     with pytest.raises(ValueError, match="Python file of the bundle"):

@@ -1,0 +1,86 @@
+"""Write what was measured into the README, and draw it: `python -m benchmarks.report`.
+
+The table between the README's two marks, and images/compute.png: accuracy against the work of training, with published
+results beside ours. Both come from benchmarks/results/, nothing is typed.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from benchmarks.accuracy import RESULTS
+from models import build
+from models.lit import RECIPES
+from progress import MULTIPLY_ADDS, SMALLER, clock
+from utils import save_figure
+
+PROJECT = Path(__file__).resolve().parent.parent
+MARKS = ("<!-- measured: begin -->\n", "<!-- measured: end -->\n")
+# (name, PFLOP of training, accuracy): as their authors published them, all with test-time augmentation, except the last
+PUBLISHED = [
+    ("airbench94, Muon, 8 epochs", 0.29, 0.9401),
+    ("airbench95, 15 epochs", 1.39, 0.9501),
+    ("airbench96, 37 epochs", 4.9, 0.9603),
+    ("Page's network, 10 epochs", 1.14, 0.9409),
+    ("tuned ResNet-18, 26 epochs", 4.35, 0.9400),
+    ("tuned ResNet-18, 80 epochs", 13.4, 0.9588),
+    ("students of this course, 24 epochs (median)", 2.73, 0.903),
+]
+
+
+def petaflop(row: dict) -> float:
+    """Work of a training run: three passes' worth of multiply-adds per image, two operations each."""
+    share = 1 - SMALLER * RECIPES[row["recipe"]].low_res
+    return 6e-9 * MULTIPLY_ADDS[row["network"]] * row["train_images"] * row["epochs"] * share
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as a Markdown table, cheapest first. Calibration is the expected calibration error of a single view."""
+    lines = [
+        "| network | parameters | epochs | training images | single view | six views | calibration | runs | time |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in sorted(rows, key=petaflop):
+        parameters = sum(p.numel() for p in build(row["network"]).parameters())
+        error = "" if row.get("ece") is None else f"{100 * row['ece']:.2f} %"
+        cells = [row["network"], f"{parameters:,}", row["epochs"], f"{row['train_images']:,}"]
+        cells += [f"{100 * row['single']:.2f} %", f"{100 * row['tta']:.2f} %", error, row["n"], clock(row["seconds"])]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    machines = " and ".join(sorted({row["machine"] for row in rows}))
+    return "\n".join(lines) + f"\n\nMeans of the runs' test accuracies; time of training on {machines}.\n"
+
+
+def plot(rows: list[dict]) -> Figure:
+    """Accuracy against work, both views of ours, published results in grey."""
+    fig, axis = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    axis.plot([p for _, p, _ in PUBLISHED], [100 * a for _, _, a in PUBLISHED], "o", color="grey", label="published")
+    for name, work, accuracy in PUBLISHED:
+        axis.annotate(name, (work, 100 * accuracy), (4, -10), textcoords="offset points", fontsize=7, color="grey")
+    for view, style, label in (("tta", "s", "ours, six views"), ("single", "^", "ours, single view")):
+        axis.plot([petaflop(row) for row in rows], [100 * row[view] for row in rows], style, label=label)
+    for row in rows:
+        name = f"{row['network']}, {row['epochs']} epochs"
+        axis.annotate(name, (petaflop(row), 100 * row["tta"]), (4, 5), textcoords="offset points", fontsize=8)
+    axis.set(xscale="log", xlabel="work of training (PFLOP)", ylabel="test accuracy (%)")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right")
+    axis.margins(x=0.12)
+    plt.close(fig)
+    return fig
+
+
+def main() -> None:
+    rows = json.loads((RESULTS / "accuracy.json").read_text())
+    readme = PROJECT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    begin, end = (re.escape(mark) for mark in MARKS)
+    changed = re.sub(f"{begin}.*?{end}", lambda _: MARKS[0] + table(rows) + MARKS[1], text, flags=re.S)
+    readme.write_text(changed, encoding="utf-8")
+    save_figure(plot([row for row in rows if row["train_images"] == 50_000]), PROJECT / "images/compute.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The benchmarks measure what they say, and report what was measured."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import accuracy, reference, report, speed
+from models import build, lit
+from models.fastnet import FastNet
+from models.lit import RECIPES
+
+
+@pytest.fixture
+def row() -> dict:
+    return {
+        "network": "FastNet", "recipe": "fastnet-8", "without": None, "epochs": 8, "train_images": 50_000, "n": 2,
+        "single": 0.93214, "tta": 0.94, "ece": 0.0085, "seconds": 301, "machine": "a machine", "seeds": [0, 1],
+    }  # fmt: skip
+
+
+def test_the_work_of_fastnet_is_the_published_petaflops(row, monkeypatch):
+    monkeypatch.setitem(report.RECIPES, "fastnet-8", report.RECIPES["fastnet-8"].__class__("FastNet", 8))
+    assert report.petaflop(row) == pytest.approx(0.283, abs=0.001)  # 8 epochs of 50,000, all at full resolution
+    monkeypatch.setitem(report.RECIPES, "fastnet-8", report.RECIPES["fastnet-8"].__class__("FastNet", 8, low_res=1.0))
+    assert report.petaflop(row) == pytest.approx(0.283 * 9 / 16, abs=0.001)
+
+
+def test_the_table_shows_percent_of_the_fractions_and_the_number_of_runs(row):
+    line = report.table([row]).splitlines()[2]
+    assert line == "| FastNet | 1,972,792 | 8 | 50,000 | 93.21 % | 94.00 % | 0.85 % | 2 | 5 min |"
+
+
+def test_the_plot_puts_each_run_at_its_work_and_accuracy(row):
+    (axis,) = report.plot([row]).axes
+    points = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+    assert points["ours, six views"] == [[pytest.approx(report.petaflop(row)), pytest.approx(94.0)]]
+    assert points["ours, single view"][0][1] == pytest.approx(93.214)
+    assert axis.get_xscale() == "log" and len(points["published"]) == len(report.PUBLISHED)
+
+
+def test_a_row_replaces_the_earlier_measurement_of_the_same_only(tmp_path, row):
+    path = tmp_path / "results/accuracy.json"
+    accuracy.store(path, row)
+    accuracy.store(path, row | {"train_images": 45_000})
+    accuracy.store(path, row | {"single": 0.5})
+    assert [(r["train_images"], r["single"]) for r in json.loads(path.read_text())] == [
+        (45_000, 0.93214),
+        (50_000, 0.5),
+    ]
+
+
+def test_all_images_gives_the_validation_images_back(tiny_splits):
+    whole = accuracy.all_images(tiny_splits)
+    assert len(whole.train.labels) == 96 and len(whole.val.labels) == 0 and whole.test is tiny_splits.test
+    assert np.array_equal(whole.train.images[64:], tiny_splits.val.images)
+
+
+@pytest.mark.parametrize("name", accuracy.WITHOUT)
+def test_what_is_left_out_is_left_out(name, monkeypatch):
+    changes, instead = accuracy.WITHOUT[name]
+    recipe = RECIPES["fastnet-8"]
+    assert changes or instead
+    for key, value in changes.items():
+        assert getattr(recipe, key) != value
+    if instead:
+        monkeypatch.setattr(*instead)
+    torch.manual_seed(0)
+    model = FastNet()
+    before = model.stem.weight.clone()
+    model.whiten(torch.randn(8, 3, 32, 32))
+    assert torch.equal(before, model.stem.weight) == (name == "whitening")
+    x = torch.rand(1, 24, 4, 4)
+    assert torch.allclose(model.group1[0](x)[:, :24], x, atol=1e-6) == (name != "dirac")
+    groups = lit.parameter_groups(model, recipe)
+    assert any(group.get("muon") for group in groups) == (name != "muon")
+
+
+def test_the_reference_mirrors_in_turn_and_shifts_by_up_to_two_pixels():
+    torch.manual_seed(0)
+    images = torch.arange(32.0).expand(300, 3, 32, 32).contiguous()  # each pixel carries its column
+    flip = torch.arange(300) % 2 == 0
+    for epoch in (0, 1):
+        found = reference.augmented_epoch(images, epoch, flip)
+        falling = found[:, 0, 16, 10] > found[:, 0, 16, 20]
+        assert torch.equal(falling, flip ^ (epoch == 1))
+        straight = found[~falling][:, 0, 16, 16]
+        assert set((straight - 16).tolist()) == {-2, -1, 0, 1, 2}
+
+
+def test_the_reference_trains_the_same_network_by_the_published_schedule(monkeypatch):
+    monkeypatch.setattr(reference, "BATCH_SIZE", 16)
+    images = torch.rand(64, 3, 32, 32)
+    plain = reference.Reference(images, torch.arange(64) % 10, seed=0)
+    assert type(plain.net) is FastNet and plain.steps == 4
+    assert all(m.momentum == 0.4 for m in plain.net.modules() if isinstance(m, nn.BatchNorm2d))
+    for _ in range(reference.EPOCHS):
+        plain.epoch()
+    rates = [group["lr"] / group["peak"] for group in plain.optimizer.param_groups]
+    assert rates == pytest.approx([1 / 32, 1 / 32, 1 / 32, 0])  # of the last step; the stem's bias learns for 3 epochs
+    assert set(plain.accuracies(images, torch.arange(64) % 10)) == {"single", "tta"}
+
+
+def test_the_bare_loop_takes_as_many_steps_as_ours(monkeypatch):
+    calls = {"step": 0, "forward": 0}
+    monkeypatch.setattr(speed.Muon, "step", lambda self: calls.update(step=calls["step"] + 1))
+    network = build("FastNet")
+    recipe = RECIPES["fastnet-8"].__class__("FastNet", batch_size=8, micro_batch=4, muon_lr=0.1, bias_lr=0.1)
+    monkeypatch.setattr(type(network), "forward", counted(type(network).forward, calls))
+    assert speed.bare_seconds(recipe, 32) > 0
+    assert calls == {"step": 1 + 4, "forward": 2 + 8}  # one batch to warm up
+
+
+def counted(function, calls):
+    def wrapper(*args):
+        calls["forward"] += 1
+        return function(*args)
+
+    return wrapper
