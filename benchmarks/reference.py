@@ -58,7 +58,7 @@ class Reference:
             {"params": biases, "lr": bias_lr, "weight_decay": decay / bias_lr, **sgd},
             {"params": [self.net.head.weight], "lr": head_lr, "weight_decay": decay / head_lr, **sgd},
             {"params": [self.net.stem.bias], "lr": bias_lr, "weight_decay": decay / bias_lr, **sgd},
-        ], lr=0.24)  # fmt: skip
+        ], lr=0.24, dtype=torch.bfloat16)  # fmt: skip
         for group in self.optimizer.param_groups:
             group["peak"] = group["lr"]
         self.flip = torch.rand(len(images)) < 0.5

@@ -57,12 +57,13 @@ def bare_seconds(recipe: Recipe, count: int) -> float:
     net = LitClassifier(**asdict(recipe)).model.to(DEVICE).train()
     images = torch.randn(micro_batch, 3, 32, 32, device=DEVICE).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (micro_batch,), device=DEVICE)
-    optimizer = Muon(parameter_groups(net, recipe), recipe.max_lr, recipe.momentum, recipe.weight_decay)
+    precision = choose_precision()
+    dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(precision, torch.float32)
+    muon_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    optimizer = Muon(parameter_groups(net, recipe), recipe.max_lr, recipe.momentum, recipe.weight_decay, muon_dtype)
     parts = recipe.batch_size // micro_batch
     for group in optimizer.param_groups:
         group["lr"] = 1e-6  # random labels teach nothing; this keeps the numbers in an ordinary range
-    precision = choose_precision()
-    dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
     seconds = 0.0
     for timed in (False, True):
         if DEVICE == "cuda":

@@ -1,7 +1,9 @@
 """Where a network looked: Grad-CAM maps of one stage, and an overlay whose opacity means opacity.
 
 Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) weighs each channel of a stage's map by the mean gradient of the
-class's logit with respect to it, adds the channels up and keeps what is positive.
+class's logit with respect to it, adds the channels up and keeps what is positive. Grad-CAM++ (Chattopadhay et al.
+2018, arXiv:1710.11063) takes only positive gradients, weighed so that small things count as well; LayerCAM (Jiang et
+al. 2021) weighs each cell by its own gradient, which suits the fine maps of early stages.
 """
 
 import threading
@@ -9,9 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, LayerCAM
 from torch import Tensor, nn
 
+METHODS = {"GradCAM": GradCAM, "GradCAM++": GradCAMPlusPlus, "LayerCAM": LayerCAM}
 LOCK = threading.Lock()  # grad-cam hooks the network: whatever runs it meanwhile would end in the maps
 
 
@@ -26,13 +29,18 @@ def logit_of(target: int) -> Callable[[Tensor], Tensor]:
     return pick
 
 
-def gradcam(model: nn.Module, layer: nn.Module, images: Tensor, classes: list[int]) -> np.ndarray:
+def gradcam(
+    model: nn.Module, layer: nn.Module, images: Tensor, classes: list[int], method: str = "GradCAM"
+) -> np.ndarray:
     """Grad-CAM maps (N, H, W) in [0, 1], of the size of the images; each is scaled to its own minimum and maximum.
 
     layer: the module of model whose output is explained. images: normalised (N, 3, H, W).
-    classes: the class to explain, one for each image. Raises ValueError if there are more or fewer of them, if one is
-    no output of the network, or if layer is not part of it. The network's modes and gradients are left as they were.
+    classes: the class to explain, one for each image. method: a key of METHODS. Raises ValueError if there are more or
+    fewer classes, if one is no output of the network, if layer is not part of it, or if the method is unknown. The
+    network's modes and gradients are left as they were.
     """
+    if method not in METHODS:
+        raise ValueError(f"expected a method of {', '.join(METHODS)}, got {method!r}")
     if len(classes) != len(images):
         raise ValueError(f"expected a class for each of {len(images)} images, got {len(classes)}")
     if not any(module is layer for module in model.modules()):
@@ -44,7 +52,7 @@ def gradcam(model: nn.Module, layer: nn.Module, images: Tensor, classes: list[in
             model.eval().requires_grad_(False)  # only the maps' gradients are needed, not the weights'
             # fp32 whatever the surroundings: grad-cam cannot take bfloat16 maps.
             with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
-                with GradCAM(model, [layer]) as cam:
+                with METHODS[method](model, [layer]) as cam:
                     inputs = images.detach().float().requires_grad_()
                     return cam(inputs, [logit_of(target) for target in classes])
         finally:

@@ -66,11 +66,14 @@ FASTNET = Recipe(
 # One per network and budget, named by the epochs; the first of a network is its default.
 RECIPES = {
     "resnet18-20": Recipe("ResNet18", 20, 128, max_lr=0.15),
-    "custom-10": Recipe("CustomResNet", 10, 128, max_lr=0.2),
+    "custom-10": Recipe(
+        "CustomResNet", 10, 512, 128, max_lr=0.4, muon_lr=0.1, label_smoothing=0.2, warmup=0.1, bn_momentum=0.2,
+        cutout=0, low_res=0.3,
+    ),
     "fastnet-8": FASTNET,
     "fastnet-4": replace(FASTNET, epochs=4),
     "fastnet-2": replace(FASTNET, epochs=2),
-}
+}  # fmt: skip
 
 
 def choose_recipe(arch: str, name: str = "", epochs: int = 0, batch_size: int = 0) -> tuple[str, Recipe]:
@@ -177,7 +180,10 @@ class LitClassifier(pl.LightningModule):
     def configure_optimizers(self) -> dict:
         """Muon and SGD-Nesterov in one; every group's learning rate follows `triangle`, a little each step."""
         recipe, steps = self.recipe, self.trainer.estimated_stepping_batches
-        optimizer = Muon(parameter_groups(self.model, recipe), recipe.max_lr, recipe.momentum, recipe.weight_decay)
+        optimizer = Muon(
+            parameter_groups(self.model, recipe), recipe.max_lr, recipe.momentum, recipe.weight_decay,
+            torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32,
+        )  # fmt: skip
         # The rate in the middle of a step: neither the first step nor the last is wasted on a rate of 0.
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: max(0.0, triangle((step + 0.5) / steps, recipe.warmup))

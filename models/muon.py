@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 
-def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
+def orthogonalize(matrix: Tensor, steps: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
     """The nearest (semi-)orthogonal matrix, roughly: (R, C) -> (R, C), all singular values near 1.
 
     Newton and Schulz's iteration with the coefficients of Jordan et al. 2024 (Muon): singular values come into 0.7..1.2
-    after five steps; three are enough to train with. bf16 on a GPU, where its precision suffices and fp32 is slow.
+    after five steps; three are enough to train with. dtype: to compute in; bf16 suffices, where it is fast.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.to(torch.bfloat16 if matrix.is_cuda else torch.float32)
+    x = matrix.to(dtype)
     x = x / (x.norm() + 1e-7)  # then no singular value is above 1
     wide = x.shape[0] <= x.shape[1]
     x = x if wide else x.T  # the product below is then the smaller one
@@ -27,10 +27,13 @@ class Muon(torch.optim.Optimizer):
     A gradient of a filter bank is mostly a few directions, and a step along it changes only these. An orthogonal step
     of the same sense moves all of them by the same amount. The filters keep the length sqrt(out_channels), so the
     learning rate is a rate of turning. torch.optim.Muon takes matrices only; here 4-D weights (out, in, k, k) are
-    matrices (out, in * k * k). Groups: lr, momentum, weight_decay (not for Muon's), muon.
+    matrices (out, in * k * k). Groups: lr, momentum, weight_decay (not for Muon's), muon. dtype: see orthogonalize.
     """
 
-    def __init__(self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0.0):
+    def __init__(
+        self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, dtype: torch.dtype = torch.float32
+    ):  # fmt: skip
+        self.dtype = dtype
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "muon": False})
         for group in self.param_groups:
             for p in group["params"]:
@@ -60,5 +63,5 @@ class Muon(torch.optim.Optimizer):
         step = step.add(state["momentum"], alpha=group["momentum"])  # Nesterov: look one step ahead
         if group["muon"]:
             p.mul_(len(p) ** 0.5 / p.norm())
-            step = orthogonalize(step.flatten(1)).view_as(p)
+            step = orthogonalize(step.flatten(1), dtype=self.dtype).view_as(p)
         p.sub_(step, alpha=group["lr"])

@@ -19,7 +19,7 @@ from gradio.processing_utils import check_all_files_in_cache
 from PIL import Image, ImageOps
 
 from bundle import load_bundle
-from explain import LOCK, gradcam, overlay
+from explain import LOCK, METHODS, gradcam, overlay
 
 with contextlib.suppress(ImportError):  # Hugging Face's ZeroGPU starts no app without a function for its GPU
     import spaces
@@ -122,9 +122,10 @@ def likeliest(image: np.ndarray, count: int) -> dict[int, float]:
     return dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
-def cam_panels(image: np.ndarray, stage: str, captions: dict[int, str]) -> list[tuple]:
+def cam_panels(image: np.ndarray, stage: str, method: str, captions: dict[int, str]) -> list[tuple]:
     """The Grad-CAM panels of an image, one for each class in captions."""
-    cams = gradcam(MODEL, STAGES[stage].module, normalize(image).repeat(len(captions), 1, 1, 1), list(captions))
+    images = normalize(image).repeat(len(captions), 1, 1, 1)
+    cams = gradcam(MODEL, STAGES[stage].module, images, list(captions), method)
     return [(image, cam, caption) for cam, caption in zip(cams, captions.values(), strict=True)]
 
 
@@ -138,41 +139,53 @@ def classify(picture: dict | None, top_classes: float) -> tuple[Image.Image, dic
     return draw(image), {CLASSES[i]: prob for i, prob in best.items()}, remark
 
 
-def explain(picture: dict | None, show: bool, maps: float, stage: str, opacity: float) -> tuple[list, list[tuple]]:
+def explain(
+    picture: dict | None, show: bool, maps: float, stage: str, method: str, opacity: float
+) -> tuple[list, list[tuple]]:
     """Grad-CAM of the likeliest classes, side by side: the gallery, and its panels for the next opacity."""
     count = round(number(maps, 1, 10, "Number of maps"))
     check_choice(stage, list(STAGES), "Stage")
+    check_choice(method, list(METHODS), "Method")
     if not show:
         return blend([], opacity), []
     image = seen(picture)
-    panels = cam_panels(image, stage, {i: f"{CLASSES[i]} {prob:.2f}" for i, prob in likeliest(image, count).items()})
+    captions = {i: f"{CLASSES[i]} {prob:.2f}" for i, prob in likeliest(image, count).items()}
+    panels = cam_panels(image, stage, method, captions)
     return blend(panels, opacity), panels
 
 
 def misclassified(
-    show: bool, count: float, true_class: str, predicted_class: str, maps: bool, stage: str, opacity: float
+    show: bool,
+    count: float,
+    true_class: str,
+    predicted_class: str,
+    maps: bool,
+    stage: str,
+    method: str,
+    opacity: float,
 ) -> tuple[list, list[tuple], str]:
     """Test images that the network got wrong, most confident first, with the maps for both classes if wanted."""
     count = round(number(count, 1, max(1, len(TILES)), "Number of images"))
     check_choice(true_class, [ANY, *CLASSES], "True class")
     check_choice(predicted_class, [ANY, *CLASSES], "Predicted class")
     check_choice(stage, list(STAGES), "Stage")
+    check_choice(method, list(METHODS), "Method")
     if not show:
         return blend([], opacity), [], ""
     fits = [tile for tile in TILES if true_class in (ANY, CLASSES[tile["true"]])]
     fits = [tile for tile in fits if predicted_class in (ANY, CLASSES[tile["predicted"]])]
-    panels = [panel for tile in fits[:count] for panel in tile_panels(tile, maps, stage)]
+    panels = [panel for tile in fits[:count] for panel in tile_panels(tile, maps, stage, method)]
     return blend(panels, opacity), panels, f"Showing {min(count, len(fits))} of {len(fits)} stored images that fit."
 
 
-def tile_panels(tile: dict, maps: bool, stage: str) -> list[tuple]:
+def tile_panels(tile: dict, maps: bool, stage: str, method: str) -> list[tuple]:
     """One misclassified image: itself, and with maps the map of the predicted class and that of the true class."""
     image, predicted, true = tile["image"], tile["predicted"], tile["true"]
     prob = tile["probabilities"][predicted]
     panels = [(image, None, f"{CLASSES[true]}, taken for {CLASSES[predicted]} ({prob:.2f})")]
     if maps:
         captions = {predicted: f"why {CLASSES[predicted]} (predicted)", true: f"why {CLASSES[true]} (true)"}
-        panels += cam_panels(image, stage, captions)
+        panels += cam_panels(image, stage, method, captions)
     return panels
 
 
@@ -213,6 +226,7 @@ with gr.Blocks(title="CIFAR-10: what the network sees", delete_cache=(600, 3000)
             show = gr.Checkbox(True, label="Show Grad-CAM", info="where the network looked")
             maps = gr.Slider(1, 10, 2, step=1, label="Number of maps", info="for the likeliest classes")
             stage = gr.Dropdown(STAGE_NAMES, value=list(STAGES)[-1], label="Stage", info="whose output is explained")
+            method = gr.Dropdown(list(METHODS), value="GradCAM", label="Method", info="of making the map")
             opacity = gr.Slider(0, 1, 0.4, step=0.05, label="Opacity of the map", info="0: picture, 1: map alone")
             gallery = gr.Gallery(label="Grad-CAM", columns=2, **GALLERY)
             panels = gr.State([], time_to_live=3600)
@@ -224,6 +238,7 @@ with gr.Blocks(title="CIFAR-10: what the network sees", delete_cache=(600, 3000)
             wrong_pred = gr.Dropdown([ANY, *CLASSES], value=ANY, label="Predicted class")
             wrong_maps = gr.Checkbox(False, label="With Grad-CAM", info="for the predicted and for the true class")
             wrong_stage = gr.Dropdown(STAGE_NAMES, value=list(STAGES)[-1], label="Stage")
+            wrong_method = gr.Dropdown(list(METHODS), value="GradCAM", label="Method")
             wrong_opacity = gr.Slider(0, 1, 0.4, step=0.05, label="Opacity of the map", info="0: image, 1: map alone")
         with gr.Column(scale=2):
             wrong_remark = gr.Markdown()
@@ -235,13 +250,13 @@ with gr.Blocks(title="CIFAR-10: what the network sees", delete_cache=(600, 3000)
         gr.Markdown((HERE / "about.md").read_text(encoding="utf-8").format(**META, **facts, tta=tta))
         gr.Image(str(HERE / "confusion_matrix.png"), label="Confusion matrix", show_label=False, interactive=False)
 
-    what, why = ([image, top], [saw, label, remark]), ([image, show, maps, stage, opacity], [gallery, panels])
+    what, why = ([image, top], [saw, label, remark]), ([image, show, maps, stage, method, opacity], [gallery, panels])
     run.click(classify, *what, api_name="classify", **NETWORK)
     run.click(explain, *why, api_name="explain", **NETWORK)
     gr.on([image.change, top.input], live(classify), *what, **LIVE)
-    gr.on([image.change, show.input, maps.input, stage.input], live(explain), *why, **LIVE)
+    gr.on([image.change, show.input, maps.input, stage.input, method.input], live(explain), *why, **LIVE)
     opacity.input(blend, [panels, opacity], gallery, **BLEND)
-    wanted = [wrong_show, wrong_count, wrong_true, wrong_pred, wrong_maps, wrong_stage]
+    wanted = [wrong_show, wrong_count, wrong_true, wrong_pred, wrong_maps, wrong_stage, wrong_method]
     found, moves = [wrong_gallery, wrong_panels, wrong_remark], [demo.load, *(control.input for control in wanted)]
     gr.on(moves, misclassified, [*wanted, wrong_opacity], found, api_name="misclassified", **NETWORK)
     wrong_opacity.input(blend, [wrong_panels, wrong_opacity], wrong_gallery, **BLEND)

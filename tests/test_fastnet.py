@@ -71,11 +71,13 @@ def test_pooling_comes_before_the_first_normalisation():
 # ---- Muon ----
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(20, 60), (60, 20), (30, 30)])
-def test_orthogonalize_comes_near_the_nearest_orthogonal_matrix(shape):
+def test_orthogonalize_comes_near_the_nearest_orthogonal_matrix(shape, dtype):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    found = orthogonalize(matrix, steps=5)
+    found = orthogonalize(matrix, steps=5, dtype=dtype)
+    assert found.dtype == torch.float32
     singular = torch.linalg.svdvals(found)
     assert singular.max() < 1.3 and singular.median() > 0.65
     assert torch.cosine_similarity(found.flatten(), (u @ v).flatten(), dim=0) > 0.97

@@ -27,7 +27,7 @@ from models import explain as explain_source
 from models.bundle import load_bundle, sha256_of_keys
 from tests.conftest import PROJECT
 
-ANY, STAGE = "any class", "layer4"
+ANY, STAGE, METHOD = "any class", "layer4", "GradCAM"
 NOT_A_PICTURE = "not a picture that can be read"
 
 
@@ -190,7 +190,7 @@ def test_temperature_and_doubt_come_from_the_bundle(app, noise, monkeypatch):
 def test_opacity_goes_from_the_picture_to_the_map(app, noise, stage):
     pixels, picture = noise
     enlarged = pixels.repeat(8, axis=0).repeat(8, axis=1)
-    gallery, panels = app.explain(picture, True, 3, stage, 0)
+    gallery, panels = app.explain(picture, True, 3, stage, METHOD, 0)
     assert len(gallery) == 3 and all(np.array_equal(shown, enlarged) for shown, _ in gallery)
     for (shown, _), (_, cam, _) in zip(app.blend(panels, 1), panels, strict=True):
         wide = np.clip(np.asarray(Image.fromarray(cam).resize((256, 256), Image.Resampling.BILINEAR)), 0, 1)
@@ -200,21 +200,31 @@ def test_opacity_goes_from_the_picture_to_the_map(app, noise, stage):
 
 
 def test_each_map_is_for_its_class_and_named_after_it(app, noise):
-    gallery, panels = app.explain(noise[1], True, 10, STAGE, 0.4)
+    gallery, panels = app.explain(noise[1], True, 10, STAGE, METHOD, 0.4)
     likeliest = list(app.classify(noise[1], 10)[1])
     assert [caption.split()[0] for _, caption in gallery] == likeliest
     assert np.abs(panels[0][1] - panels[1][1]).max() > 0.01
 
 
+@pytest.mark.parametrize("method", explain_source.METHODS)
+def test_the_method_that_was_chosen_draws_the_map(app, noise, method):
+    _, panels = app.explain(noise[1], True, 2, "layer2", method, 1)
+    model, classes = app.MODEL, [CLASSES.index(caption.split()[0]) for *_, caption in panels]
+    images = normalize(noise[0][None]).repeat(2, 1, 1, 1)
+    with explain_source.METHODS[method](model, [model.layer2]) as cam:
+        expected = cam(images, [explain_source.logit_of(label) for label in classes])
+    assert np.abs(np.stack([panel[1] for panel in panels]) - expected).max() < 1e-4
+
+
 def test_grad_cam_can_be_switched_off(app, noise):
-    assert app.explain(noise[1], False, 3, STAGE, 0.4) == ([], [])
+    assert app.explain(noise[1], False, 3, STAGE, METHOD, 0.4) == ([], [])
 
 
 # ---- misclassified images -------------------------------------------------------------------------------------------
 
 
 def test_misclassified_images_are_pixel_exact_and_most_confident_first(app, tiny_splits):
-    gallery, _, remark = app.misclassified(True, 23, ANY, ANY, False, STAGE, 0.4)
+    gallery, _, remark = app.misclassified(True, 23, ANY, ANY, False, STAGE, METHOD, 0.4)
     assert len(gallery) == 23 and "23 of 23" in remark
     for place, (shown, caption) in enumerate(gallery):
         index = 22 - place  # the probabilities rise with the index
@@ -224,7 +234,7 @@ def test_misclassified_images_are_pixel_exact_and_most_confident_first(app, tiny
 
 
 def test_misclassified_images_come_with_two_maps_each(app):
-    gallery, panels, _ = app.misclassified(True, 5, ANY, ANY, True, "layer3", 1)
+    gallery, panels, _ = app.misclassified(True, 5, ANY, ANY, True, "layer3", METHOD, 1)
     assert len(gallery) == 15
     for image, predicted, true in zip(panels[::3], panels[1::3], panels[2::3], strict=True):
         names = image[2].split(" (")[0].split(", taken for ")
@@ -234,17 +244,17 @@ def test_misclassified_images_come_with_two_maps_each(app):
 
 
 def test_misclassified_images_can_be_filtered_and_hidden(app):
-    gallery, _, remark = app.misclassified(True, 23, "cat", ANY, False, STAGE, 0.4)
+    gallery, _, remark = app.misclassified(True, 23, "cat", ANY, False, STAGE, METHOD, 0.4)
     assert len(gallery) in (2, 3) and all(caption.startswith("cat, taken for deer") for _, caption in gallery)
     assert f"of {len(gallery)} " in remark
-    assert app.misclassified(True, 23, ANY, "deer", False, STAGE, 0.4)[2] == remark
-    assert app.misclassified(True, 23, "cat", "truck", False, STAGE, 0.4)[0] == []
-    assert app.misclassified(False, 23, ANY, ANY, True, STAGE, 0.4) == ([], [], "")
+    assert app.misclassified(True, 23, ANY, "deer", False, STAGE, METHOD, 0.4)[2] == remark
+    assert app.misclassified(True, 23, "cat", "truck", False, STAGE, METHOD, 0.4)[0] == []
+    assert app.misclassified(False, 23, ANY, ANY, True, STAGE, METHOD, 0.4) == ([], [], "")
 
 
 def test_a_network_without_stored_mistakes_is_served_too(app, monkeypatch):
     monkeypatch.setattr(app, "TILES", [])
-    assert app.misclassified(True, 1, ANY, ANY, True, STAGE, 0.4)[0] == []
+    assert app.misclassified(True, 1, ANY, ANY, True, STAGE, METHOD, 0.4)[0] == []
 
 
 # ---- values ---------------------------------------------------------------------------------------------------------
@@ -266,16 +276,27 @@ BAD_OPACITIES = [-0.1, 1.1, None, "abc", True]
 BAD_CHOICES = ["layer5", "__class__", 0, None, ["layer1"]]
 BAD_CALLS = [
     *(("classify", ["picture", v], "Top classes: a number from 1 to 10") for v in [*BAD_NUMBERS, 50]),
-    *(("explain", ["picture", True, v, STAGE, 0.4], "Number of maps: a number from 1 to 10") for v in BAD_NUMBERS),
-    *(("explain", ["picture", True, 2, v, 0.4], "Stage: one of layer1, layer2") for v in BAD_CHOICES),
-    *(("explain", ["picture", True, 2, STAGE, v], "Opacity: a number from 0 to 1") for v in BAD_OPACITIES),
-    *(("misclassified", [True, v, ANY, ANY, False, STAGE, 0.4], "a number from 1 to 23") for v in [0, 24, None, True]),
-    *(("misclassified", [True, 2, v, ANY, False, STAGE, 0.4], "True class: one of") for v in ["cow", None, 3]),
-    *(("misclassified", [True, 2, ANY, v, False, STAGE, 0.4], "Predicted class: one of") for v in ["cow", ["cat"]]),
-    *(("misclassified", [True, 2, ANY, ANY, True, v, 0.4], "Stage: one of") for v in ["layer5", None]),
-    *(("misclassified", [True, 2, ANY, ANY, False, STAGE, v], "Opacity: a number") for v in [7, "abc"]),
+    *(
+        ("explain", ["picture", True, v, STAGE, METHOD, 0.4], "Number of maps: a number from 1 to 10")
+        for v in BAD_NUMBERS
+    ),
+    *(("explain", ["picture", True, 2, v, METHOD, 0.4], "Stage: one of layer1, layer2") for v in BAD_CHOICES),
+    *(("explain", ["picture", True, 2, STAGE, METHOD, v], "Opacity: a number from 0 to 1") for v in BAD_OPACITIES),
+    *(("explain", ["picture", True, 2, STAGE, v, 0.4], "Method: one of GradCAM, ") for v in ["ScoreCAM", None, 1]),
+    *(("misclassified", [True, 2, ANY, ANY, True, STAGE, v, 0.4], "Method: one of GradCAM, ") for v in ["", "gradcam"]),
+    *(
+        ("misclassified", [True, v, ANY, ANY, False, STAGE, METHOD, 0.4], "a number from 1 to 23")
+        for v in [0, 24, None, True]
+    ),
+    *(("misclassified", [True, 2, v, ANY, False, STAGE, METHOD, 0.4], "True class: one of") for v in ["cow", None, 3]),
+    *(
+        ("misclassified", [True, 2, ANY, v, False, STAGE, METHOD, 0.4], "Predicted class: one of")
+        for v in ["cow", ["cat"]]
+    ),
+    *(("misclassified", [True, 2, ANY, ANY, True, v, METHOD, 0.4], "Stage: one of") for v in ["layer5", None]),
+    *(("misclassified", [True, 2, ANY, ANY, False, STAGE, METHOD, v], "Opacity: a number") for v in [7, "abc"]),
     ("classify", [None, 3], "Upload a picture"),
-    ("explain", [None, True, 2, STAGE, 0.4], "Upload a picture"),
+    ("explain", [None, True, 2, STAGE, METHOD, 0.4], "Upload a picture"),
 ]
 
 
@@ -376,7 +397,7 @@ def test_any_picture_is_seen_as_it_looks(client, tmp_path, name):
 @pytest.mark.parametrize("name", NO_PICTURES)
 def test_what_is_no_picture_is_refused_in_words(client, tmp_path, name):
     (tmp_path / name).write_bytes(NO_PICTURES[name])
-    for endpoint, options in (("/classify", [3]), ("/explain", [True, 2, STAGE, 0.4])):
+    for endpoint, options in (("/classify", [3]), ("/explain", [True, 2, STAGE, METHOD, 0.4])):
         with pytest.raises(Exception, match=NOT_A_PICTURE) as caught:
             client.predict(handle_file(tmp_path / name), *options, api_name=endpoint)
         in_words(caught.value)
@@ -453,7 +474,7 @@ def sealed(**changes):
         (change(owner="me"), r"unknown keys \['owner'\]"),
         (change(architecture="CustomResNet"), "the keys have the sha256"),
         (sealed(architecture="CustomResNet"), "weights are not those of a CustomResNet"),
-        (sealed(architecture="VGG"), "unknown network 'VGG'"),
+        (sealed(architecture="VGG"), "resnet.py has no network 'VGG'"),
         (sealed(source="../evil.py"), "expected a Python file of the bundle"),
         (lambda meta: [meta], "missing keys"),
     ],
@@ -484,8 +505,8 @@ def test_many_at_once_get_the_answers_that_each_gets_alone(server, folder, tmp_p
     pictures = [handle_file(folder / "examples" / f"{name}.png") for name in CLASSES[:4]]
     requests = [
         *(("/classify", (picture, 3 + i)) for i, picture in enumerate(pictures)),
-        ("/explain", (pictures[0], True, 3, "layer2", 0.5)),
-        ("/misclassified", (True, 2, ANY, ANY, True, "layer4", 0.3)),
+        ("/explain", (pictures[0], True, 3, "layer2", METHOD, 0.5)),
+        ("/misclassified", (True, 2, ANY, ANY, True, "layer4", "LayerCAM", 0.3)),
     ]
 
     def ask(request, client):

@@ -67,7 +67,7 @@ def test_the_recipe_is_chosen_by_network_or_name():
 
 def test_the_learning_rate_rises_and_falls_with_every_step():
     classifier = LitClassifier(network="CustomResNet", max_lr=0.5, warmup=0.2)
-    classifier.trainer = type("Trainer", (), {"estimated_stepping_batches": 101})()
+    classifier.trainer = type("Trainer", (), {"estimated_stepping_batches": 101, "precision": "32-true"})()
     both = classifier.configure_optimizers()
     optimizer, schedule = both["optimizer"], both["lr_scheduler"]["scheduler"]
     rates = []
@@ -171,6 +171,17 @@ def test_a_compiled_run_compiles_the_network_and_keeps_its_names(data, tmp_path,
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: asked.append(type(self).__name__))
     run = train(dataclasses.replace(RECIPE, epochs=1), data, tmp_path, precision="32-true", compiled=True)
     assert asked == ["CustomResNet"] and run.facts["epochs"] == 1
+
+
+def test_an_epoch_s_metrics_weigh_each_image_alike(monkeypatch):
+    classifier, logged = LitClassifier(network="FastNet"), {}
+    scheduler = type("Scheduler", (), {"get_last_lr": lambda _: [0.1]})()
+    monkeypatch.setattr(classifier, "lr_schedulers", lambda: scheduler)
+    monkeypatch.setattr(classifier, "log_dict", lambda values, **_: logged.update(values))
+    classifier.history = [(torch.tensor(1.0), torch.tensor(3), 6), (torch.tensor(4.0), torch.tensor(0), 2)]
+    classifier.log_epoch()
+    assert logged["train_loss"] == pytest.approx(14 / 8) and logged["train_acc"] == pytest.approx(3 / 8)
+    assert logged["lr"] == 0.1 and classifier.history == []
 
 
 # ---- budget ----
