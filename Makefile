@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 NOTEBOOK := ERA_S12_Assignment.ipynb
 
-.PHONY: run test app publish notebook bench lint clean
+.PHONY: run test app publish push space-check notebook bench lint clean
 
 run: $(READY) ## execute the notebook into runs/, then serve the Space that came out of it
 	@$(BIN)/python run.py run
@@ -17,6 +17,12 @@ app: $(READY) ## serve the committed Space
 
 publish: $(READY) ## promote the newest finished run on CIFAR-10 (or RUN=runs/...) to the committed results
 	@$(BIN)/python run.py publish $(RUN)
+
+push: $(READY) ## send the committed Space to Hugging Face: make push SPACE=user/name, with DRY_RUN=1 only say what
+	@$(BIN)/python push.py $(SPACE) $(if $(DRY_RUN),--dry-run)
+
+space-check: $(READY) ## install and try the Space in an empty environment, as Hugging Face does
+	@$(BIN)/python space_check.py
 
 notebook: $(READY) ## open the notebook
 	$(BIN)/jupyter lab $(NOTEBOOK)

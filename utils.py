@@ -28,7 +28,14 @@ from models import NETWORKS, bundle, explain
 MAX_SAMPLES = 20
 MAX_TILES = 50
 APP_FOLDER = Path(__file__).resolve().parent / "space"
-APP_FILES = {"app.py", "about.md", "README.md", "requirements.txt", "examples"}  # what no training changes
+APP_FILES = {
+    "app.py",
+    "about.md",
+    "README.md",
+    "requirements.txt",
+    "examples",
+    ".gitattributes",
+}  # what no training changes
 
 
 class Misclassified(NamedTuple):
@@ -303,16 +310,3 @@ def export_to_space(
     for other in {Path(inspect.getfile(network)).name for network in NETWORKS.values()} - {written["source"]}:
         (space / other).unlink(missing_ok=True)  # of the network that was there before
     return written
-
-
-def push_space(space: str | Path, repo_id: str) -> str:
-    """Upload the Space to Hugging Face as 'user/name', with the login of `hf auth login`. Returns its address."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    api.create_repo(repo_id, repo_type="space", space_sdk="gradio", exist_ok=True)
-    api.upload_folder(
-        repo_id=repo_id, repo_type="space", folder_path=space, ignore_patterns=["__pycache__/*", ".gradio/*"],
-        commit_message="Export from the notebook",
-    )  # fmt: skip
-    return f"https://huggingface.co/spaces/{repo_id}"

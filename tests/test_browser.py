@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.conftest import PROJECT
 from tests.test_space import copy_space, serve
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -175,6 +176,98 @@ def test_five_misclassified_images_stand_beside_their_maps(open_page):
     assert grid.evaluate("grid => grid.scrollHeight <= grid.clientHeight + 1")  # nothing is hidden in the gallery
     page.get_by_label("Show misclassified images").uncheck()
     expect(page.locator(".thumbnail-item:visible")).to_have_count(0)
+
+
+def test_misclassified_images_are_filtered_by_class(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="Misclassified images").click()
+    shown(page, 6, [])
+    old = sources(page)
+    choose(page, "True class", "cat")
+    captions = page.locator(".thumbnail-item:visible .caption-label")
+    shown(page, 2, old)
+    assert all(text.startswith("cat, taken for deer") for text in captions.all_inner_texts())
+    choose(page, "Predicted class", "truck")
+    expect(page.locator(".thumbnail-item:visible")).to_have_count(0)
+    expect(page.get_by_text("Showing 0 of 0")).to_be_visible()
+
+
+@pytest.mark.parametrize("method", ["GradCAM++", "LayerCAM"])
+def test_the_method_can_be_chosen(open_page, picture, method):
+    page = open_page()
+    page.set_input_files("input[type=file]", picture)
+    choose(page, "Stage", STAGES[1])
+    before = shown(page, 2, [])
+    old = sources(page)
+    choose(page, "Method", method)
+    assert not np.array_equal(before[0], shown(page, 2, old)[0])
+
+
+def test_the_keyboard_alone_is_enough(open_page):
+    """From the top of the page by Tab: an example with Enter, a class more with the arrow, Grad-CAM off with Space."""
+    page = open_page()
+    focus(page, "cat", lambda: page.evaluate("document.activeElement.querySelector('img')?.src.includes('cat.png')"))
+    page.keyboard.press("Enter")
+    shown(page, 2, [])
+    focus(page, "top classes", lambda: focused(page, "Top classes") and is_type(page, "range"))
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".confidence-set")).to_have_count(4)
+    focus(page, "classify", lambda: page.evaluate("document.activeElement.innerText.trim() == 'Classify'"))
+    focus(page, "show", lambda: is_type(page, "checkbox"))
+    page.keyboard.press("Space")
+    expect(page.locator(".thumbnail-item:visible")).to_have_count(0)
+    for label in ("Stage", "Method", "Opacity of the map"):
+        focus(page, label, lambda label=label: focused(page, label))
+
+
+def is_type(page: Page, kind: str) -> bool:
+    return page.evaluate("document.activeElement.type") == kind
+
+
+def focused(page: Page, label: str) -> bool:
+    """Whether the element that has the focus is called so by a screen reader."""
+    return page.evaluate(
+        """label => {
+            const element = document.activeElement
+            const names = [element.getAttribute('aria-label'), ...[...(element.labels ?? [])].map(one => one.innerText)]
+            return names.some(name => name?.includes(label))
+        }""",
+        label,
+    )
+
+
+def focus(page: Page, name: str, reached) -> None:
+    """Press Tab until that is so."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if reached():
+            return
+    raise AssertionError(f"Tab does not lead to {name}")
+
+
+def choose(page: Page, label: str, option: str) -> None:
+    page.locator(f"input[aria-label='{label}']:visible").click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def test_the_page_of_the_committed_space_has_its_picture_taken(browser, tmp_path_factory):
+    """With UPDATE_SCREENSHOT set, that becomes the picture in the README."""
+    folder = copy_space(PROJECT / "space", tmp_path_factory.mktemp("committed") / "space")
+    with serve(folder, tmp_path_factory.mktemp("uploads")) as address:
+        page = browser.new_page(viewport={"width": 1180, "height": 900})
+        page.goto(address)
+        page.locator("button:has(img[src*='frog.png'])").click()
+        shown(page, 2, [])
+        expect(page.locator(".confidence-set")).to_have_count(3)
+        expect(page.locator(".confidence-set").first).to_contain_text("frog")
+        page.mouse.move(0, 0)
+        taken = Image.open(io.BytesIO(page.screenshot(full_page=True, animations="disabled"))).convert("RGB")
+        page.close()
+    file = tmp_path_factory.mktemp("screenshot") / "space.png"
+    taken.quantize(256).save(file, optimize=True)
+    assert taken.width == 1180 and 30_000 < file.stat().st_size < 500_000
+    if os.environ.get("UPDATE_SCREENSHOT"):
+        shutil.copyfile(file, PROJECT / "images/space.png")
 
 
 def test_a_file_that_is_no_picture_gets_a_sentence(open_page, tmp_path):

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import re
 import runpy
 import shutil
 import socket
@@ -28,6 +29,7 @@ from models.bundle import load_bundle, sha256_of_keys
 from tests.conftest import PROJECT
 
 ANY, STAGE, METHOD = "any class", "layer4", "GradCAM"
+PROCESSES = {}  # of the servers: address -> process id
 NOT_A_PICTURE = "not a picture that can be read"
 
 
@@ -62,6 +64,7 @@ def serve(folder: Path, uploads: Path):
                     if httpx.get(address + "/config").status_code == 200:
                         break
                 time.sleep(0.1)
+            PROCESSES[address] = server.pid
             yield address
         finally:
             server.terminate()
@@ -414,6 +417,16 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(client, app, uploads, mo
         app.seen({"path": str(uploads / "bomb.png")})
 
 
+def test_no_picture_made_the_server_take_more_than_a_gigabyte_and_a_half(server, client, tmp_path):
+    """After the pictures above; and the largest that is let in, as 16-bit grey, which is scaled in floats."""
+    Image.fromarray(np.zeros((4990, 5000), np.uint16)).save(tmp_path / "large.png")
+    assert client.predict(handle_file(tmp_path / "large.png"), 1, api_name="/classify")[1]["label"]
+    status = Path(f"/proc/{PROCESSES[server]}/status")
+    if not status.exists():
+        pytest.skip("this system does not tell a process's memory")
+    assert int(status.read_text().split("VmHWM:")[1].split()[0]) < 1_500_000  # kB
+
+
 def test_a_file_over_ten_megabytes_is_refused(server):
     answer = httpx.post(f"{server}/gradio_api/upload", files={"files": ("big.png", bytes(11_000_000))})
     assert answer.status_code == 413
@@ -434,6 +447,26 @@ def test_only_what_was_uploaded_is_read(server, folder, path, meta):
         path = path.replace(name, place)
     answer = raw(server, "classify", json.dumps({"data": [{"path": path, **meta}, 3]}))
     assert "event: error" in answer and "confidences" not in answer and "root:" not in answer
+
+
+@pytest.mark.parametrize(
+    "data",
+    ['["' + "A" * 30_000_000 + '", 3]', "[" * 100_000 + "]" * 100_000, "[null, 3" + ", 1" * 10**6 + "]"],
+    ids=["long text", "deep", "many values"],
+)
+def test_an_oversize_request_is_refused_and_the_server_goes_on(server, folder, data):
+    """No answer but a refusal, and the next visitor is served."""
+    answer = httpx.post(
+        f"{server}/gradio_api/call/classify",
+        content=f'{{"data": {data}}}',
+        timeout=60,
+        headers={"Content-Type": "application/json"},
+    )
+    if answer.status_code == 200:
+        event = answer.json()["event_id"]
+        assert "event: error" in httpx.get(f"{server}/gradio_api/call/classify/{event}", timeout=60).text
+    picture = handle_file(folder / "examples" / "cat.png")
+    assert Client(server, verbose=False).predict(picture, 1, api_name="/classify")[1]["label"]
 
 
 def test_files_of_the_server_are_not_served(server, folder):
@@ -528,3 +561,31 @@ def test_many_at_once_get_the_answers_that_each_gets_alone(server, folder, tmp_p
         together = list(pool.map(visitor, range(1, 5)))
     assert len(alone) == 6 and all(answers == alone for answers in together)
     assert all(not np.array_equal(a, b) for a, b in itertools.pairwise(answer[0] for answer in alone.values()))
+
+
+# ---- for programs ---------------------------------------------------------------------------------------------------
+
+
+def blocks_of_readme() -> list[str]:
+    """The indented blocks of the section for programs: Python, then the shell."""
+    text = (PROJECT / "space/README.md").read_text(encoding="utf-8").split("## For programs")[1].split("\n## ")[0]
+    blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, re.M)
+    return ["\n".join(line[4:] for line in block.strip("\n").splitlines()) for block in blocks]
+
+
+def test_the_ways_to_call_it_that_are_described_work(server, folder, tmp_path):
+    python, shell = blocks_of_readme()
+    shutil.copyfile(folder / "examples" / "cat.png", tmp_path / "cat.png")
+    options = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}
+    by_python = subprocess.run([sys.executable, "-c", python.replace("http://127.0.0.1:7860", server)], **options)
+    assert by_python.returncode == 0, by_python.stderr
+    label = by_python.stdout.split()[0]
+    assert label in CLASSES and "confidence" in by_python.stdout and ".png" in by_python.stdout.splitlines()[-1]
+    if not shutil.which("curl"):
+        pytest.skip("curl is not installed")
+    by_curl = subprocess.run(["sh", "-c", shell.replace("http://127.0.0.1:7860", server)], **options).stdout
+    lines = [line for line in by_curl.splitlines() if line]
+    assert lines[-2] == "event: complete"
+    picture, classes, remark = json.loads(lines[-1].removeprefix("data: "))
+    assert set(picture) >= {"path", "url"} and classes["label"] == label and len(classes["confidences"]) == 3
+    assert "32x32" in remark
