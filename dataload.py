@@ -197,6 +197,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         super().__init__()
         self.data_dir, self.batch_size, self.num_workers = data_dir, batch_size, num_workers
         self.seed, self.splits, self.padding, self.cutout, self.fast = seed, splits, padding, cutout, fast
+        self.resident: FastLoader | None = None  # its images stay on the device from epoch to epoch
 
     def prepare_data(self) -> None:
         if self.splits is None:
@@ -209,11 +210,14 @@ class CIFAR10DataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader | FastLoader:
         epoch = self.trainer.current_epoch if self.trainer else 0
         if self.fast:
-            device = self.trainer.strategy.root_device if self.trainer else "cpu"
-            return FastLoader(
-                *self.splits.train, CIFAR10_MEAN, CIFAR10_STD, self.batch_size, self.seed, epoch, self.padding,
-                self.cutout, device,
-            )  # fmt: skip
+            if self.resident is None:
+                device = self.trainer.strategy.root_device if self.trainer else "cpu"
+                self.resident = FastLoader(
+                    *self.splits.train, CIFAR10_MEAN, CIFAR10_STD, self.batch_size, self.seed, 0, self.padding,
+                    self.cutout, device,
+                )  # fmt: skip
+            self.resident.epoch = epoch
+            return self.resident
         seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])  # one number from the pair
         return make_loader(
             self.splits.train, self.batch_size, self.num_workers, True, seed, EpochLoader, self.padding, self.cutout

@@ -33,6 +33,17 @@ def test_the_table_shows_percent_of_the_fractions_and_the_number_of_runs(row):
     assert line == "| FastNet | 1,972,792 | 8 | 50,000 | 93.21 % | 94.00 % | 0.85 % | 2 | 5 min |"
 
 
+def test_the_tricks_are_listed_by_what_they_are_worth(row, tmp_path):
+    base = row | {"train_images": 45_000, "val_single": 0.93, "seconds": 250}
+    (tmp_path / "accuracy.json").write_text(json.dumps([row, base]))
+    rows = [base | {"without": name, "val_single": value} for name, value in (("dirac", 0.925), ("muon", 0.91))]
+    (tmp_path / "ablations.json").write_text(json.dumps(rows))
+    first, second, third = report.trick_table("fastnet-8", tmp_path).splitlines()
+    assert "93.00 %" in first and "n=2" in first
+    assert "Muon" in second and "91.00 % (-2.00)" in second and "identity" in third and "(-0.50)" in third
+    assert set(report.TRICKS) == set(accuracy.WITHOUT)
+
+
 def test_the_plot_puts_each_run_at_its_work_and_accuracy(row):
     (axis,) = report.plot([row]).axes
     points = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}

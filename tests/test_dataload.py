@@ -256,7 +256,9 @@ def test_the_fast_loader_s_epoch_follows_from_its_seed_and_number(tiny_splits):
     assert not np.array_equal(drawn(images, epoch=3), drawn(images, epoch=5))
     data = CIFAR10DataModule(batch_size=24, splits=tiny_splits, fast=True)
     batches = list(data.train_dataloader())
-    assert len(data.train_dataloader()) == len(batches) == 3 and len(batches[-1][1]) == 64 - 48
+    data.trainer = type("Trainer", (), {"current_epoch": 3})()
+    assert data.train_dataloader().epoch == 3 and data.train_dataloader() is data.resident  # nothing is copied again
+    assert len(data.resident) == len(batches) == 3 and len(batches[-1][1]) == 64 - 48
     assert np.bincount(torch.cat([labels for _, labels in batches])).tolist() == [7, 7, 7, 7, 6, 6, 6, 6, 6, 6]
 
 
