@@ -101,11 +101,12 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.BatchNorm2d))]
     biases = {id(layer.bias) for layer in layers} if recipe.bias_lr else set()
     groups = {"filters": [], "biases": [], "rest": []}
-    for p in model.parameters():
-        if p.requires_grad:
-            # The first convolution sees three colours: too few rows and columns to be made orthogonal.
-            is_filter = recipe.muon_lr and p.ndim == 4 and p.shape[1] > 3 and p.shape[2:] == (3, 3)
-            groups["filters" if is_filter else "biases" if id(p) in biases else "rest"].append(p)
+    for p in filter(lambda p: p.requires_grad, model.parameters()):
+        # The first convolution, of three colours, is too small to be made orthogonal to any use.
+        if recipe.muon_lr and p.shape[2:] == (3, 3) and p.shape[1] > 3:
+            groups["filters"].append(p)
+        else:
+            groups["biases" if id(p) in biases else "rest"].append(p)
     decay = recipe.weight_decay * recipe.max_lr  # per step: a faster bias does not decay faster
     return [group for group in (
         {"params": groups["filters"], "lr": recipe.muon_lr, "momentum": 0.6, "muon": True},
@@ -156,13 +157,14 @@ class LitClassifier(pl.LightningModule):
         return loss
 
     def check_finite(self) -> None:
-        """Raise FloatingPointError if a loss of this epoch that was not looked at before is no number."""
-        unseen = self.history if self.trainer.is_last_batch else self.history[-1:]
-        losses = torch.stack([loss for loss, _, _ in unseen])
-        if not losses.isfinite().all():
+        """Raise FloatingPointError if a loss of this epoch is no number; it names the step of the first."""
+        finite = torch.stack([loss for loss, _, _ in self.history]).isfinite()
+        if not finite.all():
+            first, parts = int(finite.long().argmin()), self.trainer.accumulate_grad_batches
+            step = self.global_step + 1 - ((len(self.history) - 1) // parts - first // parts)
             raise FloatingPointError(
-                f"the loss is {float(losses.sum())} at step {self.global_step + 1}, epoch {self.current_epoch + 1},"
-                f" with a learning rate of {self.lr_schedulers().get_last_lr()[0]:.3g}; the last checkpoint is kept"
+                f"the loss is {float(self.history[first][0])} at step {step}, epoch {self.current_epoch + 1}, with a"
+                f" learning rate of {self.lr_schedulers().get_last_lr()[0]:.3g}; the last checkpoint is kept"
             )
 
     def log_epoch(self) -> None:

@@ -44,7 +44,6 @@ def test_a_yes_creates_the_space_and_sends_the_allowed_files_only(space, tmp_pat
     secret = space / ".env"
     secret.write_text("TOKEN=1")
     (space / "notes.txt").write_text("private")
-    (space / "__pycache__").mkdir(exist_ok=True)
     try:
         api = Recorder()
         address = push_space(space, "me/my-space", api, lambda question: "y" if "Send" in question else "n")

@@ -12,11 +12,11 @@ import training
 from dataload import CIFAR10DataModule, normalize
 from models import build, lit
 from models.fastnet import FastNet
-from models.lit import RECIPES, LitClassifier, choose_recipe, triangle
+from models.lit import RECIPES, LitClassifier, Recipe, choose_recipe, triangle
 from progress import smaller_budget, work
 from training import data_for, newest_checkpoint, read_metrics, sidecar, train
 
-RECIPE = dataclasses.replace(RECIPES["custom-10"], epochs=3, batch_size=32, max_lr=0.02)
+RECIPE = Recipe("CustomResNet", epochs=3, batch_size=32, max_lr=0.02)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_recipe_that_cannot_be_is_refused(change, message):
 
 def test_the_recipe_is_chosen_by_network_or_name():
     assert choose_recipe("ResNet18")[0] == "resnet18-20"
-    assert choose_recipe("CustomResNet", "", epochs=3, batch_size=7)[1].epochs == 3
+    assert choose_recipe("CustomResNet", "", epochs=3, batch_size=256)[1].epochs == 3
     with pytest.raises(ValueError, match="recipe for ResNet18 .*got 'custom-10'"):
         choose_recipe("ResNet18", "custom-10")
     with pytest.raises(ValueError, match="unknown network 'VGG'"):
@@ -156,13 +156,16 @@ def test_a_loss_that_is_no_number_stops_and_the_last_checkpoint_stays(data, tmp_
     assert train(RECIPE, data, tmp_path, seed=1, precision="32-true").facts["epochs"] == 3  # and it goes on from there
 
 
-def test_a_gpu_s_losses_are_looked_at_once_an_epoch(monkeypatch):
+def test_the_first_of_several_bad_losses_is_named_by_its_step(monkeypatch):
+    """As on a GPU, where they are looked at when the epoch ends: ten batches, two to a step, the fifth is bad."""
     classifier = LitClassifier(network="FastNet")
     scheduler = type("Scheduler", (), {"get_last_lr": lambda _: [0.1]})()
     monkeypatch.setattr(classifier, "lr_schedulers", lambda: scheduler)
-    classifier.trainer = type("Trainer", (), {"is_last_batch": True, "global_step": 3, "current_epoch": 0})()
-    classifier.history = [(torch.tensor(float("inf")), torch.tensor(1), 2), (torch.tensor(1.0), torch.tensor(1), 2)]
-    with pytest.raises(FloatingPointError, match="loss is inf"):
+    state = {"is_last_batch": True, "global_step": 104, "current_epoch": 6, "accumulate_grad_batches": 2}
+    classifier.trainer = type("Trainer", (), state)()
+    values = [1.0, 1.0, 1.0, 1.0, float("inf"), float("nan"), 1.0, 1.0, 1.0, 1.0]
+    classifier.history = [(torch.tensor(value), torch.tensor(1), 2) for value in values]
+    with pytest.raises(FloatingPointError, match="loss is inf at step 103, epoch 7, with a learning rate of 0.1;"):
         classifier.check_finite()
 
 

@@ -197,7 +197,7 @@ def test_the_bundle_is_complete_and_its_code_is_a_copy(exported_space):
         "app.py", "about.md", "README.md", "requirements.txt", "examples", "model.json", "model.safetensors",
         "resnet.py", "explain.py", "bundle.py", "confusion_matrix.png", "misclassified.png", "misclassified.json",
     }  # fmt: skip
-    assert not [name for name in names if name.startswith((".", "_"))]
+    assert not [name for name in names if name.startswith((".", "_")) and name != ".gitattributes"]
     for name in ("resnet.py", "explain.py", "bundle.py"):
         assert (exported_space / name).read_bytes() == (PROJECT / "models" / name).read_bytes()
 
