@@ -85,10 +85,10 @@ def plot(rows: list[dict]) -> Figure:
     for row in rows:
         name = f"{row['network']}, {row['epochs']} epochs"
         axis.annotate(name, (petaflop(row), 100 * row["tta"]), (4, 5), textcoords="offset points", fontsize=8)
-    axis.set(xscale="log", xlabel="work of training (PFLOP)", ylabel="test accuracy (%)")
+    axis.set(xscale="log", xlabel="work of training (PFLOP)", ylabel="test accuracy (%)", ylim=(89.5, 96.7))
     axis.grid(alpha=0.3)
-    axis.legend(loc="lower right")
-    axis.margins(x=0.12)
+    axis.legend(loc="lower left")
+    axis.set_xlim(0.1, 80)  # room for the names on the right
     plt.close(fig)
     return fig
 
