@@ -37,10 +37,12 @@ def reference_gradcam(model, layer, image, target):
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_every_stage_of_fastnet_can_be_explained(stage):
-    model = build("FastNet").eval()
-    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    cams = gradcam(model, model.stages()[stage].module, images, [3, 5])
-    assert cams.shape == (2, 32, 32) and cams.min() >= 0 and cams.max() == pytest.approx(1, abs=1e-3)
+    torch.manual_seed(0)
+    model, image = build("FastNet").eval(), torch.rand(1, 3, 32, 32)
+    cams = gradcam(model, model.stages()[stage].module, image.repeat(10, 1, 1, 1), list(range(10)))
+    assert cams.shape == (10, 32, 32) and cams.min() >= 0 and cams.max() <= 1
+    # A map is empty where nothing speaks for its class; of ten classes some have one, and not all the same.
+    assert (cams.max((1, 2)) > 0.9).sum() >= 2 and len({cam.tobytes() for cam in cams}) > 2
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
