@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import ctypes
 import functools
 import json
 import os
@@ -25,6 +26,9 @@ with contextlib.suppress(ImportError):  # Hugging Face's ZeroGPU starts no app w
     import spaces
 
     spaces.GPU(lambda: None)
+
+with contextlib.suppress(Exception):  # glibc: one heap for all threads, M_ARENA_MAX; with one each, memory grows
+    ctypes.CDLL(None).mallopt(-8, 1)
 
 HERE = Path(__file__).resolve().parent
 MODEL, META = load_bundle(HERE)
@@ -155,14 +159,7 @@ def explain(
 
 
 def misclassified(
-    show: bool,
-    count: float,
-    true_class: str,
-    predicted_class: str,
-    maps: bool,
-    stage: str,
-    method: str,
-    opacity: float,
+    show: bool, count: float, true_class: str, predicted_class: str, maps: bool, stage: str, method: str, opacity: float
 ) -> tuple[list, list[tuple], str]:
     """Test images that the network got wrong, most confident first, with the maps for both classes if wanted."""
     count = round(number(count, 1, max(1, len(TILES)), "Number of images"))
@@ -200,7 +197,7 @@ def live(function: Callable) -> Callable:
 AS_SENT = {"preprocess": False, "trigger_mode": "always_last"}  # our functions say in words what is wrong
 NETWORK = {"concurrency_id": "network", "concurrency_limit": 1, **AS_SENT}  # one at a time: all share one network
 LIVE = {"api_visibility": "private", **NETWORK}
-BLEND = {"api_visibility": "private", "show_progress": "hidden", **AS_SENT}
+BLEND = {"show_progress": "hidden", **LIVE}  # in the same queue: after the maps that are being computed, not before
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # no web fonts
 GALLERY = {"format": "png", "height": "auto", "object_fit": "contain", "buttons": ["download", "download_all"]}
 CSS = """
@@ -251,8 +248,8 @@ with gr.Blocks(title="CIFAR-10: what the network sees", delete_cache=(600, 3000)
         gr.Image(str(HERE / "confusion_matrix.png"), label="Confusion matrix", show_label=False, interactive=False)
 
     what, why = ([image, top], [saw, label, remark]), ([image, show, maps, stage, method, opacity], [gallery, panels])
-    run.click(classify, *what, api_name="classify", **NETWORK)
-    run.click(explain, *why, api_name="explain", **NETWORK)
+    done = run.click(classify, *what, api_name="classify", **NETWORK)
+    done.success(explain, *why, api_name="explain", **NETWORK)
     gr.on([image.change, top.input], live(classify), *what, **LIVE)
     gr.on([image.change, show.input, maps.input, stage.input, method.input], live(explain), *why, **LIVE)
     opacity.input(blend, [panels, opacity], gallery, **BLEND)
@@ -262,4 +259,6 @@ with gr.Blocks(title="CIFAR-10: what the network sees", delete_cache=(600, 3000)
     wrong_opacity.input(blend, [wrong_panels, wrong_opacity], wrong_gallery, **BLEND)
 
 if __name__ == "__main__":
-    demo.queue(max_size=64).launch(max_file_size="10mb", run_history=False, show_error=True, theme=THEME, css=CSS)
+    demo.queue(max_size=64).launch(
+        max_file_size="10mb", state_session_capacity=200, run_history=False, show_error=True, theme=THEME, css=CSS
+    )

@@ -152,6 +152,17 @@ def test_opacity_of_each_stage_goes_from_the_picture_to_the_map(open_page, pictu
     assert np.abs(at[0.5] - (at[0] + at[1]) / 2).max() <= 1 and np.abs(at[1] - at[0]).mean() > 20
 
 
+def test_opacity_moved_while_maps_are_computed_is_the_one_that_is_shown(open_page, picture):
+    page = open_page()
+    page.set_input_files("input[type=file]", picture)
+    shown(page, 2, [])
+    old = sources(page)
+    set_number(page, "Number of maps", 10)
+    set_number(page, "Opacity of the map", 0)
+    enlarged = np.asarray(Image.open(picture)).repeat(8, axis=0).repeat(8, axis=1)
+    assert all(np.array_equal(panel, enlarged) for panel in shown(page, 10, old))
+
+
 def test_maps_can_be_counted_and_switched_off(open_page, picture):
     page = open_page()
     page.set_input_files("input[type=file]", picture)
@@ -275,6 +286,13 @@ def test_a_file_that_is_no_picture_gets_a_sentence(open_page, tmp_path):
     page = open_page()
     page.set_input_files("input[type=file]", tmp_path / "text.png")
     expect(page.get_by_text("not a picture that can be read").first).to_be_visible()
+
+
+def test_asking_without_a_picture_is_refused_once(open_page):
+    page = open_page()
+    page.get_by_role("button", name="Classify").click()
+    page.wait_for_timeout(2500)
+    assert page.locator(".toast-body").inner_text().count("Upload a picture or pick an example first.") == 1
 
 
 def test_a_phone_shows_one_column_without_scrolling_sideways(open_page, picture):
