@@ -255,9 +255,18 @@ class Draw:
         images: uint8 (N, 32, 32, 3), 1 to 20 of them. labels: (N,), 0..9. note: a line under the title.
         padding, cutout: as in `augmentation`.
         """
+        title = "Training images: shifted, mirrored" + (", one square cut out" if cutout else "")
+        return Draw.draws(images, labels, augmentation(padding, cutout), draws, seed, title, note)
+
+    @staticmethod
+    def draws(
+        images: np.ndarray, labels: Sequence[int], transforms: Sequence[A.BasicTransform], draws: int, seed: int,
+        title: str, note: str = "",
+    ) -> Figure:  # fmt: skip
+        """The same with transforms of your own and a title that names them."""
         if not 1 <= len(images) <= 20 or len(labels) != len(images):
             raise ValueError(f"expected 1 to 20 images and a label for each, got {len(images)} and {len(labels)}")
-        augment = A.Compose(augmentation(padding, cutout), seed=seed, strict=True)
+        augment = A.Compose(transforms, seed=seed, strict=True)
         rows = [images, *([augment(image=image)["image"] for image in images] for _ in range(draws))]
         fig, axes = plt.subplots(
             len(rows), len(images), figsize=(1.1 * len(images), 1.2 * len(rows)), squeeze=False, layout="constrained"
@@ -269,7 +278,6 @@ class Draw:
             axes[row, 0].set_ylabel(name)
         for axis, label in zip(axes[0], labels, strict=True):
             axis.set_title(CLASSES[label], fontsize=9)
-        title = "Training images: shifted, mirrored" + (", one square cut out" if cutout else "")
         fig.suptitle(title + (f"\n{note}" if note else ""))
         plt.close(fig)
         return fig

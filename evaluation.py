@@ -70,13 +70,19 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return float(torch.tensor((low + high) / 2).exp())
 
 
-def calibration_error(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:
-    """Expected calibration error (fraction): how far confidence and accuracy are apart, in 15 bins of equal width."""
+def reliability(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over 15 bins of equal width, by the confidence of an answer: of confidences, of right answers, of images."""
     confidence, preds = (logits.double() / temperature).softmax(1).max(1)
     right = (preds == labels).double()
     bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
-    gaps = torch.zeros(BINS, dtype=torch.double).index_add_(0, bins, right - confidence)
-    return float(gaps.abs().sum() / len(labels))
+    empty = torch.zeros(BINS, dtype=torch.double)
+    return tuple(empty.index_add(0, bins, values) for values in (confidence, right, torch.ones_like(right)))
+
+
+def calibration_error(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:
+    """Expected calibration error (fraction): how far confidence and accuracy are apart, in 15 bins of equal width."""
+    confidence, right, _ = reliability(logits, labels, temperature)
+    return float((right - confidence).abs().sum() / len(labels))
 
 
 def doubt_threshold(logits: Tensor, temperature: float, fraction: float) -> float:

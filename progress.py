@@ -5,8 +5,10 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytorch_lightning as pl
+from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import Callback
 
 SMALLER = 1 - (24 / 32) ** 2  # the part of the work that is saved at low resolution
@@ -73,11 +75,53 @@ def smaller_budget(network: str, epochs: float, measured: Path = MEASURED) -> st
     )
 
 
-class Progress(Callback):
-    """Prints an estimate after a few steps and a line per epoch, shows the time left in between, adds up the time."""
+class LiveCurves:
+    """In a notebook: loss and accuracy, drawn again after each epoch in the same place. Elsewhere: nothing.
 
-    def __init__(self):
+    earlier: the table of the epochs before, of a run that is continued.
+    """
+
+    def __init__(self, earlier: pd.DataFrame):
+        self.table, self.handle = earlier, None
+        if "ipykernel" in sys.modules:
+            from IPython.display import display
+
+            self.handle = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def add(self, row: dict[str, float]) -> None:
+        """Draw one more epoch: of its row, epoch, train_loss, train_acc, and val_loss, val_acc if they are there."""
+        self.table = pd.concat([self.table, pd.DataFrame([row])])
+        if self.handle:
+            self.handle.update(self.figure())
+
+    def figure(self) -> Figure:
+        epochs = self.table.groupby("epoch").mean()
+        fig, axes = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
+        for axis, name in zip(axes, ("loss", "acc"), strict=True):
+            for stage in ("train", "val"):
+                if f"{stage}_{name}" in epochs:
+                    axis.plot(epochs.index + 1, epochs[f"{stage}_{name}"], "o-", markersize=3, label=stage)
+            axis.set(xlabel="epoch", ylabel=name)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.legend()
+        plt.close(fig)
+        return fig
+
+    def close(self) -> None:
+        """Remove the figure: the notebook draws the curves of the finished run."""
+        if self.handle:
+            self.handle.update({"text/plain": ""}, raw=True)
+
+
+class Progress(Callback):
+    """Prints an estimate after a few steps and a line per epoch, shows the time left in between, adds up the time.
+
+    earlier: the table of the epochs before, of a run that is continued.
+    """
+
+    def __init__(self, earlier: pd.DataFrame):
         self.seconds = 0.0  # of training and validation, all interruptions left out
+        self.earlier = earlier
         self.started = 0.0
         self.shown = 0.0
 
@@ -88,7 +132,7 @@ class Progress(Callback):
         self.seconds = state["seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.line = TransientLine()
+        self.line, self.curves = TransientLine(), LiveCurves(self.earlier)
         self.first_epoch = trainer.current_epoch
         self.started = time.perf_counter()
 
@@ -116,5 +160,10 @@ class Progress(Callback):
         self.seconds += spent
         module.log("seconds", spent)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        row = metrics | {"epoch": trainer.current_epoch, "seconds": spent}
         self.line.show("")
-        print(epoch_line(pd.Series(metrics | {"epoch": trainer.current_epoch, "seconds": spent}), trainer.max_epochs))
+        print(epoch_line(pd.Series(row), trainer.max_epochs))
+        self.curves.add(row)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.curves.close()

@@ -21,9 +21,9 @@ client, cat, stage = Client(address, verbose=False), handle_file("examples/cat.p
 _, answer, _ = client.predict(cat, 3, api_name="/classify")
 maps = client.predict(cat, True, 2, stage, "GradCAM", 0.4, api_name="/explain")
 panels, _ = client.predict(True, 2, app.ANY, app.ANY, True, stage, "LayerCAM", 0.4, api_name="/misclassified")
+app.demo.close(verbose=False)
 print(json.dumps({"python": sys.version.split()[0], "says": answer["label"], "classes": len(answer["confidences"]),
                   "maps": len(maps), "panels": len(panels)}))
-app.demo.close()
 """
 
 

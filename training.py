@@ -4,22 +4,24 @@ A run's folder is named by its settings. Running again with the same settings co
 checkpoint ends, or loads the result if the run is finished.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
-from torch import nn
+from torch import Tensor, nn
 
 from dataload import CIFAR10DataModule, Splits, normalize
 from machine import check_precision, choose_precision, hardware, versions
@@ -119,21 +121,28 @@ def run_folder(root: str | Path, recipe: Recipe, seed: int, data: CIFAR10DataMod
     return Path(root) / f"{recipe.network}-{recipe.epochs}-{digest[:8]}"
 
 
+def prepare(kind: type[LitClassifier], recipe: Recipe, data: CIFAR10DataModule, seed: int) -> tuple[LitClassifier, int]:
+    """A new classifier, its stem made from the training images if it has such a one, and how many of the loader's
+    batches make one of the recipe's."""
+    parts, rest = divmod(recipe.batch_size, data.batch_size)
+    if rest:
+        raise ValueError(f"a batch of {recipe.batch_size} cannot be made of loader batches of {data.batch_size}")
+    pl.seed_everything(seed, workers=True, verbose=False)
+    classifier = kind(**asdict(recipe))
+    if hasattr(classifier.model, "whiten"):
+        classifier.model.whiten(normalize(data.splits.train.images[:5000]))
+    return classifier, parts
+
+
 def fit(
     recipe: Recipe, data: CIFAR10DataModule, folder: Path, seed: int, precision: str, devices: int | str,
     compiled: bool = False,
 ) -> dict:  # fmt: skip
     """Train, or continue; returns the facts of the finished run."""
-    pl.seed_everything(seed, workers=True, verbose=False)
-    parts, rest = divmod(recipe.batch_size, data.batch_size)
-    if rest:
-        raise ValueError(f"a batch of {recipe.batch_size} cannot be made of loader batches of {data.batch_size}")
-    classifier = LitClassifier(**asdict(recipe))
-    if hasattr(classifier.model, "whiten"):
-        classifier.model.whiten(normalize(data.splits.train.images[:5000]))
+    classifier, parts = prepare(LitClassifier, recipe, data, seed)
     if compiled:
         classifier.model.compile()
-    progress = Progress()
+    progress = Progress(read_metrics(folder / "logs"))
     keep_two = ModelCheckpoint(
         folder, "epoch{epoch:03d}", monitor="epoch", mode="max", save_top_k=2, save_last=True,
         auto_insert_metric_name=False, save_on_train_epoch_end=True, enable_version_counter=False,
@@ -193,6 +202,46 @@ def train(
     # From here on the weights are what the bundle will hold: fp16. What is measured is what is published.
     model = load_classifier(checkpoint, recipe.network).model.half().float().eval()
     return Run(model, facts, metrics_csv)
+
+
+class RangeTest(LitClassifier):
+    """Training with a learning rate that grows with every step, from a hundredth of the recipe's to ten times it."""
+
+    def configure_optimizers(self) -> dict:
+        configured, self.losses = super().configure_optimizers(), []
+        configured["lr_scheduler"]["scheduler"] = torch.optim.lr_scheduler.LambdaLR(
+            configured["optimizer"], lambda step: growing(step / self.trainer.max_steps)
+        )
+        return configured
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        loss = super().training_step(batch, index)
+        self.losses.append(float(loss.detach()))
+        return loss
+
+
+def growing(done: float) -> float:
+    """0.01 at the start, 10 at the end, and as many steps from 0.01 to 0.1 as from 1 to 10."""
+    return 10 ** (3 * done - 2)
+
+
+def range_test(recipe: Recipe, data: CIFAR10DataModule, seed: int = 42, steps: int = 40) -> pd.DataFrame:
+    """The learning-rate range test (Smith 2015, arXiv:1506.01186), on a network of its own that is thrown away.
+
+    Returns a row for each step: factor, the learning rate as a multiple of the recipe's peak, and loss. It ends early
+    where the loss is no number any more.
+    """
+    data.setup()
+    classifier, parts = prepare(RangeTest, replace(recipe, low_res=0.0), data, seed)
+    trainer = pl.Trainer(
+        max_steps=steps, precision=choose_precision(), devices=1, accumulate_grad_batches=parts, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        num_sanity_val_steps=0,
+    )  # fmt: skip
+    with contextlib.suppress(FloatingPointError):
+        trainer.fit(classifier, datamodule=data)
+    losses = np.array(classifier.losses[: len(classifier.losses) // parts * parts]).reshape(-1, parts).mean(1)
+    return pd.DataFrame({"factor": [growing(step / steps) for step in range(len(losses))], "loss": losses})
 
 
 def stored_run(space: str | Path) -> Run:

@@ -129,6 +129,7 @@ class LitClassifier(pl.LightningModule):
         # channels_last: the layout in which convolutions are fastest, on a CPU and on tensor cores alike.
         self.model = build(self.recipe.network, NUM_CLASSES).to(memory_format=torch.channels_last)
         self.history = []  # of the epoch: (loss, images classified rightly) of each batch, and how many it had
+        self.rates = {}  # of the epoch: step -> learning rate
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images.contiguous(memory_format=torch.channels_last))
@@ -152,6 +153,7 @@ class LitClassifier(pl.LightningModule):
         # To read a number back from a GPU stops it, so there this waits until the epoch's last batch.
         if self.trainer.is_last_batch or not loss.is_cuda:
             self.check_finite()
+        self.rates[self.global_step] = self.lr_schedulers().get_last_lr()[0]
         if self.trainer.is_last_batch:
             self.log_epoch()
         return loss
@@ -177,7 +179,10 @@ class LitClassifier(pl.LightningModule):
             "train_acc": torch.stack(rightly).sum() / images,
             "lr": self.lr_schedulers().get_last_lr()[0],
         }, on_step=False, on_epoch=True)  # fmt: skip
+        for step, rate in self.rates.items() if self.logger else ():
+            self.logger.log_metrics({"lr_step": rate, "epoch": self.current_epoch}, step)
         self.history.clear()
+        self.rates.clear()
 
     def configure_optimizers(self) -> dict:
         """Muon and SGD-Nesterov in one; every group's learning rate follows `triangle`, a little each step."""
