@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dataload import Images, make_loader
 from evaluation import BINS, accuracy, calibration_error, predict, reliability
-from models.lit import Recipe
+from models.lit import Recipe, triangle
 from utils import Misclassified, rgb, with_note
 
 # Five ways to spoil a picture, each in three strengths. Albumentations draws them; a range of one value is that value.
@@ -178,7 +178,7 @@ def plot_stages(
         row[0].imshow(rgb(image, inv_normalize), interpolation="nearest")
         row[0].set_ylabel(f"{name}\n{maps.shape[1]}x{maps.shape[2]}", fontsize=9)
         for axis, channel in zip(row[1:], strongest.tolist(), strict=True):
-            axis.imshow(maps[channel], cmap="viridis", interpolation="nearest")
+            axis.imshow(maps[channel].numpy(), cmap="viridis", interpolation="nearest")
             axis.set_title(channel, fontsize=7)
     fig.suptitle(with_note("The channels that answer most strongly, each scaled to its own range", note))
     plt.close(fig)
@@ -188,19 +188,24 @@ def plot_stages(
 # ---- learning rate --------------------------------------------------------------------------------------------------
 
 
-def plot_schedule(metrics_csv: str | Path, recipe: Recipe, note: str = "") -> tuple[Figure, float]:
-    """The learning rate of every step, from the log, and the largest of them; of SGD or, if it is used, of Muon.
+def plot_schedule(metrics_csv: str | Path, recipe: Recipe, note: str = "") -> tuple[Figure | None, float, float]:
+    """The learning rate of every step, from the log; of SGD or, if it is used, of Muon.
 
-    metrics_csv: the table of a run, column lr_step.
+    metrics_csv: the table of a run, column lr_step. Returns the figure, the largest rate in the log, and the largest
+    that the recipe asks for in so many steps, a little below its peak; None and NaN where the log holds no rates.
     """
-    rates = pd.read_csv(metrics_csv)["lr_step"].dropna().to_numpy()
+    table, peak = pd.read_csv(metrics_csv), recipe.muon_lr or recipe.max_lr
+    if "lr_step" not in table:
+        return None, float("nan"), float("nan")
+    rates = table["lr_step"].dropna().to_numpy()
     fig, axis = plt.subplots(figsize=(6.5, 2.6), layout="constrained")
     axis.plot(np.arange(1, len(rates) + 1) * recipe.epochs / len(rates), rates)
     axis.set(xlabel="epoch", ylabel=f"learning rate ({'Muon' if recipe.muon_lr else 'SGD'})", title=note)
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     plt.close(fig)
-    return fig, float(rates.max())
+    wanted = peak * max(triangle((step + 0.5) / len(rates), recipe.warmup) for step in range(len(rates)))
+    return fig, float(rates.max()), wanted
 
 
 def plot_range_test(table: pd.DataFrame, note: str = "") -> Figure:

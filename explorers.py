@@ -42,7 +42,8 @@ class Explorer:
         self.controls, self.draw = controls, draw
         self.picture, self.words = widgets.Image(format="png"), widgets.HTML()
         for control in controls.values():
-            control.style = {"description_width": "110px"}
+            if hasattr(control.style, "description_width"):
+                control.style.description_width = "110px"
             control.observe(self.update, "value")
         self.panel = widgets.VBox([*controls.values(), self.words, self.picture])
         self.update()
@@ -122,7 +123,7 @@ def read_upload(value: dict | Sequence) -> np.ndarray:
             upright = ImageOps.exif_transpose(image).convert("RGB")
     except Exception as problem:  # a broken file makes Pillow raise nearly anything
         raise ValueError("This file is not a picture that can be read.") from problem
-    return np.asarray(ImageOps.fit(upright, (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS))
+    return np.array(ImageOps.fit(upright, (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS))
 
 
 class Shown(NamedTuple):
@@ -214,7 +215,7 @@ class ErrorExplorer(Explorer):
             other = second if label in (None, surest) else label  # where the answer is right: what it was not
             for axis, explained in zip(column[1:], (surest, other), strict=False):
                 cam = self.cam(image.tobytes(), explained, stage, method)
-                axis.imshow(explain.overlay(image / 255, cam, opacity), interpolation="nearest")
+                axis.imshow(explain.overlay(image / 255, cam, opacity).clip(0, 1), interpolation="nearest")
                 axis.set_title(f"for {self.classes[explained]}", fontsize=9)
         plt.close(fig)
         return fig

@@ -13,6 +13,7 @@ from models import NETWORKS
 from models.lit import RECIPES, Recipe, choose_recipe
 
 PROJECT = Path(__file__).resolve().parent
+DRIVE = Path("/content/drive/MyDrive")  # Google Drive, where Colab mounts it: what is there outlives the runtime
 SWITCHES = (
     "SEED", "ARCH", "RECIPE", "EPOCHS", "BATCH_SIZE", "LOADER", "PRECISION", "TRAIN", "FRESH", "NUM_SAMPLES", "OPACITY",
     "DATA_DIR", "CHECKPOINT_DIR", "OUT_DIR", "PUSH_TO", "LAUNCH",
@@ -109,10 +110,15 @@ def resolve(switches: dict) -> Settings:
         precision=switches["PRECISION"], train=switches["TRAIN"],
         fresh=switches["FRESH"], num_samples=switches["NUM_SAMPLES"], opacity=switches["OPACITY"],
         data_dir=Path(switches["DATA_DIR"]),
-        checkpoint_dir=scratch_folder() if smoke else Path(switches["CHECKPOINT_DIR"]),
+        checkpoint_dir=scratch_folder() if smoke else checkpoint_folder(switches["CHECKPOINT_DIR"]),
         out_dir=Path(switches["OUT_DIR"]), push_to=switches["PUSH_TO"], launch=switches["LAUNCH"], smoke=smoke,
         device="cuda" if torch.cuda.is_available() else "cpu",
     )  # fmt: skip
+
+
+def checkpoint_folder(wanted: str) -> Path:
+    """Where checkpoints go: as wanted, or on Google Drive if nothing else is wanted and it is mounted."""
+    return DRIVE / "cifar10-checkpoints" if wanted == "checkpoints" and DRIVE.is_dir() else Path(wanted)
 
 
 def short(recipe: Recipe) -> Recipe:

@@ -225,18 +225,20 @@ def growing(done: float) -> float:
     return 10 ** (3 * done - 2)
 
 
-def range_test(recipe: Recipe, data: CIFAR10DataModule, seed: int = 42, steps: int = 40) -> pd.DataFrame:
+def range_test(
+    recipe: Recipe, data: CIFAR10DataModule, seed: int = 42, steps: int = 40, precision: str | None = None
+) -> pd.DataFrame:
     """The learning-rate range test (Smith 2015, arXiv:1506.01186), on a network of its own that is thrown away.
 
-    Returns a row for each step: factor, the learning rate as a multiple of the recipe's peak, and loss. It ends early
-    where the loss is no number any more.
+    With the images that the training begins with, small ones if the recipe says so. Returns a row for each step:
+    factor, the learning rate as a multiple of the recipe's peak, and loss. It ends where the loss is no number.
     """
     data.setup()
-    classifier, parts = prepare(RangeTest, replace(recipe, low_res=0.0), data, seed)
+    classifier, parts = prepare(RangeTest, replace(recipe, low_res=float(recipe.low_res > 0)), data, seed)
     trainer = pl.Trainer(
-        max_steps=steps, precision=choose_precision(), devices=1, accumulate_grad_batches=parts, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-        num_sanity_val_steps=0,
+        max_steps=steps, precision=precision or choose_precision(), devices=1, accumulate_grad_batches=parts,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        limit_val_batches=0, num_sanity_val_steps=0,
     )  # fmt: skip
     with contextlib.suppress(FloatingPointError):
         trainer.fit(classifier, datamodule=data)

@@ -39,9 +39,9 @@ def shuffled(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation, -1..1, of each pair of maps (N, H, W); NaN where a map has only one value."""
+    """Spearman's rank correlation, -1..1, of each pair of maps (N, H, W); 0 where a map is empty, all of one value."""
     ranks = [pd.DataFrame(maps.reshape(len(maps), -1)).rank(axis=1) for maps in (first, second)]
-    return ranks[0].corrwith(ranks[1], axis=1).to_numpy()
+    return ranks[0].corrwith(ranks[1], axis=1).fillna(0).to_numpy()
 
 
 def plot_randomised(
@@ -65,7 +65,7 @@ def plot_randomised(
         axis.set_ylabel(name)
     fig.suptitle(with_note("Grad-CAM of the trained network and of one that has learned nothing", note))
     plt.close(fig)
-    return fig, float(np.nanmean(similarity(*maps)))
+    return fig, float(similarity(*maps).mean())
 
 
 # ---- deletion -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,168 @@
+"""The analyses count rightly, disturb as much as they say, and draw what the network gave them."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import analysis
+from dataload import CLASSES, Images, denormalize, normalize
+from evaluation import accuracy, reliability
+from models import build
+from models.lit import Recipe
+from tests.conftest import wrong_predictions
+from utils import Misclassified
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    """A smooth picture: what noise and blur do to it can be computed."""
+    rows, columns = np.mgrid[0:1:32j, 0:1:32j]
+    return np.uint8(np.stack([60 + 120 * rows, 60 + 120 * columns, np.full((32, 32), 120)], axis=-1))
+
+
+# ---- errors and confidence ----
+
+
+def error(label: int, pred: int, prob: float = 0.5) -> Misclassified:
+    return Misclassified(torch.zeros(3, 32, 32), label, pred, prob, torch.zeros(10))
+
+
+def test_confused_pairs_are_counted_in_both_directions():
+    errors = [error(3, 5), error(5, 3), error(5, 3), error(0, 8), error(1, 9)]
+    table = analysis.most_confused(errors, CLASSES, count=2)
+    assert table.pair.tolist() == ["cat and dog", "airplane and ship"] and table.images.tolist() == [3, 1]
+
+
+def test_the_surest_errors_come_first():
+    probs = [sample.prob for sample in analysis.most_confident([error(0, 1, p) for p in (0.3, 0.9, 0.5)])]
+    assert probs == [0.9, 0.5, 0.3]
+
+
+def test_the_bins_of_four_answers_by_hand():
+    """Confidences 0.9, 0.9 (one right) and 0.65, 0.65 (both right): bins 14 and 10 of 15, counted from 1."""
+    confidence = torch.tensor([0.9, 0.9, 0.65, 0.65])
+    sums = reliability(torch.stack([confidence, 1 - confidence], 1).log(), torch.tensor([0, 1, 0, 0]))
+    filled = {bin + 1: tuple(float(values[bin]) for values in sums) for bin in range(15) if sums[2][bin]}
+    assert list(filled) == [10, 14]
+    assert filled[10] == pytest.approx((1.3, 2, 2)) and filled[14] == pytest.approx((1.8, 1, 2))
+
+
+def test_bars_of_the_reliability_diagram_are_the_accuracies_of_the_bins():
+    confidence = torch.tensor([0.9, 0.9, 0.65, 0.65])
+    logits = torch.stack([confidence, 1 - confidence], 1).log()
+    before, after = analysis.plot_reliability(logits, torch.tensor([0, 1, 0, 0]), 0.5).axes
+    bars = {round(bar.get_x() + bar.get_width() / 2, 3): bar.get_height() for bar in before.patches}
+    assert bars == pytest.approx({round(9.5 / 15, 3): 1, round(13.5 / 15, 3): 0.5})
+    assert "37.50%" in before.get_title() and "temperature 0.50" in after.get_title()
+
+
+# ---- disturbances ----
+
+
+@pytest.mark.parametrize("name", analysis.CORRUPTIONS)
+def test_a_stronger_corruption_changes_more_and_the_same_each_time(name):
+    images = np.random.default_rng(0).integers(40, 216, (4, 8, 8, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
+    changes = [np.abs(analysis.corrupt(images, name, s).astype(float) - images).mean() for s in (0, 1, 2, 3)]
+    assert changes[0] == 0 and changes == sorted(changes) and changes[1] > 1
+    assert np.array_equal(analysis.corrupt(images, name, 2), analysis.corrupt(images, name, 2))
+
+
+def test_noise_has_the_deviation_that_is_said():
+    grey = np.full((20, 32, 32, 3), 128, np.uint8)
+    for strength, deviation in enumerate(analysis.STRENGTHS["noise"], 1):
+        got = (analysis.corrupt(grey, "noise", strength).astype(float) - 128).std() / 255
+        assert got == pytest.approx(deviation, rel=0.05)
+
+
+def test_dark_takes_away_as_much_of_the_brightness_as_is_said(image):
+    for strength, part in enumerate(analysis.STRENGTHS["dark"], 1):
+        got = analysis.corrupt(image[None], "dark", strength)[0].astype(float)
+        assert np.abs(got - np.clip(image - 255 * part, 0, 255)).max() <= 1
+
+
+@pytest.mark.parametrize(("name", "strength"), [("fog", 1), ("noise", 4), ("noise", -1)])
+def test_an_unknown_corruption_is_refused(image, name, strength):
+    with pytest.raises(ValueError, match="expected one of noise, blur"):
+        analysis.corrupt(image[None], name, strength)
+
+
+class Brightness(torch.nn.Module):
+    """Says class 1 if an image is brighter than the mean colour, else class 0."""
+
+    def forward(self, images):
+        mean = images.mean((1, 2, 3))
+        return torch.stack([-mean, mean], 1)
+
+
+def test_robustness_is_the_accuracy_on_spoiled_images():
+    bright = np.full((8, 32, 32, 3), 180, np.uint8)
+    table = analysis.robustness(Brightness(), "cpu", Images(bright, np.ones(8, np.int64)))
+    assert table.shape == (4, 5) and (table.loc[0] == 1).all()
+    assert table["dark"].tolist() == [
+        1,
+        1,
+        0,
+        0,
+    ]  # 180 - 0.2 * 255 = 129 is above the mean of 120, 180 - 0.4 * 255 below
+    assert table["blur"].tolist() == [1, 1, 1, 1]
+
+
+def test_the_curves_of_robustness_hold_the_table(image):
+    table = pd.DataFrame({name: [0.9, 0.8, 0.7, 0.1 * i] for i, name in enumerate(analysis.CORRUPTIONS)})
+    lines = analysis.plot_robustness(table, image).axes[-1].lines
+    assert [list(line.get_ydata()) for line in lines] == [table[name].tolist() for name in table]
+
+
+# ---- inside the network ----
+
+
+@pytest.mark.parametrize(("arch", "filters"), [("ResNet18", 64), ("CustomResNet", 64), ("FastNet", 24)])
+def test_every_filter_of_the_first_layer_is_drawn(arch, filters):
+    fig = analysis.plot_filters(build(arch))
+    assert sum(bool(axis.images) for axis in fig.axes) == filters
+
+
+@pytest.mark.parametrize("arch", ["ResNet18", "CustomResNet", "FastNet"])
+def test_stage_outputs_have_the_size_that_each_stage_names_and_no_hook_stays(arch):
+    model = build(arch).train()
+    outputs = analysis.stage_outputs(model, torch.randn(3, 32, 32))
+    assert [(name, maps.shape[1]) for name, maps in outputs.items()] == [(s.name, s.size) for s in model.stages()]
+    assert model.training and not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_channels_that_are_drawn_are_the_strongest(tiny_splits):
+    model, image = build("CustomResNet").eval(), normalize(tiny_splits.test.images[:1])[0]
+    fig = analysis.plot_stages(model, image, denormalize, channels=4)
+    strengths = analysis.stage_outputs(model, image)["resblock4"].abs().mean((1, 2)).numpy()
+    titles = [int(axis.get_title()) for axis in fig.axes[-4:]]
+    assert titles == np.argsort(-strengths)[:4].tolist()
+
+
+# ---- learning rate ----
+
+
+def test_the_schedule_is_the_one_that_was_logged_and_tells_its_peak(tmp_path):
+    recipe = Recipe("ResNet18", epochs=2, max_lr=0.5, warmup=0.5)
+    rates = [0.0625, 0.1875, 0.3125, 0.4375, 0.4375, 0.3125, 0.1875, 0.0625]  # a triangle in the middle of 8 steps
+    table = pd.DataFrame({"epoch": [0] * 4 + [1] * 4 + [1], "lr_step": [*rates, math.nan]})
+    table.to_csv(tmp_path / "metrics.csv", index=False)
+    fig, largest, wanted = analysis.plot_schedule(tmp_path / "metrics.csv", recipe)
+    assert fig.axes[0].lines[0].get_ydata().tolist() == rates and largest == wanted == 0.4375
+    table.assign(lr_step=table.lr_step.clip(upper=0.3)).to_csv(tmp_path / "metrics.csv", index=False)
+    assert analysis.plot_schedule(tmp_path / "metrics.csv", recipe)[1:] == (0.3, 0.4375)
+    table.drop(columns="lr_step").to_csv(tmp_path / "metrics.csv", index=False)
+    assert analysis.plot_schedule(tmp_path / "metrics.csv", recipe)[0] is None
+
+
+def test_the_range_test_s_figure_marks_the_recipe_s_peak():
+    table = pd.DataFrame({"factor": [0.01, 0.1, 1.0, 10.0], "loss": [2.3, 2.2, 1.9, 3.0]})
+    points, _, peak = analysis.plot_range_test(table).axes[0].lines
+    assert points.get_ydata().tolist() == table.loss.tolist() and list(peak.get_xdata()) == [1, 1]
+
+
+def test_accuracy_of_no_error_is_one(tiny_splits):
+    assert len(analysis.most_confused(wrong_predictions(*tiny_splits.test), CLASSES)) == 5
+    assert analysis.most_confused([], CLASSES).empty and accuracy(torch.eye(3), torch.arange(3)) == 1

@@ -1,0 +1,60 @@
+"""Errors that say it all in a sentence are shown as one; the others keep their traceback."""
+
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+import cells
+import settings
+
+
+def line_for(source: str, namespace: dict | None = None) -> str:
+    """What the notebook would show for the error of this cell."""
+    try:
+        exec(compile(source, "<cell>", "exec"), namespace or {})
+    except BaseException as problem:
+        return cells.in_words(type(problem), problem, problem.__traceback__.tb_next)
+    raise AssertionError("the cell raised nothing")
+
+
+def test_a_name_that_is_not_there_yet_says_what_to_run():
+    assert line_for("wrong[0]") == "'wrong' is not there yet: run the cells above this one first (Runtime, Run before)."
+
+
+def test_what_our_code_refuses_is_one_line():
+    source = "settings.check({})"
+    assert line_for(source, {"settings": settings}).startswith("ValueError: expected the switches")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["1 / 0", "int('x')", "def f(): return missing\nf()", "import json; json.loads('{')"],
+    ids=["other kind", "of a cell", "in a function", "of a library"],
+)
+def test_what_nobody_meant_to_raise_keeps_its_traceback(source):
+    assert line_for(source) == ""
+
+
+def test_in_a_kernel_the_cell_still_fails_but_shortly(tmp_path):
+    sources = ["import sys; sys.path.insert(0, '.'); import cells; cells.short_errors()", "wrong[0]"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    client = NotebookClient(
+        notebook, timeout=60, kernel_name="python3", resources={"metadata": {"path": cells.PROJECT}}
+    )
+    with pytest.raises(CellExecutionError):
+        client.execute()
+    (error,) = notebook.cells[1].outputs
+    assert error.output_type == "error" and "\n".join(error.traceback).count("\n") <= 2
+    assert "'wrong' is not there yet" in "\n".join(error.traceback)
+
+
+def test_outside_a_notebook_nothing_happens():
+    done = subprocess.run(
+        [sys.executable, "-c", "import cells; cells.short_errors(); print(1)"],
+        cwd=cells.PROJECT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == "1\n" and done.stderr == ""

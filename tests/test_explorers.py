@@ -1,0 +1,163 @@
+"""Each control of an explorer changes its figure, and only new maps and pictures run the network."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import explorers
+from dataload import CLASSES, normalize
+from models import build
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build("CustomResNet").eval()
+
+
+@pytest.fixture(scope="module")
+def logits(model, tiny_splits) -> torch.Tensor:
+    """The network's, with every second image made right."""
+    with torch.no_grad():
+        logits = model(normalize(tiny_splits.test.images))
+    logits[::2] += 9 * torch.nn.functional.one_hot(torch.from_numpy(tiny_splits.test.labels[::2]), 10)
+    return logits
+
+
+@pytest.fixture
+def explorer(model, tiny_splits, logits) -> explorers.ErrorExplorer:
+    return explorers.ErrorExplorer(model, tiny_splits.test, logits, CLASSES)
+
+
+def titles(explorer: explorers.Explorer) -> list[str]:
+    """What stands above the first row of the figure."""
+    fig = explorer.draw(**{name: control.value for name, control in explorer.controls.items()})
+    return [axis.get_title() for axis in fig.axes if "predicted" in axis.get_title()]
+
+
+def png(explorer: explorers.Explorer) -> bytes:
+    """The picture that the explorer shows."""
+    content = bytes(explorer.picture.value)
+    assert content.startswith(b"\x89PNG")
+    return content
+
+
+def picture_file(colour: str = "red", size: tuple[int, int] = (80, 50)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+# ---- augmentation ----
+
+
+@pytest.mark.parametrize(
+    ("control", "value"),
+    [("shift", 0), ("mirror", False), ("cutout", 0), ("rotate", 40), ("brightness", 0.5), ("draws", 5), ("seed", 3)],
+)
+def test_each_control_of_the_augmentation_changes_the_figure(tiny_splits, control, value):
+    explorer = explorers.explore_augmentation(tiny_splits.train.images[:4], tiny_splits.train.labels[:4])
+    before = png(explorer)
+    explorer.controls[control].value = value
+    assert png(explorer) != before
+
+
+def test_transforms_of_strength_0_are_left_out():
+    assert explorers.chosen_transforms(0, False, 0, 0, 0.0) == []
+    names = [type(t).__name__ for t in explorers.chosen_transforms(0, True, 0, 20, 0.0)]
+    assert names == ["HorizontalFlip", "Rotate"]
+
+
+def test_cutout_covers_as_much_as_the_control_says():
+    (transform,) = explorers.chosen_transforms(0, False, 10, 0, 0.0)
+    white = np.full((32, 32, 3), 255, np.uint8)
+    covered = {int((transform(image=white)["image"] != 255).all(-1).sum()) for _ in range(40)}
+    assert covered == {0, 100}
+
+
+# ---- errors ----
+
+
+@pytest.mark.parametrize(
+    ("control", "value"),
+    [
+        ("source", "test images"), ("order", "least sure first"), ("first", 4), ("count", 2), ("maps", False),
+        ("stage", "resblock2"), ("method", "LayerCAM"), ("opacity", 1.0),
+    ],
+)  # fmt: skip
+def test_each_control_of_the_errors_changes_the_figure(explorer, control, value):
+    explorer.controls["order"].value = "surest first"
+    before = png(explorer)
+    explorer.controls[control].value = value
+    assert png(explorer) != before
+
+
+def test_filters_show_only_what_fits(explorer, logits, tiny_splits):
+    preds = logits.argmax(1).numpy()
+    label, pred = next((t, p) for t, p in zip(tiny_splits.test.labels, preds, strict=True) if t != p)
+    explorer.controls["true"].value, explorer.controls["predicted"].value = CLASSES[label], CLASSES[pred]
+    explorer.controls["count"].value = 20
+    expected = int(((tiny_splits.test.labels == label) & (preds == pred)).sum())
+    found = titles(explorer)
+    assert len(found) == expected
+    assert all(title.startswith(f"true: {CLASSES[label]}\npredicted: {CLASSES[pred]}") for title in found)
+
+
+def test_errors_are_errors_and_sorted_as_asked(explorer, logits, tiny_splits):
+    preds, probs = logits.argmax(1).numpy(), logits.softmax(1).amax(1).numpy()
+    wrong = np.flatnonzero(preds != tiny_splits.test.labels)
+    assert explorer.chosen("errors", "any class", "any class", explorers.ORDERS[0]) == wrong.tolist()
+    surest = explorer.chosen("errors", "any class", "any class", "surest first")
+    assert (np.diff(probs[surest]) <= 0).all() and sorted(surest) == wrong.tolist()
+    least = explorer.chosen("test images", "any class", "any class", "least sure first")
+    assert (np.diff(probs[least]) >= 0).all() and len(least) == 40
+
+
+def test_the_maps_are_for_the_predicted_and_the_true_class(explorer, logits, tiny_splits):
+    fig = explorer.draw(**{name: control.value for name, control in explorer.controls.items()})
+    first = int(explorer.chosen("errors", "any class", "any class", explorers.ORDERS[0])[0])
+    shown = [axis.get_title() for axis in fig.axes[::5]]  # five columns: the first of each row
+    assert shown[1:] == [f"for {CLASSES[logits[first].argmax()]}", f"for {CLASSES[tiny_splits.test.labels[first]]}"]
+
+
+def test_moving_the_opacity_does_not_run_the_network(explorer, model, monkeypatch):
+    before = png(explorer)
+    monkeypatch.setattr(type(model), "forward", lambda *_: pytest.fail("the network ran"))
+    explorer.controls["opacity"].value = 0.9
+    assert png(explorer) != before
+
+
+@pytest.mark.parametrize("version", [7, 8])
+def test_an_uploaded_picture_is_shown_with_its_classes(explorer, version):
+    content = picture_file()
+    file = {"name": "my.png", "type": "image/png", "content": content}
+    value = {"my.png": file} if version == 7 else ({**file, "content": memoryview(content)},)
+    assert explorers.read_upload(value).shape == (32, 32, 3)
+    assert (explorers.read_upload(value) == (255, 0, 0)).all()
+    shown = explorer.uploaded(value)
+    assert shown.label is None and float(shown.probs.sum()) == pytest.approx(1)
+
+
+def test_no_picture_and_a_broken_one_are_said_in_words(explorer):
+    explorer.controls["source"].value = "my picture"
+    assert "Upload a picture" in explorer.words.value and not explorer.picture.value
+    with pytest.raises(ValueError, match="not a picture"):
+        explorers.read_upload([{"content": b"no picture"}])
+    explorer.controls["source"].value = "errors"
+    assert explorer.words.value == "" and png(explorer)
+
+
+def test_nothing_that_fits_is_said_in_words(explorer):
+    explorer.controls["first"].value = 40
+    assert "No image fits" in explorer.words.value
+
+
+def test_a_network_without_an_error_can_be_explored_too(model, tiny_splits):
+    right = torch.nn.functional.one_hot(torch.from_numpy(tiny_splits.test.labels), 10).float()
+    explorer = explorers.ErrorExplorer(model, tiny_splits.test, 9 * right, CLASSES)
+    assert "No image fits" in explorer.words.value
+    explorer.controls["source"].value = "test images"
+    assert png(explorer)
