@@ -31,7 +31,7 @@ class TalkingClient(NotebookClient):
         if message["msg_type"] == "stream":
             print(content["text"], end="", flush=True)
         elif (
-            message["msg_type"] == "update_display_data" and sys.stdout.isatty()
+            message["msg_type"] == "update_display_data" and sys.stdout.isatty() and "image/png" not in content["data"]
         ):  # the line that shows how far an epoch is
             text = content["data"].get("text/plain", "")
             print(f"\r{text:100s}", end="\r" if not text else "", flush=True)

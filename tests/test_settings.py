@@ -94,6 +94,14 @@ def test_smoke_mode_is_short_and_leaves_the_checkpoints_alone(monkeypatch):
     assert resolve(DEFAULTS).recipe.epochs <= 2 and resolve(DEFAULTS | {"EPOCHS": 90}).recipe.epochs <= 2
 
 
+def test_checkpoints_go_to_drive_if_it_is_mounted_and_nothing_else_is_wanted(monkeypatch, tmp_path):
+    monkeypatch.delenv("SMOKE_TEST", raising=False)
+    assert resolve(DEFAULTS).checkpoint_dir == Path("checkpoints")
+    monkeypatch.setattr(settings, "DRIVE", tmp_path)
+    assert resolve(DEFAULTS).checkpoint_dir == tmp_path / "cifar10-checkpoints"
+    assert resolve(DEFAULTS | {"CHECKPOINT_DIR": "here"}).checkpoint_dir == Path("here")
+
+
 def test_a_run_on_the_sample_never_writes_into_the_project(monkeypatch, tmp_path):
     monkeypatch.chdir(PROJECT)
     s = resolve(DEFAULTS)

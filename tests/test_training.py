@@ -13,8 +13,8 @@ from dataload import CIFAR10DataModule, normalize
 from models import build, lit
 from models.fastnet import FastNet
 from models.lit import RECIPES, LitClassifier, Recipe, choose_recipe, triangle
-from progress import smaller_budget, work
-from training import data_for, newest_checkpoint, read_metrics, sidecar, train
+from progress import LiveCurves, smaller_budget, work
+from training import data_for, newest_checkpoint, range_test, read_metrics, sidecar, train
 
 RECIPE = Recipe("CustomResNet", epochs=3, batch_size=32, max_lr=0.02)
 
@@ -252,6 +252,60 @@ def test_the_self_test_compares_real_convolutions():
     assert 0 < (rounded - exact).abs().max() < 0.05
 
 
+# ---- range test ----
+
+
+def test_the_range_test_takes_ever_larger_steps_on_a_network_of_its_own(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = dataclasses.replace(RECIPE, max_lr=0.05)
+    seen, step = [], lit.Muon.step
+    monkeypatch.setattr(
+        lit.Muon, "step", lambda self, *a, **k: (seen.append(self.param_groups[0]["lr"]), step(self, *a, **k))[1]
+    )
+    table = range_test(recipe, data, seed=1, steps=7, precision="32-true")
+    assert len(table) == 7 and list(table.columns) == ["factor", "loss"]
+    assert table.factor.tolist() == pytest.approx([10 ** (3 * i / 7 - 2) for i in range(7)])
+    assert seen == pytest.approx((0.05 * table.factor).tolist())
+    assert table.loss.iloc[0] == pytest.approx(2.3, abs=0.7)  # of a network that knows nothing
+    assert not list(tmp_path.iterdir())  # leaves nothing behind
+
+
+def test_the_range_test_ends_where_the_loss_is_no_number(data, monkeypatch):
+    right, calls = torch.nn.functional.cross_entropy, []
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "cross_entropy",
+        lambda *a, **k: right(*a, **k) * (1 if calls.append(0) or len(calls) < 4 else float("nan")),
+    )
+    assert len(range_test(RECIPE, data, steps=7, precision="32-true")) == 3
+
+
+def test_the_range_test_looks_at_small_images_where_the_training_begins_with_them(tiny_splits):
+    recipe = dataclasses.replace(RECIPES["fastnet-8"], batch_size=32, micro_batch=8)
+    table = range_test(recipe, data_for(recipe, tiny_splits, 0), steps=3, precision="32-true")
+    assert len(table) == 3  # of the optimiser, four micro-batches each
+
+
+# ---- curves that grow ----
+
+
+def test_the_curves_hold_the_epochs_before_an_interruption_too():
+    earlier = pd.DataFrame(
+        {"epoch": [0, 0], "train_loss": [2.0, None], "val_loss": [None, 1.8], "train_acc": [0.3, None]}
+    )
+    curves, shown = LiveCurves(earlier), []
+    curves.add(
+        {"epoch": 1, "train_loss": 1.5, "val_loss": 1.6, "train_acc": 0.5}
+    )  # outside a notebook: nothing to show
+    curves.handle = type("Handle", (), {"update": lambda self, value, raw=False: shown.append(value)})()
+    curves.add({"epoch": 2, "train_loss": 1.2, "val_loss": 1.4, "train_acc": 0.6})
+    loss, accuracy = shown[0].axes
+    assert [list(line.get_ydata()) for line in loss.lines] == [[2, 1.5, 1.2], [1.8, 1.6, 1.4]]
+    assert [list(line.get_xdata()) for line in accuracy.lines] == [[1, 2, 3]]  # no validation, no curve
+    curves.close()
+    assert shown[1] == {"text/plain": ""}
+
+
 # ---- runs ----
 
 
@@ -264,6 +318,12 @@ def test_every_epoch_logs_its_four_metrics_and_the_learning_rate(finished):
     table = pd.read_csv(finished[1].metrics_csv).groupby("epoch").mean()
     assert {"train_loss", "train_acc", "val_loss", "val_acc", "seconds"} <= set(table.columns)
     assert not table[["train_loss", "train_acc", "val_loss", "val_acc"]].isna().any(axis=None) and len(table) == 3
+
+
+def test_the_learning_rate_of_every_step_is_logged(finished):
+    rates = pd.read_csv(finished[1].metrics_csv).dropna(subset="lr_step")
+    assert rates.step.tolist() == [0, 1, 2, 3, 4, 5] and rates.epoch.tolist() == [0, 0, 1, 1, 2, 2]
+    assert rates.lr_step.tolist() == pytest.approx([0.02 * triangle((step + 0.5) / 6, 0.2) for step in range(6)])
 
 
 def test_the_logged_accuracy_is_that_of_the_network(finished, data):
