@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 NOTEBOOK := ERA_S12_Assignment.ipynb
 
-.PHONY: run test app publish push space-check notebook bench lint clean
+.PHONY: run test app publish push space-check colab-check notebook bench lint clean
 
 run: $(READY) ## execute the notebook into runs/, then serve the Space that came out of it
 	@$(BIN)/python run.py run
@@ -23,6 +23,9 @@ push: $(READY) ## send the committed Space to Hugging Face: make push SPACE=user
 
 space-check: $(READY) ## install and try the Space in an empty environment, as Hugging Face does
 	@$(BIN)/python space_check.py
+
+colab-check: $(READY) ## run the notebook with what Colab preinstalls, in an environment of its own
+	@$(BIN)/python colab_check.py
 
 notebook: $(READY) ## open the notebook
 	$(BIN)/jupyter lab $(NOTEBOOK)

@@ -27,9 +27,10 @@ print(json.dumps({"python": sys.version.split()[0], "says": answer["label"], "cl
 """
 
 
-def python() -> str:
-    """The interpreter that the front matter asks for, or this one."""
-    for found in (shutil.which("python3.12"), *sorted(map(str, Path.home().glob(".pyenv/versions/3.12*/bin/python")))):
+def find_python(version: str) -> str:
+    """An interpreter of this version, such as "3.12", or the one that runs this."""
+    beside = sorted(map(str, Path.home().glob(f".pyenv/versions/{version}*/bin/python")))
+    for found in (shutil.which(f"python{version}"), *beside):
         if found and not subprocess.run([found, "-c", "import ensurepip"], capture_output=True).returncode:
             return found
     return sys.executable
@@ -40,7 +41,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         environment, copy = Path(folder) / "env", Path(folder) / "space"
         print(f"installing requirements.txt and gradio {version} into an empty environment", flush=True)
-        subprocess.check_call([python(), "-m", "venv", environment])
+        subprocess.check_call([find_python("3.12"), "-m", "venv", environment])
         pip = [environment / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
         subprocess.check_call([*pip, "-r", SPACE / "requirements.txt", f"gradio=={version}"])
         shutil.copytree(SPACE, copy, ignore=shutil.ignore_patterns("__pycache__", ".gradio"))
