@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 NOTEBOOK := ERA_S12_Assignment.ipynb
 
-.PHONY: run test app publish push space-check colab-check notebook bench lint clean
+.PHONY: run test app publish push space-check colab-check faults notebook bench lint clean
 
 run: $(READY) ## execute the notebook into runs/, then serve the Space that came out of it
 	@$(BIN)/python run.py run
@@ -26,6 +26,9 @@ space-check: $(READY) ## install and try the Space in an empty environment, as H
 
 colab-check: $(READY) ## run the notebook with what Colab preinstalls, in an environment of its own
 	@$(BIN)/python colab_check.py
+
+faults: $(READY) ## inject faults into the real thing, the long form, and print what was survived
+	FAULTS=long $(BIN)/python -m pytest tests/test_faults.py tests/test_download.py -q
 
 notebook: $(READY) ## open the notebook
 	$(BIN)/jupyter lab $(NOTEBOOK)

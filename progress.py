@@ -11,6 +11,8 @@ import pytorch_lightning as pl
 from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import Callback
 
+from cells import kernel_shell
+
 SMALLER = 1 - (24 / 32) ** 2  # the part of the work that is saved at low resolution
 LONG = 20  # minutes of training after which a smaller budget is offered
 MULTIPLY_ADDS = {"ResNet18": 555, "CustomResNet": 379, "FastNet": 118}  # millions per image
@@ -30,7 +32,7 @@ class TransientLine:
 
     def __init__(self):
         self.handle = None
-        if "ipykernel" in sys.modules:
+        if kernel_shell():
             from IPython.display import display
 
             self.handle = display({"text/plain": ""}, raw=True, display_id=True)
@@ -83,7 +85,7 @@ class LiveCurves:
 
     def __init__(self, earlier: pd.DataFrame):
         self.table, self.handle = earlier, None
-        if "ipykernel" in sys.modules:
+        if kernel_shell():
             from IPython.display import display
 
             self.handle = display({"text/plain": ""}, raw=True, display_id=True)

@@ -18,6 +18,7 @@ SWITCHES = (
     "SEED", "ARCH", "RECIPE", "EPOCHS", "BATCH_SIZE", "LOADER", "PRECISION", "TRAIN", "FRESH", "NUM_SAMPLES", "OPACITY",
     "DATA_DIR", "CHECKPOINT_DIR", "OUT_DIR", "PUSH_TO", "LAUNCH",
 )  # fmt: skip
+NUMBERS = {"SEED": int, "EPOCHS": int, "BATCH_SIZE": int, "NUM_SAMPLES": int, "OPACITY": int | float}
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,12 @@ def check(switches: dict) -> None:
     """Raise ValueError for the first switch that is missing, unknown or out of range."""
     if set(switches) != set(SWITCHES):
         raise ValueError(f"expected the switches {sorted(SWITCHES)}, got {sorted(switches)}")
+    for name, value in switches.items():
+        wanted = NUMBERS.get(name, bool if name in ("FRESH", "LAUNCH") else str)
+        if not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
+            raise ValueError(
+                f"{name}: expected a value of type {getattr(wanted, '__name__', 'float')}, got {value!r:.60}"
+            )
     for name, allowed in (
         ("ARCH", ["auto", *NETWORKS]), ("RECIPE", ["", *RECIPES]), ("LOADER", ["albumentations", "fast"]),
         ("TRAIN", ["yes", "stored"]),
@@ -84,6 +91,7 @@ def check(switches: dict) -> None:
         if switches[name] not in allowed:
             raise ValueError(f"{name}: expected one of {allowed}, got {switches[name]!r}")
     for name, low, high in (
+        ("SEED", 0, 2**32 - 1),
         ("EPOCHS", 0, 10_000),
         ("BATCH_SIZE", 0, 50_000),
         ("NUM_SAMPLES", 1, 20),

@@ -9,6 +9,9 @@ import hashlib
 import json
 import logging
 import os
+import shutil
+import signal
+import tempfile
 import time
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -25,9 +28,11 @@ from torch import Tensor, nn
 
 from dataload import CIFAR10DataModule, Splits, normalize
 from machine import check_precision, choose_precision, hardware, versions
+from models import build
 from models.bundle import load_bundle, sha256
 from models.lit import LitClassifier, Recipe
 from progress import Progress, clock, epoch_line
+from utils import write_json
 
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # or each fit prints an advertisement
 for harmless in (
@@ -74,22 +79,35 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
 
 
 def load_classifier(path: Path, arch: str) -> LitClassifier:
-    """The network of a checkpoint, in eval mode. ValueError if the checkpoint is of another architecture."""
-    got = torch.load(path, map_location="cpu", weights_only=True)["hyper_parameters"]["network"]
-    if got != arch:
-        raise ValueError(f"{path} holds a {got}, expected a {arch}")
-    return LitClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+    """The network of a checkpoint, in eval mode, on the CPU. ValueError if it is damaged or of another architecture."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        classifier = LitClassifier(**content["hyper_parameters"])
+        classifier.load_state_dict(content["state_dict"])
+    except Exception as error:  # a damaged file makes torch raise nearly anything
+        raise ValueError(f"{path} holds no network of this project: {error!r:.300}") from error
+    if classifier.recipe.network != arch:
+        raise ValueError(f"{path} holds a {classifier.recipe.network}, expected a {arch}")
+    return classifier.eval()
 
 
 # ---- the run ---------------------------------------------------------------------------------------------------------
 
 
 def read_metrics(logs: Path) -> pd.DataFrame:
-    """Lightning's metrics.csv files of a run, one per start, as one table; an epoch begun again counts once."""
+    """Lightning's metrics.csv files of a run, one per start, as one table; an epoch begun again counts once.
+
+    What a killed process left half written is left out; a file that is no table at all is named.
+    """
     table = pd.DataFrame({"epoch": []})
     for path in sorted(logs.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
-        rows = pd.read_csv(path)
-        table = pd.concat([table[table.epoch < rows.epoch.min()], rows])
+        try:
+            rows = pd.read_csv(path).apply(pd.to_numeric, errors="coerce").dropna(subset="epoch")
+        except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
+            print(f"{path} is damaged ({error}) and is not used")
+            continue
+        if len(rows):
+            table = pd.concat([table[table.epoch < rows.epoch.min()], rows])
     return table.reset_index(drop=True)
 
 
@@ -156,14 +174,27 @@ def fit(
     checkpoint = newest_checkpoint(folder)
     if checkpoint:
         print(f"continuing the interrupted run in {folder}")
-    trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt(f"training was interrupted; run again to continue from {folder}")
-    return {
+    facts = {
         "epochs": recipe.epochs, "batch_size": recipe.batch_size, "seed": seed, "data": data.splits.source,
-        "train_images": len(data.splits.train.labels), "seconds": round(progress.seconds, 1), "precision": precision,
-        "hardware": hardware(), "versions": versions(),
+        "train_images": len(data.splits.train.labels), "precision": precision, "hardware": hardware(),
+        "versions": versions(),
     }  # fmt: skip
+    write_json(folder / "started.json", facts)
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError(
+            f"the GPU's memory is too small for batches of {recipe.batch_size} images; set BATCH_SIZE to"
+            f" {recipe.batch_size // 2}"
+        ) from error
+    except SystemExit:  # what Lightning makes of an interrupt; it also has all later ones ignored
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt(
+            f"training was interrupted in epoch {trainer.current_epoch + 1} of {recipe.epochs}; run again to continue"
+            f" from {folder}, or take what it has learned: run = unfinished_run({str(folder)!r})"
+        ) from None
+    return facts | result(folder, progress.seconds)
 
 
 def train(
@@ -172,7 +203,7 @@ def train(
 ) -> Run:  # fmt: skip
     """Train a network, continue an interrupted run, or load a finished one, and say which.
 
-    root: where the runs' folders are. fresh: train anew even if the run exists (its old folder is kept aside).
+    root: where the runs' folders are. fresh: train anew even if the run is finished (its old folder is kept aside).
     precision: Lightning's name, or None for choose_precision(). compiled: let torch.compile make the network faster,
     which pays on a GPU, after a minute. Returns the weights of the last epoch.
     """
@@ -180,35 +211,88 @@ def train(
     check_precision(precision)
     data.setup()
     folder = run_folder(root, recipe, seed, data)
-    if fresh and folder.exists():
+    if fresh and (folder / "finished.json").exists():  # one that was interrupted is as fresh as can be
         folder.rename(folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}"))
-    folder.mkdir(parents=True, exist_ok=True)
-    done, metrics_csv = folder / "finished.json", folder / "metrics.csv"
-    if done.exists():
-        facts = json.loads(done.read_text())
+    metrics_csv, facts = folder / "metrics.csv", read_facts(folder / "finished.json")
+    if facts:
         print(f"loaded the finished run in {folder}: trained on {facts['hardware']} in {clock(facts['seconds'])}")
         epochs = pd.read_csv(metrics_csv).groupby("epoch").mean().reset_index()
         for _, row in epochs.iterrows():
             print(epoch_line(row, recipe.epochs))
     else:
+        check_room(folder, sum(p.numel() for p in build(recipe.network).parameters()))
         facts = fit(recipe, data, folder, seed, precision, devices, compiled)
-        table = read_metrics(folder / "logs")
-        table.to_csv(metrics_csv, index=False)
-        facts["val_acc"] = float(table.val_acc.dropna().iloc[-1]) if "val_acc" in table else None
-        done.write_text(json.dumps(facts, indent=2))
+        write_json(folder / "finished.json", facts)
+    return Run(rounded_network(folder, recipe.network), facts, metrics_csv)
+
+
+def check_room(folder: Path, parameters: int) -> None:
+    """Raise OSError if the checkpoints of a network of so many parameters cannot be written into the folder.
+
+    Four files at most, the last one half written, of the weights and as many numbers of the optimiser, in fp32; less
+    what is there of them.
+    """
+    needed = 4 * 2 * 4 * parameters
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        needed -= sum(path.stat().st_size for path in folder.glob("*.ckpt"))
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise OSError(f"cannot write into {folder}: {error}; set CHECKPOINT_DIR to a folder where you may") from error
+    if free < needed:
+        raise OSError(
+            f"{folder} has {free / 1e6:,.0f} MB left, its checkpoints may need {needed / 1e6:,.0f} MB; make room, or"
+            " set CHECKPOINT_DIR to another place"
+        )
+
+
+def read_facts(path: Path) -> dict | None:
+    """The facts of a run that this file holds; None if it is not there, or damaged, which it says."""
+    try:
+        facts = json.loads(path.read_text())
+        if not {"seconds", "hardware", "train_images", "data", "val_acc"} <= set(facts):
+            raise ValueError("facts are missing")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError) as error:
+        print(f"{path} is damaged ({error}) and is not used")
+        return None
+    return facts
+
+
+def result(folder: Path, seconds: float) -> dict:
+    """What training gave so far: its time, and the last validation accuracy; writes metrics.csv of all starts."""
+    table = read_metrics(folder / "logs")
+    table.to_csv(folder / "metrics.csv", index=False)
+    val_acc = float(table.val_acc.dropna().iloc[-1]) if "val_acc" in table else None
+    return {"seconds": round(seconds, 1), "val_acc": val_acc}
+
+
+def rounded_network(folder: Path, arch: str) -> nn.Module:
+    """The network of a run's newest checkpoint, in eval mode, with its weights rounded to fp16, as the bundle will
+    hold them: what is measured is what is published."""
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
         raise ValueError(f"{folder} has no complete checkpoint; remove it, or set FRESH, to train again")
-    # From here on the weights are what the bundle will hold: fp16. What is measured is what is published.
-    model = load_classifier(checkpoint, recipe.network).model.half().float().eval()
-    return Run(model, facts, metrics_csv)
+    return load_classifier(checkpoint, arch).model.half().float().eval()
+
+
+def unfinished_run(folder: str | Path) -> Run:
+    """What an interrupted run has learned, after its last whole epoch. ValueError if it has none yet."""
+    folder = Path(folder)
+    started = json.loads((folder / "started.json").read_text())
+    model = rounded_network(folder, folder.name.split("-")[0])
+    epochs = read_metrics(folder / "logs").dropna(subset="train_loss").groupby("epoch").mean()
+    facts = started | {"epochs": len(epochs)} | result(folder, float(epochs.seconds.sum()))
+    return Run(model, facts, folder / "metrics.csv")
 
 
 class RangeTest(LitClassifier):
     """Training with a learning rate that grows with every step, from a hundredth of the recipe's to ten times it."""
 
     def configure_optimizers(self) -> dict:
-        configured, self.losses = super().configure_optimizers(), []
+        configured, self.losses = super().configure_optimizers(), {}  # step -> the losses of its parts
         configured["lr_scheduler"]["scheduler"] = torch.optim.lr_scheduler.LambdaLR(
             configured["optimizer"], lambda step: growing(step / self.trainer.max_steps)
         )
@@ -216,7 +300,9 @@ class RangeTest(LitClassifier):
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         loss = super().training_step(batch, index)
-        self.losses.append(float(loss.detach()))
+        if not loss.isfinite():
+            raise FloatingPointError
+        self.losses.setdefault(self.global_step, []).append(float(loss.detach()))
         return loss
 
 
@@ -242,8 +328,8 @@ def range_test(
     )  # fmt: skip
     with contextlib.suppress(FloatingPointError):
         trainer.fit(classifier, datamodule=data)
-    losses = np.array(classifier.losses[: len(classifier.losses) // parts * parts]).reshape(-1, parts).mean(1)
-    return pd.DataFrame({"factor": [growing(step / steps) for step in range(len(losses))], "loss": losses})
+    rows = [(growing(step / steps), np.mean(losses)) for step, losses in classifier.losses.items()]
+    return pd.DataFrame(rows, columns=["factor", "loss"])
 
 
 def stored_run(space: str | Path) -> Run:

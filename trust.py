@@ -26,15 +26,14 @@ STEPS = 16  # of a deletion curve
 # ---- randomised weights ---------------------------------------------------------------------------------------------
 
 
-def shuffled(model: nn.Module, seed: int = 0) -> nn.Module:
-    """A copy of the network with the numbers of each of its convolutions and linear layers put in a random order:
-    as large as before, and without anything that was learned."""
-    chance, copied = torch.Generator().manual_seed(seed), copy.deepcopy(model).cpu()
-    with torch.no_grad():
+def untrained(model: nn.Module, seed: int = 0) -> nn.Module:
+    """A copy of the network, on the CPU, that has learned nothing: every layer with new random weights."""
+    copied = copy.deepcopy(model).cpu().eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         for module in copied.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                order = torch.randperm(module.weight.numel(), generator=chance)
-                module.weight.copy_(module.weight.flatten()[order].view_as(module.weight))
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
     return copied
 
 
@@ -47,13 +46,13 @@ def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def plot_randomised(
     model: nn.Module, data: Sequence[Misclassified], inv_normalize: Callable[[Tensor], Tensor], note: str = ""
 ) -> tuple[Figure, float]:
-    """Each image, its Grad-CAM map of the last stage for the predicted class, and that of the shuffled network.
+    """Each image, its Grad-CAM map of the last stage for the predicted class, and that of an untrained network.
 
     Returns the figure and the mean similarity of the two maps.
     """
     images, classes = torch.stack([sample.image for sample in data]), [sample.pred for sample in data]
     maps = [
-        explain.gradcam(network, network.stages()[-1].module, images, classes) for network in (model, shuffled(model))
+        explain.gradcam(network, network.stages()[-1].module, images, classes) for network in (model, untrained(model))
     ]
     fig, axes = plt.subplots(3, len(data), figsize=(1.5 * len(data), 5), squeeze=False, layout="constrained")
     for column, sample in enumerate(data):
@@ -61,9 +60,9 @@ def plot_randomised(
         for axis, cam in zip(axes[:, column], (None, maps[0][column], maps[1][column]), strict=True):
             axis.imshow(picture if cam is None else explain.overlay(picture, cam, 0.6), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-    for axis, name in zip(axes[:, 0], ("image", "trained", "shuffled weights"), strict=True):
+    for axis, name in zip(axes[:, 0], ("image", "trained", "random weights"), strict=True):
         axis.set_ylabel(name)
-    fig.suptitle(with_note("Grad-CAM of the trained network and of one that has learned nothing", note))
+    fig.suptitle(with_note("Grad-CAM of the trained network and of one with random weights", note))
     plt.close(fig)
     return fig, float(similarity(*maps).mean())
 

@@ -255,7 +255,7 @@ def write_bundle(
     inv_normalize: Callable[[Tensor], Tensor], confusion: Figure,
 ) -> None:  # fmt: skip
     """Everything of the Space that training decides, into an empty folder."""
-    source = Path(inspect.getfile(type(model)))
+    source = Path(inspect.getfile(type(model).forward))  # of the class itself only where its module is registered
     for path in (source, Path(explain.__file__), Path(bundle.__file__)):
         shutil.copyfile(path, folder / path.name)
     weights = {k: v.half() if v.is_floating_point() else v for k, v in model.cpu().state_dict().items()}

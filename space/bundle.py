@@ -9,6 +9,7 @@ import json
 import re
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -30,6 +31,44 @@ def sha256_of_keys(meta: dict) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
+def is_number(value: object, low: float, high: float) -> bool:
+    """Whether it is a number from low to high; NaN and True are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def are_numbers(values: object, low: float, high: float) -> bool:
+    return isinstance(values, list) and len(values) == 3 and all(is_number(value, low, high) for value in values)
+
+
+def are_names(values: object) -> bool:
+    return (
+        isinstance(values, list)
+        and all(isinstance(name, str) for name in values)
+        and 1 < len(set(values)) == len(values)
+    )
+
+
+# Of each key what it has to be, and whether a value is so. The other keys are compared with the network.
+FORMS = {
+    "classes": ("a list of different names", are_names),
+    "mean": ("three numbers from 0 to 1", lambda value: are_numbers(value, 0, 1)),
+    "std": ("three numbers from 0.001 to 1", lambda value: are_numbers(value, 1e-3, 1)),
+    "image_size": ("a number of pixels", lambda value: isinstance(value, int) and is_number(value, 1, 1024)),
+    "temperature": ("a number from 0.001 to 1000, or null", lambda value: value is None or is_number(value, 1e-3, 1e3)),
+    "unsure_below": ("a fraction, or null", lambda value: value is None or is_number(value, 0, 1)),
+    "test_acc": ("a fraction", lambda value: is_number(value, 0, 1)),
+    "test_acc_tta": ("a fraction, or null", lambda value: value is None or is_number(value, 0, 1)),
+    "training": (
+        "the facts of a training, with its epochs, train_images and seconds as numbers",
+        lambda value: (
+            isinstance(value, dict)
+            and all(is_number(value.get(key), 0, 1e12) for key in ("epochs", "train_images", "seconds"))
+            and {"data", "hardware", "seed"} <= set(value)
+        ),
+    ),
+}
+
+
 def read_meta(folder: Path) -> dict:
     """model.json, complete and as it was written. ValueError that says what is wrong with it otherwise."""
     path = folder / "model.json"
@@ -44,6 +83,9 @@ def read_meta(folder: Path) -> dict:
     for name, got in (("keys", sha256_of_keys(meta)), ("weights", sha256(folder / "model.safetensors"))):
         if got != sums.get(name):
             raise ValueError(f"{folder}: the {name} have the sha256 {got}, expected {sums.get(name)}")
+    for key, (form, fits) in FORMS.items():
+        if not fits(meta[key]):
+            raise ValueError(f"{path}: expected {form} as {key}, got {meta[key]!r:.60}")
     return meta
 
 
@@ -67,4 +109,9 @@ def load_bundle(folder: str | Path) -> tuple[nn.Module, dict]:
         model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: the weights are not those of a {meta['architecture']}: {error}") from error
-    return model.eval(), meta
+    stages = [{"name": stage.name, "size": stage.size} for stage in model.stages()]
+    if meta["stages"] != stages:
+        raise ValueError(f"{folder}: expected the stages {stages}, got {meta['stages']!r:.200}")
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, 3, meta["image_size"], meta["image_size"]))  # refuses images of another size
+    return model, meta

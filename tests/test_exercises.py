@@ -69,7 +69,7 @@ def test_answers_that_are_nearly_right_are_told_why_not(capsys, namespace):
         (exercises.grad_cam, lambda maps, gradients: maps, "shape"),
         (exercises.grad_cam, lambda maps, gradients: maps[0], "other values"),
         (exercises.grad_cam, lambda maps: maps, "TypeError"),
-        (exercises.stage, OtherSize(), "its output is not so"),
+        (exercises.stage, OtherSize, "its output is not so"),
     ):
         assert not check(answer) and words in capsys.readouterr().out
     assert not exercises.temperature(9.0, namespace["val_logits"], namespace["val_labels"])

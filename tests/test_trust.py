@@ -30,13 +30,18 @@ class UpperLeft(nn.Module):
         return torch.stack([torch.zeros_like(score), score], 1)
 
 
-def test_shuffled_weights_are_the_same_numbers_in_another_order():
-    model = build("ResNet18")
-    other = trust.shuffled(model)
-    first, second = model.layer3[0].conv1.weight, other.layer3[0].conv1.weight
-    assert not torch.equal(first, second)
-    assert torch.equal(first.detach().flatten().sort().values, second.detach().flatten().sort().values)
-    assert torch.equal(trust.shuffled(model).linear.weight, other.linear.weight)  # the same each time
+@pytest.mark.parametrize("arch", ["ResNet18", "FastNet"])
+def test_the_untrained_copy_has_learned_nothing_and_is_the_same_each_time(arch):
+    model = build(arch).eval()
+    with torch.no_grad():  # as if it had been trained
+        for values in model.state_dict().values():
+            values.add_(1)
+    other, again, before = trust.untrained(model), trust.untrained(model), torch.random.get_rng_state()
+    changed = {name: not torch.equal(values, model.state_dict()[name]) for name, values in other.state_dict().items()}
+    assert all(changed.values()), [name for name in changed if not changed[name]]
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), again.parameters(), strict=True))
+    trust.untrained(model)
+    assert torch.equal(torch.random.get_rng_state(), before)  # and leaves the caller's random numbers alone
 
 
 def test_similarity_is_a_rank_correlation():
@@ -51,8 +56,8 @@ def test_the_randomised_figure_has_both_maps_of_each_image(tiny_splits):
     model = build("CustomResNet").eval()
     fig, alike = trust.plot_randomised(model, data, denormalize)
     assert len(fig.axes) == 9 and -1 <= alike < 0.99
-    trained, shuffled = (np.asarray(fig.axes[i].images[0].get_array()) for i in (3, 6))
-    assert not np.array_equal(trained, shuffled)
+    trained, untrained = (np.asarray(fig.axes[i].images[0].get_array()) for i in (3, 6))
+    assert not np.array_equal(trained, untrained)
 
 
 def test_deleted_squares_are_grey_and_as_many_as_said():

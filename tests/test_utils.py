@@ -221,6 +221,14 @@ def test_the_network_that_is_loaded_back_gives_the_same_logits(tmp_path, model, 
     assert torch.equal(reloaded(images), rounded(images))
 
 
+def test_a_network_that_came_out_of_a_bundle_can_be_exported_again(tmp_path, exported_space, wrong, tiny_splits):
+    model, _ = load_bundle(exported_space)
+    confusion = plot_confusion(wrong, tiny_splits.test.labels, CLASSES)
+    export_to_space(tmp_path / "again", model, space_meta(), wrong, denormalize, confusion)
+    again, _ = load_bundle(tmp_path / "again")
+    assert torch.equal(again(torch.ones(1, 3, 32, 32)), model(torch.ones(1, 3, 32, 32)))
+
+
 def test_a_network_of_another_kind_takes_the_place_of_the_old_one(tmp_path, model, wrong, tiny_splits):
     exported(tmp_path, model, wrong, tiny_splits.test.labels)
     fast = build("FastNet").eval()
