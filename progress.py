@@ -116,7 +116,8 @@ class LiveCurves:
 
 
 class Progress(Callback):
-    """Prints an estimate after a few steps and a line per epoch, shows the time left in between, adds up the time.
+    """Prints an estimate after a few steps and a line per epoch, shows the time left in between, adds up the time, and
+    writes each epoch into the log.
 
     earlier: the table of the epochs before, of a run that is continued.
     """
@@ -160,9 +161,13 @@ class Progress(Callback):
         now = time.perf_counter()
         spent, self.started = now - self.started, now  # an epoch begins where the one before ended
         self.seconds += spent
-        module.log("seconds", spent)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row = metrics | {"epoch": trainer.current_epoch, "seconds": spent}
+        # Before the checkpoint is written: who continues from it finds the epochs before in the log.
+        for step, rate in module.rates.items():
+            trainer.logger.log_metrics({"epoch": trainer.current_epoch, "lr_step": rate}, step)
+        trainer.logger.log_metrics(row, trainer.global_step - 1)
+        trainer.logger.save()
         self.line.show("")
         print(epoch_line(pd.Series(row), trainer.max_epochs))
         self.curves.add(row)

@@ -8,10 +8,7 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
-import shutil
 import signal
-import tempfile
 import time
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -21,15 +18,15 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 
+from checkpoints import ChecksumIO, check_room, load_classifier, newest_checkpoint
 from dataload import CIFAR10DataModule, Splits, normalize
 from machine import check_precision, choose_precision, hardware, versions
 from models import build
-from models.bundle import load_bundle, sha256
+from models.bundle import load_bundle
 from models.lit import LitClassifier, Recipe
 from progress import Progress, clock, epoch_line
 from utils import write_json
@@ -44,54 +41,7 @@ for harmless in (
 ):
     warnings.filterwarnings("ignore", harmless)
 
-# ---- checkpoints ----------------------------------------------------------------------------------------------------
-
-
-def sidecar(path: Path) -> Path:
-    """The small file beside a checkpoint that holds its sha256."""
-    return path.with_name(path.name + ".sha256")
-
-
-class ChecksumIO(TorchCheckpointIO):
-    """Writes a checkpoint whole or not at all, and its sha256 after it: no sidecar, or a wrong one, no checkpoint."""
-
-    def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: object = None) -> None:
-        path = Path(path)
-        partial = path.with_name(path.name + ".part")
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        digest = sha256(partial)
-        os.replace(partial, path)
-        sidecar(path).write_text(digest)
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        super().remove_checkpoint(path)
-        sidecar(Path(path)).unlink(missing_ok=True)
-
-
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest checkpoint that is complete, or None: last.ckpt, else the epochs' own, latest first."""
-    for path in [run_dir / "last.ckpt", *sorted(run_dir.glob("epoch*.ckpt"), reverse=True)]:
-        if path.exists():
-            if sidecar(path).exists() and sidecar(path).read_text() == sha256(path):
-                return path
-            print(f"{path.name} is incomplete or damaged and is not used")
-    return None
-
-
-def load_classifier(path: Path, arch: str) -> LitClassifier:
-    """The network of a checkpoint, in eval mode, on the CPU. ValueError if it is damaged or of another architecture."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        classifier = LitClassifier(**content["hyper_parameters"])
-        classifier.load_state_dict(content["state_dict"])
-    except Exception as error:  # a damaged file makes torch raise nearly anything
-        raise ValueError(f"{path} holds no network of this project: {error!r:.300}") from error
-    if classifier.recipe.network != arch:
-        raise ValueError(f"{path} holds a {classifier.recipe.network}, expected a {arch}")
-    return classifier.eval()
-
-
-# ---- the run ---------------------------------------------------------------------------------------------------------
+# ---- what a run leaves ----------------------------------------------------------------------------------------------
 
 
 def read_metrics(logs: Path) -> pd.DataFrame:
@@ -224,27 +174,6 @@ def train(
         facts = fit(recipe, data, folder, seed, precision, devices, compiled)
         write_json(folder / "finished.json", facts)
     return Run(rounded_network(folder, recipe.network), facts, metrics_csv)
-
-
-def check_room(folder: Path, parameters: int) -> None:
-    """Raise OSError if the checkpoints of a network of so many parameters cannot be written into the folder.
-
-    Four files at most, the last one half written, of the weights and as many numbers of the optimiser, in fp32; less
-    what is there of them.
-    """
-    needed = 4 * 2 * 4 * parameters
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        needed -= sum(path.stat().st_size for path in folder.glob("*.ckpt"))
-        with tempfile.TemporaryFile(dir=folder):
-            free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise OSError(f"cannot write into {folder}: {error}; set CHECKPOINT_DIR to a folder where you may") from error
-    if free < needed:
-        raise OSError(
-            f"{folder} has {free / 1e6:,.0f} MB left, its checkpoints may need {needed / 1e6:,.0f} MB; make room, or"
-            " set CHECKPOINT_DIR to another place"
-        )
 
 
 def read_facts(path: Path) -> dict | None:

@@ -142,6 +142,9 @@ class LitClassifier(pl.LightningModule):
             if isinstance(module, nn.BatchNorm2d):  # parts of a batch together weigh as much as the batch
                 module.momentum = 1 - (1 - self.recipe.bn_momentum) ** (1 / parts)
 
+    def on_train_epoch_start(self) -> None:
+        self.rates.clear()
+
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         images, labels = batch
         if self.global_step < self.recipe.low_res * self.trainer.estimated_stepping_batches:
@@ -178,11 +181,8 @@ class LitClassifier(pl.LightningModule):
             "train_loss": (torch.stack(losses) * counts).sum() / images,
             "train_acc": torch.stack(rightly).sum() / images,
             "lr": self.lr_schedulers().get_last_lr()[0],
-        }, on_step=False, on_epoch=True)  # fmt: skip
-        for step, rate in self.rates.items() if self.logger else ():
-            self.logger.log_metrics({"lr_step": rate, "epoch": self.current_epoch}, step)
+        }, on_step=False, on_epoch=True, logger=False)  # fmt: skip
         self.history.clear()
-        self.rates.clear()
 
     def configure_optimizers(self) -> dict:
         """Muon and SGD-Nesterov in one; every group's learning rate follows `triangle`, a little each step."""
@@ -204,7 +204,7 @@ class LitClassifier(pl.LightningModule):
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         values = {f"{stage}_loss": loss, f"{stage}_acc": self.acc(logits, labels)}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log_dict(values, on_step=False, on_epoch=True, logger=False, batch_size=len(labels))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         self.evaluate(batch, "val")

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,19 +20,20 @@ import pytest
 import torch
 
 import training
+from checkpoints import newest_checkpoint, sidecar
 from dataload import CIFAR10DataModule
 from models.lit import Recipe
 from tests.conftest import PROJECT
-from training import sidecar, train, unfinished_run
+from training import train, unfinished_run
 
 LONG = os.environ.get("FAULTS") == "long"
 RECIPE = Recipe("CustomResNet", epochs=3, batch_size=32, max_lr=0.02)
-PHASES = ("step", "checkpoint", "validation", "epoch end")
+PHASES = ("step", "checkpoint", "validation", "epoch end", "log")
 
 # A training run in a process of its own, which says on its standard output what it is about to do.
 CHILD = """
 import sys, numpy as np, torch
-import training
+import checkpoints, training
 from dataload import CIFAR10DataModule, Images, Splits
 from models.lit import LitClassifier, Recipe
 
@@ -44,7 +46,8 @@ def say(phase, function):
 LitClassifier.training_step = say("step", LitClassifier.training_step)
 LitClassifier.validation_step = say("validation", LitClassifier.validation_step)
 LitClassifier.log_epoch = say("epoch end", LitClassifier.log_epoch)
-training.sha256 = say("checkpoint", training.sha256)  # the file is written, its checksum is not
+training.CSVLogger.save = say("log", training.CSVLogger.save)
+checkpoints.sha256 = say("checkpoint", checkpoints.sha256)  # the file is written, its checksum is not
 torch.set_num_threads(2)
 rng = np.random.default_rng(0)
 part = lambda n: Images(rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), np.arange(n) % 10)
@@ -99,12 +102,12 @@ def weights_and_metrics(root: Path) -> tuple[dict, pd.DataFrame]:
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(tmp_path, faults):
-    kills, epochs = (20, 12) if LONG else (4, 4)
+    kills, epochs = (25, 14) if LONG else (5, 5)
     order = [PHASES[i % len(PHASES)] for i in range(kills)]
     chance = random.Random(0)
     phases = [kill_in(phase, tmp_path / "killed", epochs, chance.randint(1, 3)) for phase in order]
     injected = [phase for phase in phases if phase]
-    assert len(injected) == kills and all(injected.count(phase) >= kills // 4 for phase in PHASES)
+    assert len(injected) == kills and all(injected.count(phase) >= kills // 5 for phase in PHASES)
     for root in (tmp_path / "killed", tmp_path / "quiet"):
         assert "finished" in child(root, epochs).communicate()[0]
     killed, quiet = weights_and_metrics(tmp_path / "killed"), weights_and_metrics(tmp_path / "quiet")
@@ -215,7 +218,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_the_last_checkpoint_usable(data, 
                 train(RECIPE, data, disk, seed=1, precision="32-true")
         (disk / "other").unlink()
         (folder,) = disk.glob("CustomResNet-*")
-        assert training.newest_checkpoint(folder).name in ("last.ckpt", "epoch000.ckpt")
+        assert newest_checkpoint(folder).name in ("last.ckpt", "epoch000.ckpt")
         run = train(RECIPE, data, disk, seed=1, precision="32-true")
         assert run.facts["epochs"] == 3
     faults("disk full in the second epoch", 1)
@@ -258,3 +261,56 @@ def test_a_gpu_without_memory_says_which_setting_to_halve(data, tmp_path, monkey
     with pytest.raises(RuntimeError, match="too small for batches of 32 images; set BATCH_SIZE to 16"):
         train(RECIPE, data, tmp_path, precision="32-true")
     faults("GPU out of memory (simulated)", 1)
+
+
+# Does one thing again and again, and says how much memory the process has after the tenth time and after the last.
+MEMORY = """
+import sys, tempfile
+from pathlib import Path
+import numpy as np
+import training
+from dataload import CIFAR10DataModule, CLASSES, denormalize
+from models import build
+from models.lit import Recipe
+from tests.conftest import space_meta, wrong_predictions
+from utils import display_gradcam_output, export_to_space, plot_confusion
+
+def memory():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+def again(name, action):
+    for number in range(1, TIMES + 1):
+        action()
+        if number == 10:
+            tenth = memory()
+    print(name, tenth, memory(), flush=True)
+
+rng = np.random.default_rng(0)
+images, labels = rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8), np.arange(40) % 10
+wrong, model = wrong_predictions(images, labels), build("FastNet").eval()
+again("figure", lambda: display_gradcam_output(wrong, CLASSES, denormalize, model, [model.group3]))
+with tempfile.TemporaryDirectory() as folder:
+    confusion = plot_confusion(wrong, labels, CLASSES)
+    again("export", lambda: export_to_space(folder, model, space_meta(), wrong, denormalize, confusion))
+epochs, log_epoch = [], training.LitClassifier.log_epoch
+training.LitClassifier.log_epoch = lambda self: (epochs.append(memory()), log_epoch(self))
+from dataload import Images, Splits
+data = CIFAR10DataModule(batch_size=20, num_workers=0, splits=Splits(*[Images(images, labels)] * 3, "noise"))
+with tempfile.TemporaryDirectory() as folder:
+    training.train(Recipe("FastNet", epochs=TIMES, batch_size=20, max_lr=0.01), data, folder, precision="32-true")
+print("epoch", epochs[9], epochs[-1], flush=True)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read as Linux tells it")
+def test_memory_at_the_end_is_that_after_the_tenth_time(faults):
+    times = 50 if LONG else 14
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY.replace("TIMES", str(times))], cwd=PROJECT, capture_output=True, text=True
+    )
+    found = dict(re.findall(r"^(figure|export|epoch) ([\d.]+ [\d.]+)$", done.stdout, re.M))
+    assert set(found) == {"figure", "export", "epoch"}, done.stderr[-2000:]
+    for name, numbers in found.items():
+        tenth, last = map(float, numbers.split())
+        assert last < 1.05 * tenth, (name, tenth, last)
+        faults(f"memory after {times} times: {name}", 1)

@@ -9,12 +9,14 @@ import torch
 
 import machine
 import training
+from checkpoints import load_classifier, newest_checkpoint, sidecar
 from dataload import CIFAR10DataModule, normalize
 from models import build, lit
+from models.bundle import sha256
 from models.fastnet import FastNet
 from models.lit import RECIPES, LitClassifier, Recipe, choose_recipe, triangle
 from progress import LiveCurves, smaller_budget, work
-from training import data_for, newest_checkpoint, range_test, read_metrics, sidecar, train
+from training import data_for, range_test, read_metrics, train
 
 RECIPE = Recipe("CustomResNet", epochs=3, batch_size=32, max_lr=0.02)
 
@@ -392,7 +394,7 @@ def test_fresh_trains_anew_and_keeps_the_old_run_aside(finished, data, tmp_path)
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, capsys):
     for name in ("epoch000.ckpt", "epoch001.ckpt", "last.ckpt"):
         (tmp_path / name).write_bytes(name.encode())
-        sidecar(tmp_path / name).write_text(training.sha256(tmp_path / name))
+        sidecar(tmp_path / name).write_text(sha256(tmp_path / name))
     assert newest_checkpoint(tmp_path).name == "last.ckpt"
     (tmp_path / "last.ckpt").write_bytes(b"last")  # cut off
     sidecar(tmp_path / "epoch001.ckpt").unlink()  # never finished
@@ -405,7 +407,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, ca
 def test_a_checkpoint_of_another_network_is_refused(finished):
     path = newest_checkpoint(finished[1].metrics_csv.parent)
     with pytest.raises(ValueError, match="holds a CustomResNet, expected a ResNet18"):
-        training.load_classifier(path, "ResNet18")
+        load_classifier(path, "ResNet18")
 
 
 def test_the_weights_are_already_rounded_as_the_bundle_stores_them(finished):
