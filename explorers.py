@@ -45,7 +45,9 @@ class Explorer:
             if hasattr(control.style, "description_width"):
                 control.style.description_width = "110px"
             control.observe(self.update, "value")
-        self.panel = widgets.VBox([*controls.values(), self.words, self.picture])
+        half = (len(controls) + 1) // 2
+        columns = [list(controls.values())[:half], list(controls.values())[half:]]
+        self.panel = widgets.VBox([widgets.HBox([*map(widgets.VBox, columns)]), self.words, self.picture])
         self.update()
 
     def update(self, _change: object = None) -> None:
