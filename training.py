@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import signal
 import time
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -130,7 +129,6 @@ def fit(
         "versions": versions(),
     }  # fmt: skip
     write_json(folder / "started.json", facts)
-    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except torch.OutOfMemoryError as error:
@@ -138,8 +136,7 @@ def fit(
             f"the GPU's memory is too small for batches of {recipe.batch_size} images; set BATCH_SIZE to"
             f" {recipe.batch_size // 2}"
         ) from error
-    except SystemExit:  # what Lightning makes of an interrupt; it also has all later ones ignored
-        signal.signal(signal.SIGINT, on_interrupt)
+    except SystemExit:  # what Lightning makes of an interrupt
         raise KeyboardInterrupt(
             f"training was interrupted in epoch {trainer.current_epoch + 1} of {recipe.epochs}; run again to continue"
             f" from {folder}, or take what it has learned: run = unfinished_run({str(folder)!r})"

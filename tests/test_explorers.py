@@ -106,6 +106,13 @@ def test_filters_show_only_what_fits(explorer, logits, tiny_splits):
     assert all(title.startswith(f"true: {CLASSES[label]}\npredicted: {CLASSES[pred]}") for title in found)
 
 
+def test_the_filter_by_predicted_class_is_one(explorer, logits):
+    preds = logits.argmax(1).numpy()
+    for label in range(10):
+        found = explorer.chosen("test images", "any class", CLASSES[label], explorers.ORDERS[0])
+        assert found == np.flatnonzero(preds == label).tolist()
+
+
 def test_errors_are_errors_and_sorted_as_asked(explorer, logits, tiny_splits):
     preds, probs = logits.argmax(1).numpy(), logits.softmax(1).amax(1).numpy()
     wrong = np.flatnonzero(preds != tiny_splits.test.labels)
