@@ -27,15 +27,20 @@ def clock(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def placeholder():
+    """A place in the notebook's output whose content can be replaced, empty at first; None outside a notebook."""
+    if not kernel_shell():
+        return None
+    from IPython.display import display
+
+    return display({"text/plain": ""}, raw=True, display_id=True)
+
+
 class TransientLine:
     """A line that replaces itself: in a notebook by a display that ends empty, in a terminal by a carriage return."""
 
     def __init__(self):
-        self.handle = None
-        if kernel_shell():
-            from IPython.display import display
-
-            self.handle = display({"text/plain": ""}, raw=True, display_id=True)
+        self.handle = placeholder()
 
     def show(self, text: str) -> None:
         """Replace the line; the empty text removes it."""
@@ -84,11 +89,7 @@ class LiveCurves:
     """
 
     def __init__(self, earlier: pd.DataFrame):
-        self.table, self.handle = earlier, None
-        if kernel_shell():
-            from IPython.display import display
-
-            self.handle = display({"text/plain": ""}, raw=True, display_id=True)
+        self.table, self.handle = earlier, placeholder()
 
     def add(self, row: dict[str, float]) -> None:
         """Draw one more epoch: of its row, epoch, train_loss, train_acc, and val_loss, val_acc if they are there."""

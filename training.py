@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from checkpoints import ChecksumIO, check_room, load_classifier, newest_checkpoint
 from dataload import CIFAR10DataModule, Splits, normalize
 from machine import check_precision, choose_precision, hardware, versions
-from models import build
 from models.bundle import load_bundle
 from models.lit import LitClassifier, Recipe
 from progress import Progress, clock, epoch_line
@@ -107,6 +106,7 @@ def fit(
 ) -> dict:  # fmt: skip
     """Train, or continue; returns the facts of the finished run."""
     classifier, parts = prepare(LitClassifier, recipe, data, seed)
+    check_room(folder, sum(p.numel() for p in classifier.parameters()))
     if compiled:
         classifier.model.compile()
     progress = Progress(read_metrics(folder / "logs"))
@@ -167,7 +167,6 @@ def train(
         for _, row in epochs.iterrows():
             print(epoch_line(row, recipe.epochs))
     else:
-        check_room(folder, sum(p.numel() for p in build(recipe.network).parameters()))
         facts = fit(recipe, data, folder, seed, precision, devices, compiled)
         write_json(folder / "finished.json", facts)
     return Run(rounded_network(folder, recipe.network), facts, metrics_csv)
