@@ -28,7 +28,7 @@ colab-check: $(READY) ## run the notebook with what Colab preinstalls, in an env
 	@$(BIN)/python colab_check.py
 
 faults: $(READY) ## inject faults into the real thing, the long form, and print what was survived
-	FAULTS=long $(BIN)/python -m pytest tests/test_faults.py tests/test_fuzz.py tests/test_download.py -q
+	FAULTS=long $(BIN)/python -m pytest tests/test_faults.py tests/test_devices.py tests/test_fuzz.py tests/test_download.py -q
 
 notebook: $(READY) ## open the notebook
 	$(BIN)/jupyter lab $(NOTEBOOK)

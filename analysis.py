@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dataload import Images, make_loader
 from evaluation import BINS, accuracy, calibration_error, predict, reliability
 from models.lit import Recipe, triangle
-from utils import Misclassified, rgb, with_note
+from utils import Misclassified, read_table, rgb, with_note
 
 # Five ways to spoil a picture, each in three strengths. Albumentations draws them; a range of one value is that value.
 CORRUPTIONS: dict[str, Callable[[float], A.BasicTransform]] = {
@@ -194,7 +194,7 @@ def plot_schedule(metrics_csv: str | Path, recipe: Recipe, note: str = "") -> tu
     metrics_csv: the table of a run, column lr_step. Returns the figure, the largest rate in the log, and the largest
     that the recipe asks for in so many steps, a little below its peak; None and NaN where the log holds no rates.
     """
-    table, peak = pd.read_csv(metrics_csv), recipe.muon_lr or recipe.max_lr
+    table, peak = read_table(metrics_csv), recipe.muon_lr or recipe.max_lr
     if "lr_step" not in table:
         return None, float("nan"), float("nan")
     rates = table["lr_step"].dropna().to_numpy()

@@ -162,32 +162,56 @@ class EpochLoader(DataLoader):
         return super().__iter__()
 
 
+def shares(count: int, batch_size: int, seed: int | None = None, rank: int = 0, processes: int = 1) -> list[list[int]]:
+    """The numbers of `count` images in batches, shuffled if there is a seed, and of each batch every process's part.
+
+    All processes together load the batches that one would load: each image once, in the same order. ValueError if
+    there are too few images in a batch for all of them.
+    """
+    if batch_size < 1:
+        raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
+    order = torch.arange(count)
+    if seed is not None:
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    batches = order.split(batch_size) if count else ()
+    if any(len(batch) < processes for batch in batches):
+        raise ValueError(
+            f"batches of {batch_size} of {count} images: one has fewer images than there are processes, {processes};"
+            " choose another BATCH_SIZE"
+        )
+    return [batch[rank::processes].tolist() for batch in batches]
+
+
 def as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """What the dataset gives is a batch already; a loader would otherwise put it together from single images."""
     return batch
 
 
 def make_loader(
-    part: Images, batch_size: int, num_workers: int, train: bool, seed: int = 0, kind: type[DataLoader] = DataLoader,
-    padding: int = 4, cutout: int = 8,
+    part: Images, batches: int | list[list[int]], num_workers: int, train: bool, seed: int = 0,
+    kind: type[DataLoader] = DataLoader, padding: int = 4, cutout: int = 8,
 ) -> DataLoader:  # fmt: skip
-    """Batches (B, 3, 32, 32), (B,). Order and augmentation of a training loader depend on the seed alone."""
-    if batch_size < 1:
-        raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
+    """Batches (B, 3, 32, 32), (B,). Order and augmentation of a training loader depend on the seed alone.
+
+    batches: how many images each has, or the numbers of its images.
+    """
+    how = {"batch_sampler": batches} if isinstance(batches, list) else {"batch_size": batches, "shuffle": train}
     dataset = AlbumentationImageDataset(list(zip(part.images, part.labels, strict=True)), train, padding, cutout)
     dataset.transform.set_random_seed(seed)  # for num_workers=0, where no worker is seeded
     return kind(
-        dataset, batch_size, shuffle=train, num_workers=num_workers, worker_init_fn=seed_worker,
-        collate_fn=as_it_is, generator=torch.Generator().manual_seed(seed), pin_memory=torch.cuda.is_available(),
+        dataset, **how, num_workers=num_workers, worker_init_fn=seed_worker, collate_fn=as_it_is,
+        generator=torch.Generator().manual_seed(seed), pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
 
 
 class CIFAR10DataModule(pl.LightningDataModule):
     """The three loaders as Lightning wants them. Each epoch's order and augmentation follow from (seed, epoch),
-    so a run that was interrupted goes on exactly as it would have (with reload_dataloaders_every_n_epochs=1).
+    so a run that was interrupted goes on exactly as it would have (with reload_dataloaders_every_n_epochs=1). Where
+    several processes train, each loads its share of every batch (with use_distributed_sampler=False).
 
-    splits: the images, or None to take CIFAR-10 from data_dir. padding, cutout: of the augmentation. fast: let
-    FastLoader augment the training images, in batches on the device, instead of Albumentations.
+    batch_size: of all processes together. splits: the images, or None to take CIFAR-10 from data_dir. padding, cutout:
+    of the augmentation. fast: let FastLoader augment the training images, in batches on the device, instead of
+    Albumentations.
     """
 
     def __init__(
@@ -207,24 +231,31 @@ class CIFAR10DataModule(pl.LightningDataModule):
         if self.splits is None:
             self.splits = load_splits(self.data_dir, self.seed)
 
+    def place(self) -> tuple[int, int]:
+        """The number of this process, from 0, and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
     def train_dataloader(self) -> DataLoader | FastLoader:
-        epoch = self.trainer.current_epoch if self.trainer else 0
+        epoch, place = self.trainer.current_epoch if self.trainer else 0, self.place()
         if self.fast:
             if self.resident is None:
                 device = self.trainer.strategy.root_device if self.trainer else "cpu"
                 self.resident = FastLoader(
                     *self.splits.train, CIFAR10_MEAN, CIFAR10_STD, self.batch_size, self.seed, 0, self.padding,
-                    self.cutout, device,
+                    self.cutout, device, *place,
                 )  # fmt: skip
             self.resident.epoch = epoch
             return self.resident
         seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])  # one number from the pair
+        batches = shares(len(self.splits.train.labels), self.batch_size, seed, *place)
+        own_seed = seed + place[0]  # the order is the same in all processes, the augmentation is not
         return make_loader(
-            self.splits.train, self.batch_size, self.num_workers, True, seed, EpochLoader, self.padding, self.cutout
+            self.splits.train, batches, self.num_workers, True, own_seed, EpochLoader, self.padding, self.cutout
         )
 
     def val_dataloader(self) -> DataLoader:
-        return make_loader(self.splits.val, max(self.batch_size, 250), self.num_workers, False)
+        batches = shares(len(self.splits.val.labels), max(self.batch_size, 250), None, *self.place())
+        return make_loader(self.splits.val, batches, self.num_workers, False)
 
     def test_dataloader(self) -> DataLoader:
         return make_loader(self.splits.test, max(self.batch_size, 250), self.num_workers, False)

@@ -16,13 +16,14 @@ class FastLoader:
 
     images: uint8 (N, S, S, 3). labels: (N,). mean, std: per channel, of values in 0..1. padding: pixels by which an
     image is shifted at most, the gap filled by reflection. cutout: side of the square that half of the images
-    lose; 0: none. Order and augmentation follow from (seed, epoch) alone. Each image is mirrored in every other epoch
+    lose; 0: none. rank, processes: the number of this process and how many there are; each has its share of every
+    batch. Order and augmentation follow from (seed, epoch, rank) alone. Each image is mirrored in every other epoch
     (arXiv:2404.00498), so half of the images are in each epoch.
     """
 
     def __init__(
         self, images: np.ndarray, labels: np.ndarray, mean: Sequence[float], std: Sequence[float], batch_size: int,
-        seed: int, epoch: int, padding: int, cutout: int, device: str | torch.device,
+        seed: int, epoch: int, padding: int, cutout: int, device: str | torch.device, rank: int = 0, processes: int = 1,
     ):  # fmt: skip
         self.side = images.shape[1]
         self.pixels = torch.from_numpy(images).to(device).view(-1, 3)
@@ -30,7 +31,7 @@ class FastLoader:
         # One value for each number in a row of pixels: wide operations are quick, those three wide are not.
         self.mean, self.std = (255 * torch.tensor(values, device=device).repeat(self.side) for values in (mean, std))
         self.batch_size, self.seed, self.epoch = batch_size, seed, epoch
-        self.padding, self.cutout = padding, cutout
+        self.padding, self.cutout, self.rank, self.processes = padding, cutout, rank, processes
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)
@@ -45,7 +46,11 @@ class FastLoader:
         mirrored = torch.rand(count, generator=self.chance(self.seed), device=device) < 0.5
         mirrored ^= self.epoch % 2 == 1
         chance = self.chance(self.seed, self.epoch)
-        for chosen in torch.randperm(count, generator=chance, device=device).split(self.batch_size):
+        batches = torch.randperm(count, generator=chance, device=device).split(self.batch_size)
+        if self.rank:  # the order is the same in all processes, the augmentation is not
+            chance = self.chance(self.seed, self.epoch, self.rank)
+        for batch in batches:
+            chosen = batch[self.rank :: self.processes]
             yield self.augment(chosen, mirrored[chosen], chance), self.labels[chosen]
 
     def reflect(self, index: Tensor) -> Tensor:

@@ -59,16 +59,16 @@ def check_precision(name: str) -> None:
         raise ValueError(f"expected a precision that {hardware()} has ({', '.join(possible)}), got {name!r}")
 
 
-def hardware() -> str:
-    """What trains here, in words."""
+def hardware(processes: int = 1) -> str:
+    """What trains here, in words; in so many processes, each on a device of its own."""
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+        return torch.cuda.get_device_name() if processes == 1 else f"{processes} x {torch.cuda.get_device_name()}"
     if torch.backends.mps.is_available():
         return f"Apple GPU ({platform.machine()})"
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{torch.get_num_threads()} CPU cores ({name})"
+    return f"{f'{torch.get_num_threads()} CPU cores' if processes == 1 else f'{processes} processes'} ({name})"
 
 
 def versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytorch_lightning as pl
 from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import CSVLogger
 
 from cells import kernel_shell
 
@@ -117,26 +118,20 @@ class LiveCurves:
 
 
 class Progress(Callback):
-    """Prints an estimate after a few steps and a line per epoch, shows the time left in between, adds up the time, and
-    writes each epoch into the log.
+    """Prints an estimate after a few steps and a line per epoch, shows the time left in between, and writes each epoch
+    into the log. Where several processes train, the first does.
 
     earlier: the table of the epochs before, of a run that is continued.
     """
 
     def __init__(self, earlier: pd.DataFrame):
-        self.seconds = 0.0  # of training and validation, all interruptions left out
         self.earlier = earlier
         self.started = 0.0
         self.shown = 0.0
 
-    def state_dict(self) -> dict:
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.seconds = state["seconds"]
-
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.line, self.curves = TransientLine(), LiveCurves(self.earlier)
+        if trainer.is_global_zero:
+            self.line, self.curves = TransientLine(), LiveCurves(self.earlier)
         self.first_epoch = trainer.current_epoch
         self.started = time.perf_counter()
 
@@ -144,7 +139,7 @@ class Progress(Callback):
         now, steps = time.perf_counter(), trainer.num_training_batches
         if index == 2:  # the first batches are slower: memory and kernels are being prepared
             self.warm = now
-        if index < 12 or now - self.shown < 2:
+        if index < 12 or now - self.shown < 2 or not trainer.is_global_zero:
             return
         self.shown = now
         first, low = trainer.current_epoch * steps, module.recipe.low_res * trainer.max_epochs * steps
@@ -161,17 +156,28 @@ class Progress(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         now = time.perf_counter()
         spent, self.started = now - self.started, now  # an epoch begins where the one before ended
-        self.seconds += spent
+        if not trainer.is_global_zero:
+            return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row = metrics | {"epoch": trainer.current_epoch, "seconds": spent}
-        # Before the checkpoint is written: who continues from it finds the epochs before in the log.
-        for step, rate in module.rates.items():
-            trainer.logger.log_metrics({"epoch": trainer.current_epoch, "lr_step": rate}, step)
-        trainer.logger.log_metrics(row, trainer.global_step - 1)
-        trainer.logger.save()
+        self.write(trainer.logger, row, trainer.global_step - 1, module.rates)
         self.line.show("")
         print(epoch_line(pd.Series(row), trainer.max_epochs))
         self.curves.add(row)
 
+    def write(self, logger: CSVLogger, row: dict[str, float], step: int, rates: dict[int, float]) -> None:
+        """Log an epoch before its checkpoint is written: who continues from it finds the epochs before in the log."""
+        folder = Path(logger.log_dir)
+        if not folder.is_dir():
+            print(f"{logger.save_dir} was removed, or its disk is gone; it is made again, with all that is still known")
+            folder.mkdir(parents=True)
+            for number, known in self.curves.table.dropna(subset="train_loss").iterrows():
+                logger.log_metrics(known.dropna().to_dict(), number)
+        for number, rate in rates.items():
+            logger.log_metrics({"epoch": row["epoch"], "lr_step": rate}, number)
+        logger.log_metrics(row, step)
+        logger.save()
+
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.curves.close()
+        if trainer.is_global_zero:
+            self.curves.close()

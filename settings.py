@@ -14,22 +14,27 @@ from models.lit import RECIPES, Recipe, choose_recipe
 
 PROJECT = Path(__file__).resolve().parent
 DRIVE = Path("/content/drive/MyDrive")  # Google Drive, where Colab mounts it: what is there outlives the runtime
-SWITCHES = (
-    "SEED", "ARCH", "RECIPE", "EPOCHS", "BATCH_SIZE", "LOADER", "PRECISION", "TRAIN", "FRESH", "NUM_SAMPLES", "OPACITY",
-    "DATA_DIR", "CHECKPOINT_DIR", "OUT_DIR", "PUSH_TO", "LAUNCH",
-)  # fmt: skip
-NUMBERS = {"SEED": int, "EPOCHS": int, "BATCH_SIZE": int, "NUM_SAMPLES": int, "OPACITY": int | float}
+SWITCHES = {  # as the notebook's cell has them
+    "SEED": 42, "ARCH": "auto", "RECIPE": "", "EPOCHS": 0, "BATCH_SIZE": 0, "LOADER": "albumentations", "PRECISION": "",
+    "DEVICES": "auto", "NUM_NODES": 1, "STRATEGY": "auto", "TRAIN": "yes", "FRESH": False, "NUM_SAMPLES": 10,
+    "OPACITY": 0.4, "DATA_DIR": "data", "CHECKPOINT_DIR": "checkpoints", "OUT_DIR": ".", "PUSH_TO": "", "LAUNCH": False,
+}  # fmt: skip
+NUMBERS = {
+    "SEED": int, "EPOCHS": int, "BATCH_SIZE": int, "NUM_NODES": int, "NUM_SAMPLES": int, "OPACITY": int | float
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What applies. recipe: with the epochs and batch size that apply. smoke: tests only, two epochs of the sample."""
+    """What applies. recipe: with the epochs and batch size that apply. placement: devices, num_nodes and strategy, as
+    Lightning's Trainer has them. smoke: tests only, two epochs of the sample."""
 
     seed: int
     recipe_name: str
     recipe: Recipe
     fast_loader: bool
     precision: str
+    placement: dict
     train: str
     fresh: bool
     num_samples: int
@@ -86,7 +91,7 @@ def check(switches: dict) -> None:
             )
     for name, allowed in (
         ("ARCH", ["auto", *NETWORKS]), ("RECIPE", ["", *RECIPES]), ("LOADER", ["albumentations", "fast"]),
-        ("TRAIN", ["yes", "stored"]),
+        ("STRATEGY", ["auto", "ddp", "ddp_notebook"]), ("TRAIN", ["yes", "stored"]),
     ):  # fmt: skip
         if switches[name] not in allowed:
             raise ValueError(f"{name}: expected one of {allowed}, got {switches[name]!r}")
@@ -94,11 +99,14 @@ def check(switches: dict) -> None:
         ("SEED", 0, 2**32 - 1),
         ("EPOCHS", 0, 10_000),
         ("BATCH_SIZE", 0, 50_000),
+        ("NUM_NODES", 1, 1_000),
         ("NUM_SAMPLES", 1, 20),
         ("OPACITY", 0, 1),
     ):
         if not low <= switches[name] <= high:
             raise ValueError(f"{name}: expected a value from {low} to {high}, got {switches[name]}")
+    if switches["DEVICES"] != "auto" and switches["DEVICES"] not in map(str, range(1, 1001)):
+        raise ValueError(f"DEVICES: expected 'auto' or a number from '1' to '1000', got {switches['DEVICES']!r:.60}")
 
 
 def resolve(switches: dict) -> Settings:
@@ -115,13 +123,22 @@ def resolve(switches: dict) -> Settings:
         check_precision(switches["PRECISION"])
     return Settings(
         seed=switches["SEED"], recipe_name=name, recipe=recipe, fast_loader=switches["LOADER"] == "fast",
-        precision=switches["PRECISION"], train=switches["TRAIN"],
+        precision=switches["PRECISION"], placement=placement(switches), train=switches["TRAIN"],
         fresh=switches["FRESH"], num_samples=switches["NUM_SAMPLES"], opacity=switches["OPACITY"],
         data_dir=Path(switches["DATA_DIR"]),
         checkpoint_dir=scratch_folder() if smoke else checkpoint_folder(switches["CHECKPOINT_DIR"]),
         out_dir=Path(switches["OUT_DIR"]), push_to=switches["PUSH_TO"], launch=switches["LAUNCH"], smoke=smoke,
         device="cuda" if torch.cuda.is_available() else "cpu",
     )  # fmt: skip
+
+
+def placement(switches: dict) -> dict:
+    """On how many devices of how many machines to train, and how; torchrun knows it if it has started us."""
+    devices, num_nodes = switches["DEVICES"], switches["NUM_NODES"]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        devices, num_nodes = os.environ["LOCAL_WORLD_SIZE"], int(os.environ["GROUP_WORLD_SIZE"])
+    devices = devices if devices == "auto" else int(devices)
+    return {"devices": devices, "num_nodes": num_nodes, "strategy": switches["STRATEGY"]}
 
 
 def checkpoint_folder(wanted: str) -> Path:

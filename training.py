@@ -19,15 +19,18 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
+from torch.multiprocessing import ProcessRaisedException
 
+from cells import kernel_shell
 from checkpoints import ChecksumIO, check_room, load_classifier, newest_checkpoint
 from dataload import CIFAR10DataModule, Splits, normalize
 from machine import check_precision, choose_precision, hardware, versions
 from models.bundle import load_bundle
 from models.lit import LitClassifier, Recipe
 from progress import Progress, clock, epoch_line
-from utils import write_json
+from utils import read_table, write_json
 
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # or each fit prints an advertisement
 for harmless in (
@@ -43,16 +46,13 @@ for harmless in (
 
 
 def read_metrics(logs: Path) -> pd.DataFrame:
-    """Lightning's metrics.csv files of a run, one per start, as one table; an epoch begun again counts once.
-
-    What a killed process left half written is left out; a file that is no table at all is named.
-    """
+    """Lightning's metrics.csv files of a run, one per start, as one table; an epoch begun again counts once."""
     table = pd.DataFrame({"epoch": []})
     for path in sorted(logs.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
         try:
-            rows = pd.read_csv(path).apply(pd.to_numeric, errors="coerce").dropna(subset="epoch")
-        except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
-            print(f"{path} is damaged ({error}) and is not used")
+            rows = read_table(path)
+        except ValueError as error:
+            print(f"{error} and is not used")
             continue
         if len(rows):
             table = pd.concat([table[table.epoch < rows.epoch.min()], rows])
@@ -101,37 +101,40 @@ def prepare(kind: type[LitClassifier], recipe: Recipe, data: CIFAR10DataModule, 
 
 
 def fit(
-    recipe: Recipe, data: CIFAR10DataModule, folder: Path, seed: int, precision: str, devices: int | str,
-    compiled: bool = False,
+    recipe: Recipe, data: CIFAR10DataModule, folder: Path, seed: int, precision: str, compiled: bool = False,
+    **placement: int | str,
 ) -> dict:  # fmt: skip
-    """Train, or continue; returns the facts of the finished run."""
+    """Train, or continue; returns the facts of the finished run. placement: devices, num_nodes, strategy."""
     classifier, parts = prepare(LitClassifier, recipe, data, seed)
     check_room(folder, sum(p.numel() for p in classifier.parameters()))
     if compiled:
         classifier.model.compile()
-    progress = Progress(read_metrics(folder / "logs"))
     keep_two = ModelCheckpoint(
         folder, "epoch{epoch:03d}", monitor="epoch", mode="max", save_top_k=2, save_last=True,
         auto_insert_metric_name=False, save_on_train_epoch_end=True, enable_version_counter=False,
     )  # fmt: skip
     trainer = pl.Trainer(
-        max_epochs=recipe.epochs, precision=precision, devices=devices, callbacks=[progress, keep_two],
+        max_epochs=recipe.epochs, precision=precision, callbacks=[Progress(read_metrics(folder / "logs")), keep_two],
         logger=CSVLogger(folder, "logs"), plugins=[ChecksumIO()], log_every_n_steps=10, num_sanity_val_steps=0,
         enable_progress_bar=False, enable_model_summary=False, reload_dataloaders_every_n_epochs=1,
         accumulate_grad_batches=parts, limit_val_batches=1.0 if len(data.splits.val.labels) else 0,
+        use_distributed_sampler=False, **placement,
     )  # fmt: skip
     checkpoint = newest_checkpoint(folder)
-    if checkpoint:
+    if checkpoint and trainer.is_global_zero:
         print(f"continuing the interrupted run in {folder}")
     facts = {
         "epochs": recipe.epochs, "batch_size": recipe.batch_size, "seed": seed, "data": data.splits.source,
-        "train_images": len(data.splits.train.labels), "precision": precision, "hardware": hardware(),
-        "versions": versions(),
+        "train_images": len(data.splits.train.labels), "precision": precision, "versions": versions(),
+        "hardware": hardware(trainer.world_size),
     }  # fmt: skip
-    write_json(folder / "started.json", facts)
+    if trainer.is_global_zero:
+        write_json(folder / "started.json", facts)
     try:
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, ProcessRaisedException) as error:  # the latter of one of several processes
+        if "OutOfMemoryError" not in repr(error):
+            raise RuntimeError(str(error).strip().splitlines()[-1]) from error
         raise RuntimeError(
             f"the GPU's memory is too small for batches of {recipe.batch_size} images; set BATCH_SIZE to"
             f" {recipe.batch_size // 2}"
@@ -141,35 +144,54 @@ def fit(
             f"training was interrupted in epoch {trainer.current_epoch + 1} of {recipe.epochs}; run again to continue"
             f" from {folder}, or take what it has learned: run = unfinished_run({str(folder)!r})"
         ) from None
-    return facts | result(folder, progress.seconds)
+    table = read_metrics(folder / "logs")
+    facts |= result(table)
+    if trainer.is_global_zero:
+        table.to_csv(folder / "metrics.csv", index=False)
+        write_json(folder / "finished.json", facts)
+    return facts
 
 
 def train(
     recipe: Recipe, data: CIFAR10DataModule, root: str | Path = "checkpoints", seed: int = 42, fresh: bool = False,
-    precision: str | None = None, devices: int | str = "auto", compiled: bool = False,
+    precision: str | None = None, compiled: bool = False, devices: int | str = "auto", num_nodes: int = 1,
+    strategy: str = "auto",
 ) -> Run:  # fmt: skip
     """Train a network, continue an interrupted run, or load a finished one, and say which.
 
     root: where the runs' folders are. fresh: train anew even if the run is finished (its old folder is kept aside).
     precision: Lightning's name, or None for choose_precision(). compiled: let torch.compile make the network faster,
-    which pays on a GPU, after a minute. Returns the weights of the last epoch.
+    which pays on a GPU, after a minute. devices, num_nodes, strategy: as Lightning's Trainer has them; the images of a
+    batch are shared out, so the recipe is the same for any number of devices. Returns the weights of the last epoch.
     """
     precision = precision or choose_precision()
     check_precision(precision)
+    if devices not in ("auto", 1) and kernel_shell() and torch.cuda.is_initialized():
+        raise ValueError(
+            f"a notebook that has used a GPU cannot train on {devices}; run"
+            f" `torchrun --nproc-per-node {devices} train.py` with the same switches, then this loads the result"
+        )
     data.setup()
     folder = run_folder(root, recipe, seed, data)
     if fresh and (folder / "finished.json").exists():  # one that was interrupted is as fresh as can be
-        folder.rename(folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}"))
-    metrics_csv, facts = folder / "metrics.csv", read_facts(folder / "finished.json")
+        set_aside(folder)
+    facts = read_facts(folder / "finished.json")
     if facts:
         print(f"loaded the finished run in {folder}: trained on {facts['hardware']} in {clock(facts['seconds'])}")
-        epochs = pd.read_csv(metrics_csv).groupby("epoch").mean().reset_index()
-        for _, row in epochs.iterrows():
+        for _, row in finished_metrics(folder).groupby("epoch").mean().reset_index().iterrows():
             print(epoch_line(row, recipe.epochs))
     else:
-        facts = fit(recipe, data, folder, seed, precision, devices, compiled)
-        write_json(folder / "finished.json", facts)
-    return Run(rounded_network(folder, recipe.network), facts, metrics_csv)
+        placement = {"devices": devices, "num_nodes": num_nodes, "strategy": strategy}
+        facts = fit(recipe, data, folder, seed, precision, compiled, **placement)
+    return Run(rounded_network(folder, recipe.network), facts, folder / "metrics.csv")
+
+
+def set_aside(folder: Path) -> None:
+    """Give a finished run's folder another name: the first process does it, the others wait until it is done."""
+    if rank_zero_only.rank == 0:
+        folder.rename(folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}"))
+    while (folder / "finished.json").exists():
+        time.sleep(0.1)
 
 
 def read_facts(path: Path) -> dict | None:
@@ -186,12 +208,25 @@ def read_facts(path: Path) -> dict | None:
     return facts
 
 
-def result(folder: Path, seconds: float) -> dict:
-    """What training gave so far: its time, and the last validation accuracy; writes metrics.csv of all starts."""
+def finished_metrics(folder: Path) -> pd.DataFrame:
+    """The metrics.csv of a finished run; where it is damaged or gone, it is put together again from the logs."""
+    try:
+        table = read_table(folder / "metrics.csv")
+        if len(table) and {"train_loss", "train_acc", "seconds"} <= set(table):
+            return table
+        problem = f"{folder / 'metrics.csv'} holds no epochs"
+    except (OSError, ValueError) as error:
+        problem = error
+    print(f"{problem}; it is made again")
     table = read_metrics(folder / "logs")
     table.to_csv(folder / "metrics.csv", index=False)
+    return table
+
+
+def result(table: pd.DataFrame) -> dict:
+    """What training gave so far, from its epochs: its time, all interruptions left out, and the last validation."""
     val_acc = float(table.val_acc.dropna().iloc[-1]) if "val_acc" in table else None
-    return {"seconds": round(seconds, 1), "val_acc": val_acc}
+    return {"seconds": round(float(table.seconds.sum()), 1), "val_acc": val_acc}
 
 
 def rounded_network(folder: Path, arch: str) -> nn.Module:
@@ -208,8 +243,9 @@ def unfinished_run(folder: str | Path) -> Run:
     folder = Path(folder)
     started = json.loads((folder / "started.json").read_text())
     model = rounded_network(folder, folder.name.split("-")[0])
-    epochs = read_metrics(folder / "logs").dropna(subset="train_loss").groupby("epoch").mean()
-    facts = started | {"epochs": len(epochs)} | result(folder, float(epochs.seconds.sum()))
+    table = read_metrics(folder / "logs").dropna(subset="train_loss")
+    table.to_csv(folder / "metrics.csv", index=False)
+    facts = started | {"epochs": table.epoch.nunique()} | result(table)
     return Run(model, facts, folder / "metrics.csv")
 
 

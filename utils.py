@@ -99,13 +99,21 @@ class Plot:
         return fig
 
 
+def read_table(metrics_csv: str | Path) -> pd.DataFrame:
+    """A table of epochs. What a killed process left half written is left out; ValueError names a file that is none."""
+    try:
+        return pd.read_csv(metrics_csv).apply(pd.to_numeric, errors="coerce").dropna(subset="epoch")
+    except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
+        raise ValueError(f"{metrics_csv} is damaged ({error})") from error
+
+
 def plot_metrics(metrics_csv: str | Path, note: str = "") -> tuple[Figure, Figure]:
     """Loss and accuracy against the epoch, training against validation, as two figures.
 
     metrics_csv: the table of a run, columns epoch, train_loss, val_loss, train_acc, val_acc (fractions).
     """
     # Lightning writes training and validation in rows of their own; the mean of an epoch joins them.
-    table = pd.read_csv(metrics_csv).groupby("epoch").mean().dropna(subset=["train_loss", "val_loss"])
+    table = read_table(metrics_csv).groupby("epoch").mean().dropna(subset=["train_loss", "val_loss"])
     figures = []
     for name, label in (("loss", "loss (cross-entropy, smoothed labels)"), ("acc", "accuracy (fraction)")):
         fig, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")

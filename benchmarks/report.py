@@ -93,13 +93,16 @@ def plot(rows: list[dict]) -> Figure:
     return fig
 
 
+def write_between_marks(path: Path, measured: str) -> None:
+    """Put what was measured into a Markdown file, in the place of what was measured before."""
+    begin, end = (re.escape(mark) for mark in MARKS)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(re.sub(f"{begin}.*?{end}", lambda _: MARKS[0] + measured + MARKS[1], text, flags=re.S), "utf-8")
+
+
 def main() -> None:
     rows = json.loads((RESULTS / "accuracy.json").read_text())
-    readme = PROJECT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    begin, end = (re.escape(mark) for mark in MARKS)
-    changed = re.sub(f"{begin}.*?{end}", lambda _: MARKS[0] + table(rows) + MARKS[1], text, flags=re.S)
-    readme.write_text(changed, encoding="utf-8")
+    write_between_marks(PROJECT / "README.md", table(rows))
     save_figure(plot([row for row in rows if row["train_images"] == 50_000]), PROJECT / "images/compute.png")
 
 

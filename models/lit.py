@@ -65,7 +65,10 @@ FASTNET = Recipe(
 
 # One per network and budget, named by the epochs; the first of a network is its default.
 RECIPES = {
-    "resnet18-20": Recipe("ResNet18", 20, 128, max_lr=0.15),
+    "resnet18-12": Recipe(
+        "ResNet18", 12, 512, 128, max_lr=0.4, muon_lr=0.1, label_smoothing=0.2, warmup=0.1, bn_momentum=0.2,
+        low_res=0.4,
+    ),
     "custom-10": Recipe(
         "CustomResNet", 10, 512, 128, max_lr=0.4, muon_lr=0.1, label_smoothing=0.2, warmup=0.1, bn_momentum=0.2,
         cutout=0, low_res=0.3,
@@ -88,6 +91,8 @@ def choose_recipe(arch: str, name: str = "", epochs: int = 0, batch_size: int = 
         fitting = [key for key, recipe in RECIPES.items() if recipe.network == arch]
         raise ValueError(f"expected a recipe for {arch} ({', '.join(fitting)}), got {name!r}")
     changes = {key: value for key, value in (("epochs", epochs), ("batch_size", batch_size)) if value}
+    if 0 < batch_size < RECIPES[name].micro_batch:
+        changes["micro_batch"] = 0  # so small a batch passes through the network as a whole
     return name, replace(RECIPES[name], **changes)
 
 
@@ -175,13 +180,12 @@ class LitClassifier(pl.LightningModule):
     def log_epoch(self) -> None:
         """Log what the epoch's batches gave."""
         losses, rightly, counts = zip(*self.history, strict=True)
-        counts = torch.tensor(counts, device=self.device)
-        images = counts.sum()
+        images = sum(counts)
         self.log_dict({
-            "train_loss": (torch.stack(losses) * counts).sum() / images,
+            "train_loss": (torch.stack(losses) * torch.tensor(counts, device=self.device)).sum() / images,
             "train_acc": torch.stack(rightly).sum() / images,
             "lr": self.lr_schedulers().get_last_lr()[0],
-        }, on_step=False, on_epoch=True, logger=False)  # fmt: skip
+        }, on_step=False, on_epoch=True, logger=False, batch_size=float(images), sync_dist=True)  # fmt: skip
         self.history.clear()
 
     def configure_optimizers(self) -> dict:
@@ -204,7 +208,8 @@ class LitClassifier(pl.LightningModule):
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         values = {f"{stage}_loss": loss, f"{stage}_acc": self.acc(logits, labels)}
-        self.log_dict(values, on_step=False, on_epoch=True, logger=False, batch_size=len(labels))
+        # A float: Lightning's mean over gloo's processes would round an integer down.
+        self.log_dict(values, on_step=False, on_epoch=True, logger=False, batch_size=float(len(labels)), sync_dist=True)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         self.evaluate(batch, "val")

@@ -133,8 +133,10 @@ def test_what_is_no_image_or_no_label_is_refused(image, bad, label, message):
 
 
 def test_a_batch_size_below_one_is_refused(tiny_splits):
-    with pytest.raises(ValueError, match="got 0"):
+    with pytest.raises(ValueError, match="positive integer"):
         make_loader(tiny_splits.train, 0, 0, train=True)
+    with pytest.raises(ValueError, match="batch size of at least 1, got 0"):
+        CIFAR10DataModule(batch_size=0, splits=tiny_splits).train_dataloader()
 
 
 def all_images(batches) -> torch.Tensor:
@@ -169,7 +171,7 @@ def test_augmentation_differs_between_images_workers_and_epochs_and_repeats_with
 
 def test_an_epoch_s_order_follows_from_the_seed_and_the_epoch(tiny_splits):
     class Trainer:
-        current_epoch = 0
+        current_epoch, global_rank, world_size = 0, 0, 1
 
     def epoch(seed, number):
         data = CIFAR10DataModule(batch_size=16, num_workers=0, seed=seed, splits=tiny_splits)
@@ -256,7 +258,7 @@ def test_the_fast_loader_s_epoch_follows_from_its_seed_and_number(tiny_splits):
     assert not np.array_equal(drawn(images, epoch=3), drawn(images, epoch=5))
     data = CIFAR10DataModule(batch_size=24, splits=tiny_splits, fast=True)
     batches = list(data.train_dataloader())
-    data.trainer = type("Trainer", (), {"current_epoch": 3})()
+    data.trainer = type("Trainer", (), {"current_epoch": 3, "global_rank": 0, "world_size": 1})()
     assert data.train_dataloader().epoch == 3 and data.train_dataloader() is data.resident  # nothing is copied again
     assert len(data.resident) == len(batches) == 3 and len(batches[-1][1]) == 64 - 48
     assert np.bincount(torch.cat([labels for _, labels in batches])).tolist() == [7, 7, 7, 7, 6, 6, 6, 6, 6, 6]

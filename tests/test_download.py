@@ -4,7 +4,10 @@ import hashlib
 import io
 import os
 import pickle
+import signal
 import socket
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -17,6 +20,7 @@ import pytest
 
 import download
 from download import FOLDER, TEST_FILE, TRAIN_FILES, DataUnavailable, prepare_cifar10, read_batch, read_cifar10, verify
+from tests.conftest import PROJECT
 
 PART = "cifar-10-python.tar.gz.part"
 
@@ -256,6 +260,37 @@ def test_two_that_write_to_one_file_do_not_spoil_it(server, tmp_path):
     assert (tmp_path / PART).read_bytes() == ARCHIVE
 
 
+# Says where its file is, downloads in small pieces, and is interrupted from outside.
+CHILD = """
+import sys
+from pathlib import Path
+import download
+from tests.test_download import ARCHIVE, CHECKSUMS, md5
+download.CHUNK = 16384
+download.prepare_cifar10(sys.argv[1], CHECKSUMS, (sys.argv[2],), md5(ARCHIVE), len(ARCHIVE), 60)
+"""
+
+
+def test_ctrl_c_half_way_leaves_what_came_and_the_next_call_continues(server, tmp_path, faults):
+    server.plan["/a"] = [stalls_half_way]
+    url = f"http://127.0.0.1:{server.server_port}/a"
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path), url], cwd=PROJECT, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while child.poll() is None and download.size_of(tmp_path / PART) < 32768:
+            time.sleep(0.05)
+        child.send_signal(signal.SIGINT)
+        assert "KeyboardInterrupt" in child.communicate(timeout=20)[1]
+    finally:
+        child.kill()
+    came = download.size_of(tmp_path / PART)
+    assert 32768 <= came <= HALF and os.listdir(tmp_path) == [PART]
+    prepare(server, tmp_path, a=[ranges])
+    assert server.asked[1:] == [("/a", f"bytes={came}-")] and holds_only_the_right_files(tmp_path)
+    faults("Ctrl-C half way in a download", 1)
+
+
 # ---- verify and unpack ----------------------------------------------------------------------------------------------
 
 
@@ -281,6 +316,8 @@ def test_a_damaged_folder_is_reported_and_left_alone(server, tmp_path):
 
 LINK = tarfile.TarInfo(f"{FOLDER}/{TEST_FILE}")
 LINK.type, LINK.linkname = tarfile.SYMTYPE, TRAIN_FILES[0]
+DEVICE = tarfile.TarInfo(f"{FOLDER}/{TEST_FILE}")
+DEVICE.type = tarfile.CHRTYPE
 ALL_BUT_ONE = {name: content for name, content in FILES.items() if name != TEST_FILE}
 
 
@@ -290,12 +327,13 @@ ALL_BUT_ONE = {name: content for name, content in FILES.items() if name != TEST_
         (packed(FILES, tarfile.TarInfo(f"{FOLDER}/../../outside")), "outside leads out"),
         (packed(FILES, tarfile.TarInfo("/outside")), "outside leads out"),
         (packed(ALL_BUT_ONE, LINK), "test_batch is not a plain file"),
+        (packed(ALL_BUT_ONE, DEVICE), "test_batch is not a plain file"),
         (packed(ALL_BUT_ONE), "test_batch' not found"),
         (packed(FILES | {TEST_FILE: b"abc"}), "test_batch has md5 900150983cd24fb0d6963f7d28e17f72"),
         (ARCHIVE[:HALF], "is no CIFAR-10 archive"),
         (b"garbage", "is no CIFAR-10 archive"),
     ],
-    ids=["../", "absolute", "link", "missing member", "wrong member", "truncated", "garbage"],
+    ids=["../", "absolute", "link", "device", "missing member", "wrong member", "truncated", "garbage"],
 )
 def test_a_bad_archive_is_refused_and_nothing_of_it_stays(server, tmp_path, archive, problem):
     with pytest.raises(ValueError, match=problem):

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,6 +239,41 @@ def test_a_file_in_the_place_of_the_folder_is_said(data, tmp_path, faults):
         train(RECIPE, data, tmp_path / "checkpoints", precision="32-true")
     assert (tmp_path / "checkpoints").read_text() == "a file"
     faults("no folder but a file", 1)
+
+
+def test_a_folder_removed_meanwhile_is_made_again_with_what_is_known(data, tmp_path, capsys, monkeypatch, faults):
+    wanted = train(RECIPE, data, tmp_path / "quiet", seed=1, precision="32-true")
+    log_epoch = training.LitClassifier.log_epoch
+
+    def removed(self):
+        if self.current_epoch == 1:
+            shutil.rmtree(tmp_path / "removed")
+        log_epoch(self)
+
+    monkeypatch.setattr(training.LitClassifier, "log_epoch", removed)
+    run = train(RECIPE, data, tmp_path / "removed", seed=1, precision="32-true")
+    assert "was removed, or its disk is gone; it is made again" in capsys.readouterr().out
+    pairs = zip(run.model.state_dict().values(), wanted.model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    ours, theirs = (pd.read_csv(r.metrics_csv).groupby("epoch").mean() for r in (run, wanted))
+    columns = ["train_loss", "train_acc", "val_loss", "val_acc"]
+    pd.testing.assert_frame_equal(ours[columns], theirs[columns], rtol=1e-6)
+    assert train(RECIPE, data, tmp_path / "removed", seed=1).facts == run.facts
+    faults("folder removed while training", 1)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\0\xff\0", b"epoch,train_loss\n0", b"nothing\nof,the,sort"])
+def test_a_damaged_table_of_a_finished_run_is_made_again(data, tmp_path, capsys, content, faults):
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    path = train(recipe, data, tmp_path, seed=1, precision="32-true").metrics_csv
+    whole = pd.read_csv(path)
+    path.unlink() if content is None else path.write_bytes(content)
+    capsys.readouterr()
+    train(recipe, data, tmp_path, seed=1, precision="32-true")
+    printed = capsys.readouterr().out
+    assert "it is made again" in printed and "epoch   1/1" in printed
+    pd.testing.assert_frame_equal(pd.read_csv(path), whole)
+    faults("damaged metrics.csv of a finished run", 1)
 
 
 # ---- numbers and memory ---------------------------------------------------------------------------------------------

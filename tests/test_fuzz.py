@@ -22,9 +22,8 @@ from download import BatchUnpickler, read_batch
 from models import build
 from models.bundle import load_bundle, sha256, sha256_of_keys
 from models.lit import LitClassifier
-from settings import resolve
+from settings import SWITCHES, resolve
 from tests.conftest import INJECTED
-from tests.test_settings import DEFAULTS
 from training import read_facts, read_metrics
 
 EXAMPLES = 500 if os.environ.get("FAULTS") == "long" else 40
@@ -230,9 +229,9 @@ def test_the_table_of_a_run(tmp_path, edits):
 
 
 @FUZZ
-@given(name=st.sampled_from(sorted(DEFAULTS)), value=JSON)
+@given(name=st.sampled_from(sorted(SWITCHES)), value=JSON)
 def test_a_setting_of_the_notebook(name, value):
     def check(settings):
         assert settings.recipe.epochs >= 1 and 1 <= settings.num_samples <= 20 and 0 <= settings.opacity <= 1
 
-    refused_or("a switch of the notebook", lambda: resolve(DEFAULTS | {name: value}), check)
+    refused_or("a switch of the notebook", lambda: resolve(SWITCHES | {name: value}), check)

@@ -78,9 +78,8 @@ def test_the_notebook_can_be_shown_on_github(notebook):
 def test_the_switches_are_one_cell_of_literals(notebook):
     (cell,) = [cell for cell in code_cells(notebook) if "#@title" in cell.source]
     names = re.findall(r"^(\w+) = (.+?)  #@param", cell.source, re.M)
-    assert [name for name, _ in names] == list(SWITCHES)
-    for _, value in names:
-        json.loads(value.replace("True", "true").replace("False", "false"))
+    values = {name: json.loads(value.replace("True", "true").replace("False", "false")) for name, value in names}
+    assert values == SWITCHES and list(values) == list(SWITCHES)
     offered = json.loads(re.search(r"RECIPE = .*#@param (\[.*\])", cell.source).group(1))
     assert offered == ["", *RECIPES]
 

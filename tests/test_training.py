@@ -59,7 +59,7 @@ def test_a_recipe_that_cannot_be_is_refused(change, message):
 
 
 def test_the_recipe_is_chosen_by_network_or_name():
-    assert choose_recipe("ResNet18")[0] == "resnet18-20"
+    assert choose_recipe("ResNet18")[0] == "resnet18-12"
     assert choose_recipe("CustomResNet", "", epochs=3, batch_size=256)[1].epochs == 3
     with pytest.raises(ValueError, match="recipe for ResNet18 .*got 'custom-10'"):
         choose_recipe("ResNet18", "custom-10")
@@ -345,7 +345,7 @@ def test_two_checkpoints_and_the_last_are_kept_each_with_its_checksum(finished):
 
 def test_a_finished_run_is_loaded_and_says_so(finished, data, capsys, monkeypatch):
     root, run = finished
-    monkeypatch.setattr(training, "fit", lambda *_: pytest.fail("it was trained again"))
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("it was trained again"))
     again = train(RECIPE, data, root, seed=1)
     printed = capsys.readouterr().out
     assert "loaded the finished run" in printed and printed.count("| train loss") == 3

@@ -1,0 +1,21 @@
+"""Train without the notebook, on one device or many. The switches are the notebook's, taken from the environment.
+
+    ERA_ARCH=FastNet .venv/bin/python train.py
+    ERA_ARCH=FastNet .venv/bin/torchrun --nproc-per-node 2 train.py
+
+A run that was interrupted goes on. The notebook, run with the same switches, loads the result. More in docs/scaling.md.
+"""
+
+from dataload import load_splits
+from settings import SWITCHES, resolve
+from training import data_for, train
+
+
+def main() -> None:
+    s = resolve(SWITCHES)
+    data = data_for(s.recipe, load_splits(s.data_dir, s.seed), s.seed, s.fast_loader)
+    train(s.recipe, data, s.checkpoint_dir, s.seed, s.fresh, s.precision, **s.placement)
+
+
+if __name__ == "__main__":
+    main()
