@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import accuracy, reference, report, speed
+from benchmarks import accuracy, reference, report, scaling, speed
 from models import build, lit
 from models.fastnet import FastNet
 from models.lit import RECIPES
@@ -50,6 +50,31 @@ def test_the_plot_puts_each_run_at_its_work_and_accuracy(row):
     assert points["ours, six views"] == [[pytest.approx(report.petaflop(row)), pytest.approx(94.0)]]
     assert points["ours, single view"][0][1] == pytest.approx(93.214)
     assert axis.get_xscale() == "log" and len(points["published"]) == len(report.PUBLISHED)
+
+
+def test_the_formula_shares_out_all_but_the_optimiser_and_adds_the_all_reduce():
+    one = {"step": 10.0, "optimiser": 2.0}
+    assert scaling.predicted(one, 0.5, 2) == pytest.approx(8 / 2 + 2 + 0.5)
+    assert scaling.predicted(one, 0.0, 1) == 10
+
+
+def test_the_tables_of_scaling_hold_steps_the_formula_and_the_gradients():
+    def way(step: float) -> dict:
+        return {"step": step, "optimiser": 2.0, "all_reduce": 0.5, "megabytes": 8.0}
+
+    ways = {"one core": way(10.0), "two cores": way(6.0), "two processes": way(6.25)}
+    rates = {"Albumentations": 4000.4, "the fast loader": 20_000}
+    text = scaling.tables({"networks": {"FastNet": ways}, "images_per_second": rates, "machine": "a machine"})
+    assert "| FastNet, 2,000 | 10.00 s | 6.00 s | 6.25 s | 6.50 s | +4 % |" in text
+    assert "| FastNet | 8.0 MB | 500 ms | 11 ms | 2000 ms |" in text  # 2 * 7 / 8 * 8 MB at 1,250 MB/s
+    assert "4,000 with Albumentations and 20,000 with the fast loader" in text and "a machine" in text
+
+
+def test_what_was_measured_replaces_what_stood_between_the_marks_only(tmp_path):
+    begin, end = report.MARKS
+    (tmp_path / "page.md").write_text(f"before\n{begin}old\n{end}after\n")
+    report.write_between_marks(tmp_path / "page.md", "new \\1\n")
+    assert (tmp_path / "page.md").read_text() == f"before\n{begin}new \\1\n{end}after\n"
 
 
 def test_a_row_replaces_the_earlier_measurement_of_the_same_only(tmp_path, row):

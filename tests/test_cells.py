@@ -52,9 +52,35 @@ def test_in_a_kernel_the_cell_still_fails_but_shortly(tmp_path):
     assert "'wrong' is not there yet" in "\n".join(error.traceback)
 
 
+def test_the_clock_adds_up_the_cells_of_each_section(tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[
+        nbformat.v4.new_markdown_cell("## 1. Setup\n\nText."), nbformat.v4.new_code_cell("setup"),
+        nbformat.v4.new_markdown_cell("## 2. Work"), nbformat.v4.new_code_cell("first\nline"),
+        nbformat.v4.new_markdown_cell("text"), nbformat.v4.new_code_cell("second"),
+    ])  # fmt: skip
+    nbformat.write(notebook, tmp_path / "lesson.ipynb")
+    clock = cells.Clock()
+    clock.seconds = {"setup": 1.0, "first\nline": 4.0, "second": 2.5, "changed by a reader": 2.5}
+    lines = [line.split() for line in clock.table(tmp_path / "lesson.ipynb").splitlines()]
+    assert lines[0] == ["1.", "Setup", "1.0", "s", "10%"] and lines[1] == ["2.", "Work", "6.5", "s", "65%"]
+    assert lines[2] == ["changed", "cells", "2.5", "s", "25%"] and lines[3] == ["all", "cells", "10.0", "s"]
+
+
+def test_in_a_kernel_the_clock_measures_every_cell_once_however_often_it_is_started():
+    sources = [
+        "import sys; sys.path.insert(0, '.'); import cells; cells.time_cells(); cells.time_cells()",
+        "import time; time.sleep(0.5)",
+        "print(cells.clock.table().splitlines()[-1], len(cells.clock.seconds))",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    NotebookClient(notebook, timeout=60, resources={"metadata": {"path": cells.PROJECT}}).execute()
+    words = notebook.cells[2].outputs[0].text.split()
+    assert words[:2] == ["all", "cells"] and 0.5 <= float(words[2]) < 5 and words[4] == "2"
+
+
 def test_outside_a_notebook_nothing_happens():
     done = subprocess.run(
-        [sys.executable, "-c", "import cells; cells.short_errors(); print(1)"],
+        [sys.executable, "-c", "import cells; cells.short_errors(); cells.time_cells(); print(1)"],
         cwd=cells.PROJECT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout == "1\n" and done.stderr == ""
