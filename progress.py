@@ -159,23 +159,23 @@ class Progress(Callback):
         if not trainer.is_global_zero:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        row = metrics | {"epoch": trainer.current_epoch, "seconds": spent}
-        self.write(trainer.logger, row, trainer.global_step - 1, module.rates)
+        row = metrics | {"epoch": trainer.current_epoch, "step": trainer.global_step - 1, "seconds": spent}
+        self.write(trainer.logger, row, module.rates)
         self.line.show("")
         print(epoch_line(pd.Series(row), trainer.max_epochs))
         self.curves.add(row)
 
-    def write(self, logger: CSVLogger, row: dict[str, float], step: int, rates: dict[int, float]) -> None:
+    def write(self, logger: CSVLogger, row: dict[str, float], rates: dict[int, float]) -> None:
         """Log an epoch before its checkpoint is written: who continues from it finds the epochs before in the log."""
         folder = Path(logger.log_dir)
         if not folder.is_dir():
             print(f"{logger.save_dir} was removed, or its disk is gone; it is made again, with all that is still known")
             folder.mkdir(parents=True)
-            for number, known in self.curves.table.dropna(subset="train_loss").iterrows():
-                logger.log_metrics(known.dropna().to_dict(), number)
-        for number, rate in rates.items():
-            logger.log_metrics({"epoch": row["epoch"], "lr_step": rate}, number)
-        logger.log_metrics(row, step)
+            for _, known in self.curves.table.dropna(subset="train_loss").iterrows():
+                logger.log_metrics(known.dropna().to_dict(), int(known.step))
+        for step, rate in rates.items():
+            logger.log_metrics({"epoch": row["epoch"], "lr_step": rate}, step)
+        logger.log_metrics(row, row["step"])
         logger.save()
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

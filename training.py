@@ -42,6 +42,8 @@ for harmless in (
 ):
     warnings.filterwarnings("ignore", harmless)
 
+say = rank_zero_only(print)  # once, however many processes train
+
 # ---- what a run leaves ----------------------------------------------------------------------------------------------
 
 
@@ -121,8 +123,8 @@ def fit(
         use_distributed_sampler=False, **placement,
     )  # fmt: skip
     checkpoint = newest_checkpoint(folder)
-    if checkpoint and trainer.is_global_zero:
-        print(f"continuing the interrupted run in {folder}")
+    if checkpoint:
+        say(f"continuing the interrupted run in {folder}")
     facts = {
         "epochs": recipe.epochs, "batch_size": recipe.batch_size, "seed": seed, "data": data.splits.source,
         "train_images": len(data.splits.train.labels), "precision": precision, "versions": versions(),
@@ -177,9 +179,9 @@ def train(
         set_aside(folder)
     facts = read_facts(folder / "finished.json")
     if facts:
-        print(f"loaded the finished run in {folder}: trained on {facts['hardware']} in {clock(facts['seconds'])}")
+        say(f"loaded the finished run in {folder}: trained on {facts['hardware']} in {clock(facts['seconds'])}")
         for _, row in finished_metrics(folder).groupby("epoch").mean().reset_index().iterrows():
-            print(epoch_line(row, recipe.epochs))
+            say(epoch_line(row, recipe.epochs))
     else:
         placement = {"devices": devices, "num_nodes": num_nodes, "strategy": strategy}
         facts = fit(recipe, data, folder, seed, precision, compiled, **placement)

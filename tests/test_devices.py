@@ -250,16 +250,20 @@ def test_a_notebook_that_has_used_a_gpu_is_sent_to_torchrun(tmp_path, monkeypatc
 
 
 def test_the_script_trains_by_the_notebook_s_switches(tmp_path):
-    """Without torchrun, DEVICES starts the second process; CIFAR-10 is stood in for by a few images."""
-    code = "import train, tests.test_devices as t; train.load_splits = lambda *_: t.small_data().splits; train.main()"
-    switches = {"ARCH": "FastNet", "EPOCHS": "1", "BATCH_SIZE": "250", "CHECKPOINT_DIR": str(tmp_path)}
-    environment = {f"ERA_{name}": value for name, value in switches.items()}
+    """Without torchrun, Lightning starts the second process; CIFAR-10 is stood in for by a few images."""
+    script = tmp_path / "small.py"
+    script.write_text(
+        "import train, tests.test_devices as t\ntrain.load_splits = lambda *_: t.small_data().splits\ntrain.main()"
+    )
+    switches = {"ARCH": "FastNet", "EPOCHS": "1", "BATCH_SIZE": "250", "CHECKPOINT_DIR": str(tmp_path), "DEVICES": "2"}
+    environment = {f"ERA_{name}": value for name, value in switches.items()} | {"PYTHONPATH": str(PROJECT)}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=PROJECT, env=os.environ | environment, capture_output=True, text=True
+        [sys.executable, script], cwd=PROJECT, env=os.environ | environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
     (finished,) = tmp_path.glob("FastNet-1-*/finished.json")
-    assert json.loads(finished.read_text())["batch_size"] == 250
+    facts = json.loads(finished.read_text())
+    assert facts["batch_size"] == 250 and facts["hardware"].startswith("2 processes")
 
 
 def test_only_the_first_process_sets_a_finished_run_aside(tmp_path, monkeypatch):
