@@ -80,8 +80,9 @@ def test_two_processes_are_given_the_images_of_one(fast):
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_two_processes_do_not_augment_alike(fast, monkeypatch):
-    """The same image everywhere: the order tells nothing, and still no two processes draw the same."""
-    images = np.repeat(coloured(1, 0).images, 256, axis=0)
+    """One image everywhere, its own mirror image: neither the order nor the mirroring tells the processes apart."""
+    image = coloured(1, 0).images
+    images = np.repeat(np.maximum(image, image[:, :, ::-1]), 256, axis=0)
     monkeypatch.setattr("tests.test_devices.coloured", lambda count, _: Images(images[:count], np.zeros(count, int)))
     first, second = (epoch(rank, 2, fast=fast)[0] for rank in range(2))
     assert first.shape == second.shape and not torch.equal(first, second)
