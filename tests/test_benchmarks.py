@@ -64,10 +64,12 @@ def test_the_tables_of_scaling_hold_steps_the_formula_and_the_gradients():
 
     ways = {"one core": way(10.0), "two cores": way(6.0), "two processes": way(6.25)}
     rates = {"Albumentations": 4000.4, "the fast loader": 20_000}
-    text = scaling.tables({"networks": {"FastNet": ways}, "images_per_second": rates, "machine": "a machine"})
+    found = {"networks": {"FastNet": ways}, "images_per_second": rates, "val_acc": {"one": 0.87, "two": 0.861}}
+    text = scaling.tables(found | {"machine": "a machine"})
     assert "| FastNet, 2,000 | 10.00 s | 6.00 s | 6.25 s | 6.50 s | +4 % |" in text
     assert "| FastNet | 8.0 MB | 500 ms | 11 ms | 2000 ms |" in text  # 2 * 7 / 8 * 8 MB at 1,250 MB/s
-    assert "4,000 with Albumentations and 20,000 with the fast loader" in text and "a machine" in text
+    assert "4,000 with Albumentations, 20,000 with the fast loader. Measured on a machine" in text
+    assert "87.00 % in one, 86.10 % in two" in text
 
 
 def test_what_was_measured_replaces_what_stood_between_the_marks_only(tmp_path):

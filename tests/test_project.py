@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 import run
-from benchmarks import report
+from benchmarks import report, scaling
 from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES
 from models.bundle import load_bundle
 from models.lit import RECIPES
@@ -169,6 +169,12 @@ def test_every_measured_number_of_the_readme_is_that_of_the_results(results):
 
 def test_the_measured_table_of_the_readme_is_that_of_the_files():
     assert report.MARKS[0] + report.table(MEASURED) + report.MARKS[1] in README
+
+
+def test_the_tables_of_the_scaling_page_are_those_of_the_file():
+    found = json.loads((PROJECT / "benchmarks/results/scaling.json").read_text())
+    page = (PROJECT / "docs/scaling.md").read_text(encoding="utf-8")
+    assert report.MARKS[0] + scaling.tables(found) + report.MARKS[1] in page
 
 
 def test_measured_rows_hold_every_key():
