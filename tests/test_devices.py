@@ -257,6 +257,7 @@ def test_the_script_trains_by_the_notebook_s_switches(tmp_path):
     )
     switches = {"ARCH": "FastNet", "EPOCHS": "1", "BATCH_SIZE": "250", "CHECKPOINT_DIR": str(tmp_path), "DEVICES": "2"}
     environment = {f"ERA_{name}": value for name, value in switches.items()} | {"PYTHONPATH": str(PROJECT)}
+    environment |= {"SMOKE_TEST": ""}  # a smoke test keeps its checkpoints elsewhere
     done = subprocess.run(
         [sys.executable, script], cwd=PROJECT, env=os.environ | environment, capture_output=True, text=True
     )

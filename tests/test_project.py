@@ -126,7 +126,7 @@ def test_results_hold_every_key(results):
 
 
 def test_the_seed_s_budget_reaches_93_percent(results):
-    assert results["epochs"] == 20 and results["test_acc"] >= 0.93
+    assert results["epochs"] <= 20 and results["test_acc"] >= 0.93
 
 
 def test_the_committed_space_is_of_the_same_run(results):

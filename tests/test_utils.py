@@ -120,7 +120,7 @@ def test_figures_replace_older_ones_and_leave_others(tmp_path):
 
 def test_the_misclassified_images_are_those_of_a_loop_over_single_images(model, tiny_splits):
     model.train()
-    loader = make_loader(tiny_splits.test, batch_size=16, num_workers=0, train=False)
+    loader = make_loader(tiny_splits.test, 16, num_workers=0, train=False)
     found = get_misclassified_data(model, "cpu", loader)
     assert model.training  # its mode is kept
     model.eval()
