@@ -139,23 +139,26 @@ def test_a_second_call_downloads_nothing(server, tmp_path):
     assert server.asked == [("/a", None)]
 
 
-def test_a_download_that_broke_off_is_continued(server, tmp_path):
+def test_a_download_that_broke_off_is_continued(server, tmp_path, faults):
     prepare(server, tmp_path, a=[breaks, ranges])
     assert server.asked == [("/a", None), ("/a", f"bytes={HALF}-")]
     assert holds_only_the_right_files(tmp_path)
+    faults("download: cut off", 1)
 
 
-def test_a_server_that_cannot_continue_sends_everything_again(server, tmp_path):
+def test_a_server_that_cannot_continue_sends_everything_again(server, tmp_path, faults):
     prepare(server, tmp_path, a=[breaks, whole])
     assert [path for path, _ in server.asked] == ["/a", "/a"]
     assert holds_only_the_right_files(tmp_path)
+    faults("download: server ignores ranges", 1)
 
 
 @pytest.mark.parametrize("trouble", [missing, page, breaks], ids=["404", "login page", "breaks again"])
-def test_the_next_mirror_continues_what_the_first_began(server, tmp_path, trouble):
+def test_the_next_mirror_continues_what_the_first_began(server, tmp_path, trouble, faults):
     prepare(server, tmp_path, a=[breaks, trouble], b=[ranges])
     assert server.asked[2:] == [("/b", f"bytes={HALF}-")]
     assert holds_only_the_right_files(tmp_path)
+    faults("download: first mirror fails half way", 1)
 
 
 def test_the_next_call_continues_what_the_last_began(server, tmp_path):
@@ -167,10 +170,11 @@ def test_the_next_call_continues_what_the_last_began(server, tmp_path):
     assert holds_only_the_right_files(tmp_path)
 
 
-def test_wrong_bytes_are_dropped_for_the_next_mirror(server, tmp_path):
+def test_wrong_bytes_are_dropped_for_the_next_mirror(server, tmp_path, faults):
     prepare(server, tmp_path, a=[wrong], b=[ranges])
     assert server.asked == [("/a", None), ("/b", None)]
     assert holds_only_the_right_files(tmp_path)
+    faults("download: wrong bytes", 1)
 
 
 def test_one_mirror_is_enough_after_wrong_bytes_and_a_break(server, tmp_path):
@@ -180,32 +184,36 @@ def test_one_mirror_is_enough_after_wrong_bytes_and_a_break(server, tmp_path):
 
 
 @pytest.mark.parametrize("size", [HALF, len(ARCHIVE), len(ARCHIVE) + 1], ids=["half", "all", "too long"])
-def test_wrong_bytes_of_an_earlier_time_are_replaced(server, tmp_path, size):
+def test_wrong_bytes_of_an_earlier_time_are_replaced(server, tmp_path, size, faults):
     (tmp_path / PART).write_bytes(bytes(size))
     prepare(server, tmp_path, a=[ranges])
     assert server.asked[-1] == ("/a", None)
     assert holds_only_the_right_files(tmp_path)
+    faults("download: wrong bytes of an earlier time", 1)
 
 
 @pytest.mark.parametrize("status", [404, 500])
-def test_an_http_error_leads_to_the_next_mirror(server, tmp_path, status):
+def test_an_http_error_leads_to_the_next_mirror(server, tmp_path, status, faults):
     prepare(server, tmp_path, a=[sends(b"", status)], b=[whole])
     assert [path for path, _ in server.asked] == ["/a", "/b"]
     assert holds_only_the_right_files(tmp_path)
+    faults("download: HTTP 404, 500", 1)
 
 
-def test_a_redirect_is_followed(server, tmp_path):
+def test_a_redirect_is_followed(server, tmp_path, faults):
     server.plan["/elsewhere"] = [whole]
     prepare(server, tmp_path, a=[sends(b"", 302, Location="/elsewhere")])
     assert holds_only_the_right_files(tmp_path)
+    faults("download: redirected", 1)
 
 
 @pytest.mark.parametrize("stall", [stalls, stalls_half_way])
-def test_a_stalled_host_leads_to_the_next_mirror(server, tmp_path, stall):
+def test_a_stalled_host_leads_to_the_next_mirror(server, tmp_path, stall, faults):
     start = time.monotonic()
     prepare(server, tmp_path, timeout=0.3, a=[stall], b=[whole])
     assert time.monotonic() - start < 3
     assert holds_only_the_right_files(tmp_path)
+    faults("download: server stalls", 1)
 
 
 def test_the_error_names_each_mirror_its_problem_and_what_to_do(server, tmp_path):
@@ -217,15 +225,16 @@ def test_the_error_names_each_mirror_its_problem_and_what_to_do(server, tmp_path
     assert os.listdir(tmp_path) == []
 
 
-def test_without_a_connection_the_data_are_unavailable(tmp_path, monkeypatch):
+def test_without_a_connection_the_data_are_unavailable(tmp_path, monkeypatch, faults):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         closed = f"http://127.0.0.1:{listener.getsockname()[1]}/a"
     with pytest.raises(DataUnavailable, match=f"{closed}: .*refused"):
         prepare_cifar10(tmp_path, CHECKSUMS, (closed,), md5(ARCHIVE), len(ARCHIVE), 10)
+    faults("download: no connection", 1)
 
 
-def test_two_at_a_time_both_get_the_files(server, tmp_path):
+def test_two_at_a_time_both_get_the_files(server, tmp_path, faults):
     def to_both_at_once(mirror):
         if len(server.asked) <= 2:
             both.wait(10)
@@ -236,6 +245,7 @@ def test_two_at_a_time_both_get_the_files(server, tmp_path):
         calls = [pool.submit(prepare, server, tmp_path, a=[to_both_at_once]) for _ in range(2)]
     assert [call.result() for call in calls] == [tmp_path / FOLDER] * 2
     assert holds_only_the_right_files(tmp_path)
+    faults("download: two processes at once", 1)
 
 
 def test_files_that_another_process_put_there_meanwhile_are_taken(server, tmp_path):
@@ -288,7 +298,7 @@ def test_ctrl_c_half_way_leaves_what_came_and_the_next_call_continues(server, tm
     assert 32768 <= came <= HALF and os.listdir(tmp_path) == [PART]
     prepare(server, tmp_path, a=[ranges])
     assert server.asked[1:] == [("/a", f"bytes={came}-")] and holds_only_the_right_files(tmp_path)
-    faults("Ctrl-C half way in a download", 1)
+    faults("download: Ctrl-C half way", 1)
 
 
 # ---- verify and unpack ----------------------------------------------------------------------------------------------
@@ -305,13 +315,14 @@ def test_a_missing_file_is_named(tmp_path):
         verify(tmp_path, {"one": "0123"})
 
 
-def test_a_damaged_folder_is_reported_and_left_alone(server, tmp_path):
+def test_a_damaged_folder_is_reported_and_left_alone(server, tmp_path, faults):
     prepare(server, tmp_path, a=[whole])
     (tmp_path / FOLDER / TEST_FILE).write_bytes(b"abc")
     with pytest.raises(ValueError, match=f"{TEST_FILE} has md5 .*; remove .*{FOLDER} to have it downloaded again"):
         prepare(server, tmp_path, a=[whole])
     assert (tmp_path / FOLDER / TEST_FILE).read_bytes() == b"abc"
     assert len(server.asked) == 1
+    faults("a damaged file of CIFAR-10", 1)
 
 
 LINK = tarfile.TarInfo(f"{FOLDER}/{TEST_FILE}")
@@ -335,10 +346,11 @@ ALL_BUT_ONE = {name: content for name, content in FILES.items() if name != TEST_
     ],
     ids=["../", "absolute", "link", "device", "missing member", "wrong member", "truncated", "garbage"],
 )
-def test_a_bad_archive_is_refused_and_nothing_of_it_stays(server, tmp_path, archive, problem):
+def test_a_bad_archive_is_refused_and_nothing_of_it_stays(server, tmp_path, archive, problem, faults):
     with pytest.raises(ValueError, match=problem):
         prepare(server, tmp_path / "data", archive=archive, a=[sends(archive)])
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "data", tmp_path / "data" / PART]
+    faults("a hostile or damaged archive", 1)
 
 
 # ---- read -----------------------------------------------------------------------------------------------------------
