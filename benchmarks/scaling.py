@@ -26,8 +26,7 @@ from benchmarks.report import write_between_marks
 from benchmarks.speed import first_images
 from dataload import load_splits
 from machine import choose_precision, hardware, versions
-from models.lit import RECIPES, LitClassifier, Recipe, parameter_groups
-from models.muon import Muon
+from models.lit import RECIPES, LitClassifier, Recipe, make_optimizer
 from settings import SWITCHES, placement
 from training import data_for, read_metrics, run_folder, train
 from utils import write_json
@@ -54,8 +53,7 @@ def chosen(network: str) -> Recipe:
 def optimiser_seconds(recipe: Recipe) -> float:
     """What a step of the optimiser takes, which every process does for the whole network."""
     net = LitClassifier(**asdict(recipe)).model
-    dtype = torch.bfloat16 if choose_precision() == "bf16-mixed" else torch.float32
-    optimizer = Muon(parameter_groups(net, recipe), recipe.max_lr, recipe.momentum, recipe.weight_decay, dtype)
+    optimizer = make_optimizer(net, recipe, choose_precision() == "bf16-mixed")
     for p in net.parameters():
         p.grad = torch.randn_like(p)
     return median_seconds(optimizer.step)

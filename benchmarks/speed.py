@@ -26,8 +26,7 @@ from benchmarks.accuracy import RESULTS, all_images
 from dataload import Images, Splits, load_splits
 from evaluation import accuracy, predict
 from machine import choose_precision, hardware, versions
-from models.lit import RECIPES, LitClassifier, Recipe, parameter_groups
-from models.muon import Muon
+from models.lit import RECIPES, LitClassifier, Recipe, make_optimizer
 from training import data_for, read_metrics, run_folder, train
 from utils import write_json
 
@@ -59,8 +58,7 @@ def bare_seconds(recipe: Recipe, count: int) -> float:
     labels = torch.randint(0, 10, (micro_batch,), device=DEVICE)
     precision = choose_precision()
     dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(precision, torch.float32)
-    muon_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-    optimizer = Muon(parameter_groups(net, recipe), recipe.max_lr, recipe.momentum, recipe.weight_decay, muon_dtype)
+    optimizer = make_optimizer(net, recipe, dtype == torch.bfloat16)
     parts = recipe.batch_size // micro_batch
     for group in optimizer.param_groups:
         group["lr"] = 1e-6  # random labels teach nothing; this keeps the numbers in an ordinary range

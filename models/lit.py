@@ -120,6 +120,12 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     ) if group["params"]]  # fmt: skip
 
 
+def make_optimizer(model: nn.Module, recipe: Recipe, bf16: bool) -> Muon:
+    """Muon and SGD-Nesterov in one, as the recipe wants them. bf16: make Muon's steps orthogonal in that precision."""
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    return Muon(parameter_groups(model, recipe), recipe.max_lr, recipe.momentum, recipe.weight_decay, dtype)
+
+
 class LitClassifier(pl.LightningModule):
     """A network with its loss, metric, optimiser and schedule. Takes and returns what the network does.
 
@@ -189,12 +195,9 @@ class LitClassifier(pl.LightningModule):
         self.history.clear()
 
     def configure_optimizers(self) -> dict:
-        """Muon and SGD-Nesterov in one; every group's learning rate follows `triangle`, a little each step."""
+        """The recipe's optimiser; every group's learning rate follows `triangle`, a little each step."""
         recipe, steps = self.recipe, self.trainer.estimated_stepping_batches
-        optimizer = Muon(
-            parameter_groups(self.model, recipe), recipe.max_lr, recipe.momentum, recipe.weight_decay,
-            torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32,
-        )  # fmt: skip
+        optimizer = make_optimizer(self.model, recipe, self.trainer.precision == "bf16-mixed")
         # The rate in the middle of a step: neither the first step nor the last is wasted on a rate of 0.
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: max(0.0, triangle((step + 0.5) / steps, recipe.warmup))

@@ -143,7 +143,7 @@ def test_the_reference_trains_the_same_network_by_the_published_schedule(monkeyp
 
 def test_the_bare_loop_takes_as_many_steps_as_ours(monkeypatch):
     calls = {"step": 0, "forward": 0}
-    monkeypatch.setattr(speed.Muon, "step", lambda self: calls.update(step=calls["step"] + 1))
+    monkeypatch.setattr(lit.Muon, "step", lambda self: calls.update(step=calls["step"] + 1))
     network = build("FastNet")
     recipe = RECIPES["fastnet-8"].__class__("FastNet", batch_size=8, micro_batch=4, muon_lr=0.1, bias_lr=0.1)
     monkeypatch.setattr(type(network), "forward", counted(type(network).forward, calls))
