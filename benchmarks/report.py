@@ -6,6 +6,7 @@ results beside ours. Both come from benchmarks/results/, nothing is typed.
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -31,24 +32,27 @@ PUBLISHED = [
 ]
 
 
-TRICKS = {  # what it is, where benchmarks.accuracy leaves it out
-    "muon": "Muon for the filters, instead of SGD",
-    "whitening": "a stem computed from the images, instead of a random one",
-    "fast_biases": "a learning rate 64 times higher for the biases",
-    "dirac": "convolutions that begin as the identity, instead of random ones",
-    "low_res": "a start at 24x24 pixels, which saves time",
+TRICKS = {  # what benchmarks.accuracy leaves out, and what is there instead
+    "muon": "Muon (SGD for all filters)",
+    "whitening": "the computed stem (a random one)",
+    "fast_biases": "fast biases (64 times slower ones)",
+    "dirac": "identity filters (random ones)",
+    "low_res": "the start at 24x24 pixels (32x32)",
 }
 
 
-def trick_table(recipe: str = "fastnet-8", folder: Path = RESULTS) -> str:
-    """What each trick of a recipe is worth: validation accuracy and seconds of the recipe, and without each of them."""
+def trick_table(recipe: str = "fastnet-4", folder: Path = RESULTS) -> str:
+    """What each trick of a recipe is worth: validation accuracy of the recipe and without each of them, mean and
+    standard deviation of n seeds, the difference, and the seconds of training."""
     whole, parts = (json.loads((folder / name).read_text()) for name in ("accuracy.json", "ablations.json"))
     (base,) = (row for row in whole if row["recipe"] == recipe and row["train_images"] == 45_000)
     lines = []
     for row in [base, *sorted((row for row in parts if row["recipe"] == recipe), key=lambda row: row["val_single"])]:
         name = f"without {TRICKS[row['without']]}" if row["without"] else "with all of them"
+        spread = statistics.stdev(run["val_single"] for run in row["runs"])
         loss = f"({100 * (row['val_single'] - base['val_single']):+.2f})" if row["without"] else ""
-        lines.append(f"{name:68s}{100 * row['val_single']:6.2f} % {loss:8s} {row['seconds']:4.0f} s  n={row['n']}")
+        accuracy = f"{100 * row['val_single']:6.2f} ± {100 * spread:.2f} % {loss:8s}"
+        lines.append(f"{name:44s}{accuracy} {row['seconds']:4.0f} s  n={row['n']}")
     return "\n".join(lines)
 
 
@@ -60,18 +64,16 @@ def petaflop(row: dict) -> float:
 
 def table(rows: list[dict]) -> str:
     """The rows as a Markdown table, cheapest first. Calibration is the expected calibration error of a single view."""
-    lines = [
-        "| network | parameters | epochs | training images | single view | six views | calibration | runs | time |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    names = ("network", "parameters", "epochs", "training images", "single view", "six views", "calibration", "runs")
+    lines = [[*names, "time", "machine"], ["---"] * (len(names) + 2)]
     for row in sorted(rows, key=petaflop):
         parameters = sum(p.numel() for p in build(row["network"]).parameters())
         error = "" if row.get("ece") is None else f"{100 * row['ece']:.2f} %"
         cells = [row["network"], f"{parameters:,}", row["epochs"], f"{row['train_images']:,}"]
-        cells += [f"{100 * row['single']:.2f} %", f"{100 * row['tta']:.2f} %", error, row["n"], clock(row["seconds"])]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    machines = " and ".join(sorted({row["machine"] for row in rows}))
-    return "\n".join(lines) + f"\n\nMeans of the runs' test accuracies; time of training on {machines}.\n"
+        cells += [f"{100 * row['single']:.2f} %", f"{100 * row['tta']:.2f} %", error, row["n"]]
+        lines.append([*cells, clock(row["seconds"]), row["machine"]])
+    markdown = "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+    return f"{markdown}\n\nMeans of the runs' test accuracies, and of their times of training.\n"
 
 
 def plot(rows: list[dict]) -> Figure:

@@ -30,17 +30,19 @@ def test_the_work_of_fastnet_is_the_published_petaflops(row, monkeypatch):
 
 def test_the_table_shows_percent_of_the_fractions_and_the_number_of_runs(row):
     line = report.table([row]).splitlines()[2]
-    assert line == "| FastNet | 1,972,792 | 8 | 50,000 | 93.21 % | 94.00 % | 0.85 % | 2 | 5 min |"
+    assert line == "| FastNet | 1,972,792 | 8 | 50,000 | 93.21 % | 94.00 % | 0.85 % | 2 | 5 min | a machine |"
 
 
 def test_the_tricks_are_listed_by_what_they_are_worth(row, tmp_path):
-    base = row | {"train_images": 45_000, "val_single": 0.93, "seconds": 250}
-    (tmp_path / "accuracy.json").write_text(json.dumps([row, base]))
-    rows = [base | {"without": name, "val_single": value} for name, value in (("dirac", 0.925), ("muon", 0.91))]
-    (tmp_path / "ablations.json").write_text(json.dumps(rows))
+    def measured(val_single: float, without: str | None) -> dict:
+        runs = [{"val_single": val_single + change} for change in (-0.001, 0.001)]
+        return row | {"train_images": 45_000, "val_single": val_single, "runs": runs, "without": without}
+
+    (tmp_path / "accuracy.json").write_text(json.dumps([row, measured(0.93, None)]))
+    (tmp_path / "ablations.json").write_text(json.dumps([measured(0.925, "dirac"), measured(0.91, "muon")]))
     first, second, third = report.trick_table("fastnet-8", tmp_path).splitlines()
-    assert "93.00 %" in first and "n=2" in first
-    assert "Muon" in second and "91.00 % (-2.00)" in second and "identity" in third and "(-0.50)" in third
+    assert "93.00 ± 0.14 %" in first and "n=2" in first  # of 92.9 and 93.1: the square root of 2 x 0.1^2 / (2 - 1)
+    assert "Muon" in second and "91.00 ± 0.14 % (-2.00)" in second and "identity" in third and "(-0.50)" in third
     assert set(report.TRICKS) == set(accuracy.WITHOUT)
 
 
