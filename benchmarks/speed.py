@@ -175,7 +175,8 @@ def main() -> None:
     path = RESULTS / "speed.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     for name in [args.part] if args.part else PARTS:
-        found |= PARTS[name](splits, args.images) | {"machine": hardware(), "versions": versions(), "seeds": [0]}
+        found |= PARTS[name](splits, args.images) | {"versions": versions(), "seeds": [0]}
+        found["machine"] = found.get("machine", {}) | {name: hardware()}  # the parts may be measured on different ones
         if not args.images:
             write_json(path, found)
     print(json.dumps(found, indent=1))
