@@ -65,9 +65,9 @@ FASTNET = Recipe(
 
 # One per network and budget, named by the epochs; the first of a network is its default.
 RECIPES = {
-    "resnet18-12": Recipe(
-        "ResNet18", 12, 512, 128, max_lr=0.4, muon_lr=0.1, label_smoothing=0.2, warmup=0.1, bn_momentum=0.2,
-        low_res=0.4,
+    "resnet18-20": Recipe(
+        "ResNet18", 20, 512, 128, max_lr=0.05, muon_lr=0.1, label_smoothing=0, warmup=0.1, bn_momentum=0.2, cutout=12,
+        low_res=0.5,
     ),
     "custom-10": Recipe(
         "CustomResNet", 10, 512, 128, max_lr=0.4, muon_lr=0.1, label_smoothing=0.2, warmup=0.1, bn_momentum=0.2,

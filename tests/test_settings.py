@@ -26,7 +26,7 @@ def test_auto_is_the_large_network_on_a_gpu_only(monkeypatch, gpu, arch):
 
 
 def test_0_stands_for_the_recipe_s_own_value():
-    assert resolve(SWITCHES | {"ARCH": "ResNet18"}).recipe.epochs == RECIPES["resnet18-12"].epochs
+    assert resolve(SWITCHES | {"ARCH": "ResNet18"}).recipe.epochs == RECIPES["resnet18-20"].epochs
     chosen = resolve(SWITCHES | {"ARCH": "ResNet18", "EPOCHS": 3, "BATCH_SIZE": 64}).recipe
     assert (chosen.epochs, chosen.batch_size) == (3, 64)
 

@@ -59,7 +59,7 @@ def test_a_recipe_that_cannot_be_is_refused(change, message):
 
 
 def test_the_recipe_is_chosen_by_network_or_name():
-    assert choose_recipe("ResNet18")[0] == "resnet18-12"
+    assert choose_recipe("ResNet18")[0] == "resnet18-20"
     assert choose_recipe("CustomResNet", "", epochs=3, batch_size=256)[1].epochs == 3
     assert choose_recipe("ResNet18", batch_size=64)[1].micro_batch == 0  # smaller than the recipe's part of a batch
     with pytest.raises(ValueError, match="recipe for ResNet18 .*got 'custom-10'"):
