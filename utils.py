@@ -115,7 +115,7 @@ def plot_metrics(metrics_csv: str | Path, note: str = "") -> tuple[Figure, Figur
     # Lightning writes training and validation in rows of their own; the mean of an epoch joins them.
     table = read_table(metrics_csv).groupby("epoch").mean().dropna(subset=["train_loss", "val_loss"])
     figures = []
-    for name, label in (("loss", "loss (cross-entropy, smoothed labels)"), ("acc", "accuracy (fraction)")):
+    for name, label in (("loss", "loss (cross-entropy)"), ("acc", "accuracy (fraction)")):
         fig, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
         for stage, style in (("train", "o-"), ("val", "s-")):
             axis.plot(table.index + 1, table[f"{stage}_{name}"], style, markersize=4, label=stage)
