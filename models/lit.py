@@ -63,20 +63,28 @@ FASTNET = Recipe(
     label_smoothing=0.2, warmup=0, bn_momentum=0.4, padding=2, cutout=0, low_res=0.4,
 )  # fmt: skip
 
+CUSTOM = Recipe(
+    "CustomResNet", 10, 512, 128, max_lr=0.05, muon_lr=0.1, label_smoothing=0.1, warmup=0.1, bn_momentum=0.2, cutout=0,
+    low_res=0.3,
+)  # fmt: skip
+
+RESNET18 = Recipe(
+    "ResNet18", 20, 512, 128, max_lr=0.05, muon_lr=0.1, label_smoothing=0, warmup=0.1, bn_momentum=0.2, cutout=12,
+    low_res=0.5,
+)  # fmt: skip
+
 # One per network and budget, named by the epochs; the first of a network is its default.
 RECIPES = {
-    "resnet18-20": Recipe(
-        "ResNet18", 20, 512, 128, max_lr=0.05, muon_lr=0.1, label_smoothing=0, warmup=0.1, bn_momentum=0.2, cutout=12,
-        low_res=0.5,
-    ),
-    "custom-10": Recipe(
-        "CustomResNet", 10, 512, 128, max_lr=0.4, muon_lr=0.1, label_smoothing=0.2, warmup=0.1, bn_momentum=0.2,
-        cutout=0, low_res=0.3,
-    ),
+    "resnet18-20": RESNET18,
+    "resnet18-30": replace(RESNET18, epochs=30),
+    # What makes a short run faster does not make a long one better: SGD alone, at full resolution, and larger cutouts.
+    "resnet18-200": Recipe("ResNet18", 200, 512, 128, max_lr=0.2, warmup=0.1, cutout=16),
+    "custom-10": CUSTOM,
+    "custom-24": replace(CUSTOM, epochs=24, cutout=8),  # more epochs, more to overfit: more augmentation
     "fastnet-8": FASTNET,
     "fastnet-4": replace(FASTNET, epochs=4),
     "fastnet-2": replace(FASTNET, epochs=2),
-}  # fmt: skip
+}
 
 
 def choose_recipe(arch: str, name: str = "", epochs: int = 0, batch_size: int = 0) -> tuple[str, Recipe]:
