@@ -90,7 +90,7 @@ def plot(rows: list[dict]) -> Figure:
     axis.set(xscale="log", xlabel="work of training (PFLOP)", ylabel="test accuracy (%)", ylim=(89.5, 96.7))
     axis.grid(alpha=0.3)
     axis.legend(loc="lower left")
-    axis.set_xlim(0.1, 80)  # room for the names on the right
+    axis.set_xlim(0.15, 60)  # room for the names on the right
     plt.close(fig)
     return fig
 
