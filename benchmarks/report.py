@@ -62,16 +62,25 @@ def petaflop(row: dict) -> float:
     return 6e-9 * MULTIPLY_ADDS[row["network"]] * row["train_images"] * row["epochs"] * share
 
 
+def unmeasured(rows: list[dict]) -> list[dict]:
+    """A row without figures, on all images, for each recipe that no row is of."""
+    known = {row["recipe"] for row in rows}
+    return [
+        {"network": recipe.network, "recipe": name, "epochs": recipe.epochs, "train_images": 50_000}
+        for name, recipe in RECIPES.items() if name not in known
+    ]  # fmt: skip
+
+
 def table(rows: list[dict]) -> str:
     """The rows as a Markdown table, cheapest first. Calibration is the expected calibration error of a single view."""
     names = ("network", "parameters", "epochs", "training images", "single view", "six views", "calibration", "runs")
     lines = [[*names, "time", "machine"], ["---"] * (len(names) + 2)]
     for row in sorted(rows, key=petaflop):
         parameters = sum(p.numel() for p in build(row["network"]).parameters())
-        error = "" if row.get("ece") is None else f"{100 * row['ece']:.2f} %"
         cells = [row["network"], f"{parameters:,}", row["epochs"], f"{row['train_images']:,}"]
-        cells += [f"{100 * row['single']:.2f} %", f"{100 * row['tta']:.2f} %", error, row["n"]]
-        lines.append([*cells, clock(row["seconds"]), row["machine"]])
+        cells += ["" if row.get(key) is None else f"{100 * row[key]:.2f} %" for key in ("single", "tta", "ece")]
+        cells += [row["n"], clock(row["seconds"]), row["machine"]] if "n" in row else ["", "not measured", ""]
+        lines.append(cells)
     markdown = "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
     return f"{markdown}\n\nMeans of the runs' test accuracies, and of their times of training.\n"
 
@@ -104,7 +113,7 @@ def write_between_marks(path: Path, measured: str) -> None:
 
 def main() -> None:
     rows = json.loads((RESULTS / "accuracy.json").read_text())
-    write_between_marks(PROJECT / "README.md", table(rows))
+    write_between_marks(PROJECT / "README.md", table(rows + unmeasured(rows)))
     save_figure(plot([row for row in rows if row["train_images"] == 50_000]), PROJECT / "images/compute.png")
 
 

@@ -33,6 +33,13 @@ def test_the_table_shows_percent_of_the_fractions_and_the_number_of_runs(row):
     assert line == "| FastNet | 1,972,792 | 8 | 50,000 | 93.21 % | 94.00 % | 0.85 % | 2 | 5 min | a machine |"
 
 
+def test_a_recipe_without_a_run_is_listed_as_not_measured(row, monkeypatch):
+    monkeypatch.setattr(report, "RECIPES", {name: RECIPES[name] for name in ("fastnet-8", "fastnet-2")})
+    (missing,) = report.unmeasured([row])
+    line = report.table([row, missing]).splitlines()[2]  # the cheaper one comes first
+    assert line == "| FastNet | 1,972,792 | 2 | 50,000 |  |  |  |  | not measured |  |"
+
+
 def test_the_tricks_are_listed_by_what_they_are_worth(row, tmp_path):
     def measured(val_single: float, without: str | None) -> dict:
         runs = [{"val_single": val_single + change} for change in (-0.001, 0.001)]
