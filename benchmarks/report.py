@@ -85,6 +85,16 @@ def table(rows: list[dict]) -> str:
     return f"{markdown}\n\nMeans of the runs' test accuracies, and of their times of training.\n"
 
 
+def speed(found: dict) -> str:
+    """What benchmarks.speed found, in two sentences: of all networks and loaders the slowest and the fastest step."""
+    steps = [ratio for paths in found["step_ratio"].values() for ratio in paths.values()]
+    return (
+        f"A training step of ours, its data included, runs at {min(steps):.2f} to {max(steps):.2f} times the speed of a"
+        f" bare PyTorch loop.\nFastNet's whole training takes {found['time_to_94_ratio']:.2f} times as long as the"
+        " published schedule of airbench94 in a plain loop (`make bench`).\n"
+    )
+
+
 def plot(rows: list[dict]) -> Figure:
     """Accuracy against work, both views of ours, published results in grey."""
     fig, axis = plt.subplots(figsize=(8, 4.8), layout="constrained")
@@ -111,9 +121,15 @@ def write_between_marks(path: Path, measured: str) -> None:
     path.write_text(re.sub(f"{begin}.*?{end}", lambda _: MARKS[0] + measured + MARKS[1], text, flags=re.S), "utf-8")
 
 
+def measured() -> tuple[list[dict], str]:
+    """The rows of results/accuracy.json, and what the README says of all results."""
+    rows, found = (json.loads((RESULTS / name).read_text()) for name in ("accuracy.json", "speed.json"))
+    return rows, f"{table(rows + unmeasured(rows))}\n{speed(found)}"
+
+
 def main() -> None:
-    rows = json.loads((RESULTS / "accuracy.json").read_text())
-    write_between_marks(PROJECT / "README.md", table(rows + unmeasured(rows)))
+    rows, text = measured()
+    write_between_marks(PROJECT / "README.md", text)
     save_figure(plot([row for row in rows if row["train_images"] == 50_000]), PROJECT / "images/compute.png")
 
 

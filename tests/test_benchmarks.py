@@ -40,6 +40,12 @@ def test_a_recipe_without_a_run_is_listed_as_not_measured(row, monkeypatch):
     assert line == "| FastNet | 1,972,792 | 2 | 50,000 |  |  |  |  | not measured |  |"
 
 
+def test_the_speed_is_that_of_the_slowest_and_the_fastest_step():
+    steps = {"FastNet": {"fast": 0.97, "albumentations": 0.992}, "ResNet18": {"fast": 0.958}}
+    text = report.speed({"step_ratio": steps, "time_to_94_ratio": 0.538})
+    assert "at 0.96 to 0.99 times the speed" in text and "takes 0.54 times as long" in text
+
+
 def test_the_tricks_are_listed_by_what_they_are_worth(row, tmp_path):
     def measured(val_single: float, without: str | None) -> dict:
         runs = [{"val_single": val_single + change} for change in (-0.001, 0.001)]
