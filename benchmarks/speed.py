@@ -1,6 +1,6 @@
 """How fast training is, as ratios within one run: `make bench`.
 
-    python -m benchmarks.speed            # all three parts; about an hour on two cores
+    python -m benchmarks.speed            # all three parts; more than an hour on two cores
     python -m benchmarks.speed steps      # (a) our training step, data pipeline included, against a bare PyTorch loop
     python -m benchmarks.speed to94       # (b) FastNet against the published schedule: epochs in turn, a full run each
     python -m benchmarks.speed scaling    # (c) seconds per epoch for parts of the images, and for 1 and 2 cores
@@ -31,7 +31,7 @@ from training import data_for, read_metrics, run_folder, train
 from utils import write_json
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# So many that what an epoch costs once does not weigh, so few that epochs alternate every minute or two; on a GPU all.
+# Enough that what an epoch costs once hardly counts, few enough to alternate every few minutes; on a GPU all images.
 STEP_IMAGES = {"FastNet": 16_000, "CustomResNet": 8_192, "ResNet18": 8_192}
 ROUNDS = 3
 
