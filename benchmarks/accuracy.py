@@ -127,7 +127,9 @@ def main() -> None:
     for seed in args.seeds:
         runs.append(measure(name, recipe, splits, seed, root, not args.albumentations, args.compiled))
         print(f"seed {seed}:", json.dumps(runs[-1]), flush=True)
-    means = {key: statistics.mean(run[key] for run in runs) for key, value in runs[0].items() if value is not None}
+    means = {
+        key: None if value is None else statistics.mean(run[key] for run in runs) for key, value in runs[0].items()
+    }
     row = {
         "network": recipe.network, "recipe": args.recipe, "without": args.without, "epochs": recipe.epochs,
         "train_images": len(splits.train.labels), "n": len(runs), **means, "machine": hardware(), "seeds": args.seeds,

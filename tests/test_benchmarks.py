@@ -105,6 +105,18 @@ def test_a_row_replaces_the_earlier_measurement_of_the_same_only(tmp_path, row):
     ]
 
 
+def test_a_measurement_stores_the_means_of_its_runs_and_what_none_could_measure(tmp_path, tiny_splits, monkeypatch):
+    runs = iter([{"single": 0.9, "ece": None, "seconds": 10}, {"single": 0.8, "ece": None, "seconds": 20}])
+    monkeypatch.setattr(accuracy, "measure", lambda *_: next(runs))
+    monkeypatch.setattr(accuracy, "load_splits", lambda _: tiny_splits)
+    monkeypatch.setattr(accuracy, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["accuracy", "custom-24", "--all-images", "--seeds", "3", "4"])
+    accuracy.main()
+    (row,) = json.loads((tmp_path / "accuracy.json").read_text())
+    assert row["single"] == pytest.approx(0.85) and row["seconds"] == 15 and row["ece"] is None
+    assert row["recipe"] == "custom-24" and row["train_images"] == 96 and row["n"] == 2 and row["seeds"] == [3, 4]
+
+
 def test_all_images_gives_the_validation_images_back(tiny_splits):
     whole = accuracy.all_images(tiny_splits)
     assert len(whole.train.labels) == 96 and len(whole.val.labels) == 0 and whole.test is tiny_splits.test
