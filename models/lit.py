@@ -74,7 +74,7 @@ RESNET18 = Recipe(
 )  # fmt: skip
 
 # One per network and budget, named by the epochs; the first of a network is its default.
-# Those of 24, 30 and 200 epochs want a GPU: they are set by what others published and not yet measured.
+# Those of 30 and 200 epochs want a GPU: they are set by what others published and not yet measured.
 RECIPES = {
     "resnet18-20": RESNET18,
     "resnet18-30": replace(RESNET18, epochs=30),
