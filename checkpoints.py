@@ -1,6 +1,7 @@
 """Checkpoints that are complete or not there: written whole, with a checksum beside each, checked when read."""
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -33,27 +34,44 @@ class ChecksumIO(TorchCheckpointIO):
         sidecar(Path(path)).unlink(missing_ok=True)
 
 
+def is_complete(path: Path) -> bool:
+    """Whether the checkpoint has the checksum that was written after it."""
+    try:
+        return sidecar(path).read_bytes() == sha256(path).encode()
+    except OSError:
+        return False
+
+
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest checkpoint that is complete, or None: last.ckpt, else the epochs' own, latest first."""
-    for path in [run_dir / "last.ckpt", *sorted(run_dir.glob("epoch*.ckpt"), reverse=True)]:
+    """The newest checkpoint that is complete, or None: last.ckpt, else the epochs' own, latest first.
+
+    Other files, such as the copies that a synced drive makes of conflicting ones, are not looked at.
+    """
+    epochs = [path for path in run_dir.glob("epoch*.ckpt") if re.fullmatch(r"epoch\d+", path.stem)]
+    epochs.sort(key=lambda path: int(path.stem[5:]), reverse=True)
+    for path in [run_dir / "last.ckpt", *epochs]:
         if path.exists():
-            if sidecar(path).exists() and sidecar(path).read_text() == sha256(path):
+            if is_complete(path):
                 return path
             print(f"{path.name} is incomplete or damaged and is not used")
     return None
 
 
-def load_classifier(path: Path, arch: str) -> LitClassifier:
-    """The network of a checkpoint, in eval mode, on the CPU. ValueError if it is damaged or of another architecture."""
+def load_checkpoint(path: Path, arch: str) -> tuple[LitClassifier, int]:
+    """The network of a checkpoint, in eval mode, on the CPU, and how many epochs it has been trained for.
+
+    Raises ValueError if the file is damaged or holds another architecture.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         classifier = LitClassifier(**content["hyper_parameters"])
         classifier.load_state_dict(content["state_dict"])
+        epochs = content["epoch"] + 1
     except Exception as error:  # a damaged file makes torch raise nearly anything
         raise ValueError(f"{path} holds no network of this project: {error!r:.300}") from error
     if classifier.recipe.network != arch:
         raise ValueError(f"{path} holds a {classifier.recipe.network}, expected a {arch}")
-    return classifier.eval()
+    return classifier.eval(), epochs
 
 
 def check_room(folder: Path, parameters: int) -> None:

@@ -45,12 +45,13 @@ class Images(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """The three disjoint parts, and what they are ('CIFAR-10', or what says that they are not)."""
+    """The three disjoint parts, what they are ('CIFAR-10', or what says that they are not), and the split's seed."""
 
     train: Images
     val: Images
     test: Images
     source: str
+    seed: int = 42
 
 
 # ---- split ----------------------------------------------------------------------------------------------------------
@@ -61,7 +62,7 @@ def split(train: Images, test: Images, seed: int, source: str) -> Splits:
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed)).numpy()
     cut = len(order) - round(VAL_FRACTION * len(order))
     first, last = (Images(train.images[part], train.labels[part]) for part in (order[:cut], order[cut:]))
-    return Splits(first, last, test, source)
+    return Splits(first, last, test, source, seed)
 
 
 def load_splits(data_dir: str | Path = "data", seed: int = 42) -> Splits:
@@ -252,6 +253,15 @@ class CIFAR10DataModule(pl.LightningDataModule):
         return make_loader(
             self.splits.train, batches, self.num_workers, True, own_seed, EpochLoader, self.padding, self.cutout
         )
+
+    def step_images(self, index: int, accumulation_steps: int) -> int:
+        """How many images, of all processes, the optimizer's step sees to which the batch of this index belongs.
+
+        The last step of an epoch may see fewer than the others.
+        """
+        whole = accumulation_steps * self.batch_size
+        first = index // accumulation_steps * whole
+        return min(whole, len(self.splits.train.labels) - first)
 
     def val_dataloader(self) -> DataLoader:
         batches = shares(len(self.splits.val.labels), max(self.batch_size, 250), None, *self.place())

@@ -25,6 +25,12 @@ class FastLoader:
         self, images: np.ndarray, labels: np.ndarray, mean: Sequence[float], std: Sequence[float], batch_size: int,
         seed: int, epoch: int, padding: int, cutout: int, device: str | torch.device, rank: int = 0, processes: int = 1,
     ):  # fmt: skip
+        smallest = min(batch_size, len(labels) % batch_size or batch_size)
+        if smallest < processes:
+            raise ValueError(
+                f"batches of {batch_size} of {len(labels)} images: one has fewer images than there are processes,"
+                f" {processes}; choose another BATCH_SIZE"
+            )
         self.side = images.shape[1]
         self.pixels = torch.from_numpy(images).to(device).view(-1, 3)
         self.labels = torch.from_numpy(labels).long().to(device)

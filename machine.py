@@ -48,6 +48,18 @@ def choose_precision() -> str:
     return "bf16-mixed" if cpu_bf16_pays() else "32-true"
 
 
+def choose_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def native_precisions() -> list[str]:
+    """The precisions that this machine has instructions for; others are emulated, and many times slower."""
+    if choose_device() == "cuda":
+        return ["32-true", "16-mixed"] + ["bf16-mixed"] * torch.cuda.is_bf16_supported(including_emulation=False)
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return ["32-true"] + ["bf16-mixed"] * (choose_device() == "cpu" and native)
+
+
 def check_precision(name: str) -> None:
     """Raise ValueError for a precision that Lightning or this machine does not have."""
     gpu = torch.cuda.is_available()

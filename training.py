@@ -1,19 +1,17 @@
 """A training run that can be interrupted: its folder, its checkpoints, its precision, its progress.
 
-A run's folder is named by its settings. Running again with the same settings continues where the last complete
-checkpoint ends, or loads the result if the run is finished.
+A run's folder is named by what was asked for (run_folder.py). Asking for the same again continues where the last
+complete checkpoint ends, or loads the result if the run is finished.
 """
 
 import contextlib
-import hashlib
-import json
 import logging
-import time
+import re
+import uuid
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
@@ -24,12 +22,23 @@ from torch import Tensor, nn
 from torch.multiprocessing import ProcessRaisedException
 
 from cells import kernel_shell
-from checkpoints import ChecksumIO, check_room, load_classifier, newest_checkpoint
+from checkpoints import ChecksumIO, check_room, load_checkpoint, newest_checkpoint
 from dataload import CIFAR10DataModule, Splits, normalize
-from machine import check_precision, choose_precision, hardware, versions
+from machine import check_precision, choose_device, choose_precision, hardware, native_precisions, versions
+from models import build
 from models.bundle import load_bundle
 from models.lit import LitClassifier, Recipe
 from progress import Progress, clock, epoch_line
+from run_folder import (
+    FACTS,
+    Owner,
+    archive_run,
+    older_runs,
+    read_json,
+    run_folder,
+    run_identity,
+    weights_sha256,
+)
 from utils import read_table, write_json
 
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # or each fit prints an advertisement
@@ -50,10 +59,15 @@ say = rank_zero_only(print)  # once, however many processes train
 def read_metrics(logs: Path) -> pd.DataFrame:
     """Lightning's metrics.csv files of a run, one per start, as one table; an epoch begun again counts once."""
     table = pd.DataFrame({"epoch": []})
-    for path in sorted(logs.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
+    starts = {
+        int(match[1]): path
+        for path in logs.glob("*/metrics.csv")
+        if (match := re.fullmatch(r"version_(\d+)", path.parent.name))  # not a synced drive's copy 'version_0 (1)'
+    }
+    for _, path in sorted(starts.items()):
         try:
             rows = read_table(path)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             print(f"{error} and is not used")
             continue
         if len(rows):
@@ -81,34 +95,139 @@ def data_for(recipe: Recipe, splits: Splits, seed: int = 42, fast: bool = False)
     )  # fmt: skip
 
 
-def run_folder(root: str | Path, recipe: Recipe, seed: int, data: CIFAR10DataModule) -> Path:
-    """The folder of a run: what it trains, for how long, and a hash of everything that shapes the result."""
-    settings = asdict(recipe) | {"seed": seed, "images": len(data.splits.train.labels), "data": data.splits.source}
-    settings |= {"fast": data.fast}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return Path(root) / f"{recipe.network}-{recipe.epochs}-{digest[:8]}"
-
-
-def prepare(kind: type[LitClassifier], recipe: Recipe, data: CIFAR10DataModule, seed: int) -> tuple[LitClassifier, int]:
-    """A new classifier, its stem made from the training images if it has such a one, and how many of the loader's
-    batches make one of the recipe's."""
-    parts, rest = divmod(recipe.batch_size, data.batch_size)
+def accumulation_steps(recipe: Recipe, data: CIFAR10DataModule) -> int:
+    """How many of the loader's batches make one of the recipe's. ValueError if they do not."""
+    steps, rest = divmod(recipe.batch_size, data.batch_size)
     if rest:
         raise ValueError(f"a batch of {recipe.batch_size} cannot be made of loader batches of {data.batch_size}")
+    return steps
+
+
+def prepare(kind: type[LitClassifier], recipe: Recipe, data: CIFAR10DataModule, seed: int) -> LitClassifier:
+    """A new classifier, its stem made from the training images if it has such a one."""
     pl.seed_everything(seed, workers=True, verbose=False)
     classifier = kind(**asdict(recipe))
     if hasattr(classifier.model, "whiten"):
         classifier.model.whiten(normalize(data.splits.train.images[:5000]))
-    return classifier, parts
+    return classifier
+
+
+def train(
+    recipe: Recipe, data: CIFAR10DataModule, root: str | Path = "checkpoints", seed: int = 42, fresh: bool = False,
+    precision: str = "auto", compiled: bool = False, devices: int | str = "auto", num_nodes: int = 1,
+    strategy: str = "auto", asked: dict | None = None,
+) -> Run:  # fmt: skip
+    """Train a network, continue an interrupted run, or load a finished one, and say which.
+
+    root: where the runs' folders are. fresh: train anew even if the run is finished, or began on a machine of another
+    kind (its old folder is kept aside). precision: Lightning's name, or 'auto'. compiled: let torch.compile make the
+    network faster, which pays on a GPU, after a minute. devices, num_nodes, strategy: as Lightning's Trainer has them;
+    the images of a batch are shared out, so the recipe is the same for any number of devices. asked: the switches, if
+    it was 'auto' that chose the recipe. Returns the weights of the last epoch.
+
+    Raises ValueError for what this machine cannot train, and RunInUse if another process trains in the run's folder.
+    """
+    precision = precision or "auto"
+    if precision != "auto":
+        check_precision(precision)
+    accumulation_steps(recipe, data)
+    if devices not in ("auto", 1) and kernel_shell() and torch.cuda.is_initialized():
+        raise ValueError(
+            f"a notebook that has used a GPU cannot train on {devices}; run"
+            f" `torchrun --nproc-per-node {devices} train.py` with the same switches, then this loads the result"
+        )
+    data.setup()
+    identity = run_identity(recipe, data, seed, precision, asked)
+    folder = run_folder(root, identity)
+    if older_runs(root):
+        say(f"not used, for an earlier version left them: {', '.join(older_runs(root))} in {root}")
+    finished = None if fresh else finished_run(folder)
+    if finished:
+        say(f"loaded the finished run in {folder}: trained on {finished.facts['hardware']}"
+            f" in {clock(finished.facts['seconds'])}")  # fmt: skip
+        for _, row in finished_metrics(folder).groupby("epoch").mean().reset_index().iterrows():
+            say(epoch_line(row, finished.facts["epochs"]))
+        return finished
+    check_room(folder, sum(p.numel() for p in build(recipe.network).parameters()))
+    with Owner(folder) if rank_zero_only.rank == 0 else contextlib.nullcontext() as owner:
+        started = begin(folder, identity, recipe, data, fresh)
+        if owner:
+            owner.started = started
+        placement = {"devices": devices, "num_nodes": num_nodes, "strategy": strategy}
+        return fit(folder, started, data, [owner] if owner else [], compiled, **placement)
+
+
+def begin(folder: Path, identity: dict, recipe: Recipe, data: CIFAR10DataModule, fresh: bool = False) -> dict:
+    """What started.json holds of a run: its identity, and what 'auto' became when it began.
+
+    It is written if the run begins now. A run that is resumed keeps its device, precision and loader batches.
+    Raises ValueError if this machine cannot continue it; with fresh it is then set aside, and so is a finished one.
+    """
+    path = folder / "started.json"
+    started = read_json(path, {"identity", "resolved"})
+    problem = cannot_continue(folder, started, recipe)
+    if fresh and (problem or (folder / "finished.json").exists()):
+        archive_run(folder, rank_zero_only.rank == 0, started)
+        started, problem = None, ""
+    if problem:
+        raise ValueError(f"{problem}, or set FRESH = True to set that run aside and train anew")
+    if started is None:
+        resolved = resolve_auto(recipe, data, identity["precision"])
+        started = {"identity": identity, "resolved": resolved, "run_id": uuid.uuid4().hex}
+        if rank_zero_only.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, started)
+    data.batch_size, data.num_workers = (started["resolved"][key] for key in ("batch_size", "num_workers"))
+    return started
+
+
+def resolve_auto(recipe: Recipe, data: CIFAR10DataModule, precision: str) -> dict:
+    """What was left to this machine, as it decides it when a run begins."""
+    return {
+        "recipe": asdict(recipe),
+        "device": choose_device(),
+        "precision": choose_precision() if precision == "auto" else precision,
+        "batch_size": data.batch_size,
+        "num_workers": data.num_workers,
+    }
+
+
+def cannot_continue(folder: Path, started: dict | None, recipe: Recipe) -> str:
+    """Why the run in this folder cannot go on here, and what to do, as the first half of a sentence; '' if it can."""
+    if started is None:
+        return (
+            f"{folder} holds checkpoints without a readable started.json, so how they were trained is not known; bring"
+            " that file back"
+            if newest_checkpoint(folder)
+            else ""
+        )
+    resolved, automatic = started["resolved"], started["identity"]["precision"] == "auto"
+    if resolved["recipe"] != asdict(recipe):
+        return (
+            f"the run in {folder} began with a recipe that 'auto' no longer chooses; continue it with the version of"
+            " this project that began it"
+        )
+    if resolved["device"] != choose_device():
+        began, here = resolved["device"], choose_device()
+    elif automatic and resolved["precision"] not in native_precisions():
+        began, here = resolved["precision"], f"{', '.join(native_precisions())} only"
+    else:
+        return ""
+    return (
+        f"the run in {folder} began with {began}, and {hardware()} has {here}; continue it on a machine like the first"
+    )
 
 
 def fit(
-    recipe: Recipe, data: CIFAR10DataModule, folder: Path, seed: int, precision: str, compiled: bool = False,
+    folder: Path, started: dict, data: CIFAR10DataModule, callbacks: list[pl.Callback], compiled: bool = False,
     **placement: int | str,
-) -> dict:  # fmt: skip
-    """Train, or continue; returns the facts of the finished run. placement: devices, num_nodes, strategy."""
-    classifier, parts = prepare(LitClassifier, recipe, data, seed)
-    check_room(folder, sum(p.numel() for p in classifier.parameters()))
+) -> Run:  # fmt: skip
+    """Train to the last epoch, from the newest checkpoint if there is one.
+
+    started: what `begin` returned. placement: devices, num_nodes, strategy.
+    """
+    recipe, seed = Recipe(**started["resolved"]["recipe"]), started["identity"]["seed"]
+    classifier = prepare(LitClassifier, recipe, data, seed)
     if compiled:
         classifier.model.compile()
     keep_two = ModelCheckpoint(
@@ -116,98 +235,83 @@ def fit(
         auto_insert_metric_name=False, save_on_train_epoch_end=True, enable_version_counter=False,
     )  # fmt: skip
     trainer = pl.Trainer(
-        max_epochs=recipe.epochs, precision=precision, callbacks=[Progress(read_metrics(folder / "logs")), keep_two],
-        logger=CSVLogger(folder, "logs"), plugins=[ChecksumIO()], log_every_n_steps=10, num_sanity_val_steps=0,
+        max_epochs=recipe.epochs, precision=started["resolved"]["precision"], logger=CSVLogger(folder, "logs"),
+        callbacks=[Progress(read_metrics(folder / "logs")), *callbacks, keep_two],
+        plugins=[ChecksumIO()], log_every_n_steps=10, num_sanity_val_steps=0,
         enable_progress_bar=False, enable_model_summary=False, reload_dataloaders_every_n_epochs=1,
-        accumulate_grad_batches=parts, limit_val_batches=1.0 if len(data.splits.val.labels) else 0,
-        use_distributed_sampler=False, **placement,
+        accumulate_grad_batches=accumulation_steps(recipe, data),
+        limit_val_batches=1.0 if len(data.splits.val.labels) else 0, use_distributed_sampler=False, **placement,
     )  # fmt: skip
     checkpoint = newest_checkpoint(folder)
     if checkpoint:
         say(f"continuing the interrupted run in {folder}")
-    facts = {
-        "epochs": recipe.epochs, "batch_size": recipe.batch_size, "seed": seed, "data": data.splits.source,
-        "train_images": len(data.splits.train.labels), "precision": precision, "versions": versions(),
-        "hardware": hardware(trainer.world_size),
-    }  # fmt: skip
-    if trainer.is_global_zero:
-        write_json(folder / "started.json", facts)
     try:
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except (torch.OutOfMemoryError, ProcessRaisedException) as error:  # the latter of one of several processes
         if "OutOfMemoryError" not in repr(error):
             raise RuntimeError(str(error).strip().splitlines()[-1]) from error
+        smaller = f"set BATCH_SIZE to {recipe.batch_size // 2}" if recipe.batch_size > 1 else "take a smaller network"
         raise RuntimeError(
-            f"the GPU's memory is too small for batches of {recipe.batch_size} images; set BATCH_SIZE to"
-            f" {recipe.batch_size // 2}"
+            f"the GPU's memory is too small for batches of {recipe.batch_size} images; {smaller}"
         ) from error
     except SystemExit:  # what Lightning makes of an interrupt
         raise KeyboardInterrupt(
             f"training was interrupted in epoch {trainer.current_epoch + 1} of {recipe.epochs}; run again to continue"
             f" from {folder}, or take what it has learned: run = unfinished_run({str(folder)!r})"
         ) from None
+    return finish(folder, started, data, trainer)
+
+
+def finish(folder: Path, started: dict, data: CIFAR10DataModule, trainer: pl.Trainer) -> Run:
+    """What a run that has reached its last epoch leaves; its facts and the table of its epochs are written."""
     table = read_metrics(folder / "logs")
+    classifier, _ = load_checkpoint(newest_checkpoint(folder), started["resolved"]["recipe"]["network"])
+    facts = run_facts(started) | {
+        "train_images": len(data.splits.train.labels),
+        "versions": versions(),
+        "hardware": hardware(trainer.world_size),
+        "weights_sha256": weights_sha256(classifier.state_dict()),
+    }
     facts |= result(table)
     if trainer.is_global_zero:
         table.to_csv(folder / "metrics.csv", index=False)
         write_json(folder / "finished.json", facts)
-    return facts
+    return Run(rounded(classifier.model), facts, folder / "metrics.csv")
 
 
-def train(
-    recipe: Recipe, data: CIFAR10DataModule, root: str | Path = "checkpoints", seed: int = 42, fresh: bool = False,
-    precision: str | None = None, compiled: bool = False, devices: int | str = "auto", num_nodes: int = 1,
-    strategy: str = "auto",
-) -> Run:  # fmt: skip
-    """Train a network, continue an interrupted run, or load a finished one, and say which.
+def run_facts(started: dict) -> dict:
+    """The facts of a run that are known when it begins."""
+    identity, resolved = started["identity"], started["resolved"]
+    return {
+        "epochs": resolved["recipe"]["epochs"],
+        "batch_size": resolved["recipe"]["batch_size"],
+        "seed": identity["seed"],
+        "split_seed": identity["split_seed"],
+        "data": identity["data"],
+        "precision": resolved["precision"],
+    }
 
-    root: where the runs' folders are. fresh: train anew even if the run is finished (its old folder is kept aside).
-    precision: Lightning's name, or None for choose_precision(). compiled: let torch.compile make the network faster,
-    which pays on a GPU, after a minute. devices, num_nodes, strategy: as Lightning's Trainer has them; the images of a
-    batch are shared out, so the recipe is the same for any number of devices. Returns the weights of the last epoch.
+
+def finished_run(folder: Path) -> Run | None:
+    """The run in this folder, if it is finished and its facts are those of its weights.
+
+    Raises ValueError if it is finished and no checkpoint is there: a synced drive may bring it later.
     """
-    precision = precision or choose_precision()
-    check_precision(precision)
-    if devices not in ("auto", 1) and kernel_shell() and torch.cuda.is_initialized():
+    facts = read_json(folder / "finished.json", FACTS)
+    if facts is None:
+        return None
+    path, started = newest_checkpoint(folder), read_json(folder / "started.json", {"resolved"})
+    if path is None or started is None:
         raise ValueError(
-            f"a notebook that has used a GPU cannot train on {devices}; run"
-            f" `torchrun --nproc-per-node {devices} train.py` with the same switches, then this loads the result"
+            f"{folder} has no complete checkpoint; if it is on a synced drive, wait until that has brought all files,"
+            " else set FRESH = True to train anew"
         )
-    data.setup()
-    folder = run_folder(root, recipe, seed, data)
-    if fresh and (folder / "finished.json").exists():  # one that was interrupted is as fresh as can be
-        set_aside(folder)
-    facts = read_facts(folder / "finished.json")
-    if facts:
-        say(f"loaded the finished run in {folder}: trained on {facts['hardware']} in {clock(facts['seconds'])}")
-        for _, row in finished_metrics(folder).groupby("epoch").mean().reset_index().iterrows():
-            say(epoch_line(row, recipe.epochs))
-    else:
-        placement = {"devices": devices, "num_nodes": num_nodes, "strategy": strategy}
-        facts = fit(recipe, data, folder, seed, precision, compiled, **placement)
-    return Run(rounded_network(folder, recipe.network), facts, folder / "metrics.csv")
-
-
-def set_aside(folder: Path) -> None:
-    """Give a finished run's folder another name: the first process does it, the others wait until it is done."""
-    if rank_zero_only.rank == 0:
-        folder.rename(folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}"))
-    while (folder / "finished.json").exists():
-        time.sleep(0.1)
-
-
-def read_facts(path: Path) -> dict | None:
-    """The facts of a run that this file holds; None if it is not there, or damaged, which it says."""
-    try:
-        facts = json.loads(path.read_text())
-        if not {"seconds", "hardware", "train_images", "data", "val_acc"} <= set(facts):
-            raise ValueError("facts are missing")
-    except (FileNotFoundError, NotADirectoryError):
+    classifier, epochs = load_checkpoint(path, started["resolved"]["recipe"]["network"])
+    if weights_sha256(classifier.state_dict()) != facts["weights_sha256"]:
+        say(f"{folder}: finished.json describes other weights than {path.name}, of epoch {epochs}; training continues")
         return None
-    except (ValueError, TypeError) as error:
-        print(f"{path} is damaged ({error}) and is not used")
-        return None
-    return facts
+    finished_metrics(folder)
+    return Run(rounded(classifier.model), facts, folder / "metrics.csv")
 
 
 def finished_metrics(folder: Path) -> pd.DataFrame:
@@ -231,24 +335,24 @@ def result(table: pd.DataFrame) -> dict:
     return {"seconds": round(float(table.seconds.sum()), 1), "val_acc": val_acc}
 
 
-def rounded_network(folder: Path, arch: str) -> nn.Module:
-    """The network of a run's newest checkpoint, in eval mode, with its weights rounded to fp16, as the bundle will
-    hold them: what is measured is what is published."""
-    checkpoint = newest_checkpoint(folder)
-    if checkpoint is None:
-        raise ValueError(f"{folder} has no complete checkpoint; remove it, or set FRESH, to train again")
-    return load_classifier(checkpoint, arch).model.half().float().eval()
+def rounded(model: nn.Module) -> nn.Module:
+    """A network in eval mode, with its weights rounded to fp16, as the bundle will hold them: what is measured is what
+    is published."""
+    return model.half().float().eval()
 
 
 def unfinished_run(folder: str | Path) -> Run:
     """What an interrupted run has learned, after its last whole epoch. ValueError if it has none yet."""
     folder = Path(folder)
-    started = json.loads((folder / "started.json").read_text())
-    model = rounded_network(folder, folder.name.split("-")[0])
-    table = read_metrics(folder / "logs").dropna(subset="train_loss")
+    started, path = read_json(folder / "started.json", {"identity", "resolved"}), newest_checkpoint(folder)
+    if started is None or path is None:
+        raise ValueError(f"{folder} holds no run that has finished an epoch")
+    classifier, epochs = load_checkpoint(path, started["resolved"]["recipe"]["network"])
+    table = read_metrics(folder / "logs")
+    table = table[table.epoch < epochs]  # the log may be an epoch ahead of the checkpoint
     table.to_csv(folder / "metrics.csv", index=False)
-    facts = started | {"epochs": table.epoch.nunique()} | result(table)
-    return Run(model, facts, folder / "metrics.csv")
+    facts = run_facts(started) | {"epochs": epochs} | result(table)
+    return Run(rounded(classifier.model), facts, folder / "metrics.csv")
 
 
 class RangeTest(LitClassifier):
@@ -275,7 +379,7 @@ def growing(done: float) -> float:
 
 
 def range_test(
-    recipe: Recipe, data: CIFAR10DataModule, seed: int = 42, steps: int = 40, precision: str | None = None
+    recipe: Recipe, data: CIFAR10DataModule, seed: int = 42, steps: int = 40, precision: str = "auto"
 ) -> pd.DataFrame:
     """The learning-rate range test (Smith 2015, arXiv:1506.01186), on a network of its own that is thrown away.
 
@@ -283,15 +387,16 @@ def range_test(
     factor, the learning rate as a multiple of the recipe's peak, and loss. It ends where the loss is no number.
     """
     data.setup()
-    classifier, parts = prepare(RangeTest, replace(recipe, low_res=float(recipe.low_res > 0)), data, seed)
+    steps_per_batch = accumulation_steps(recipe, data)
+    classifier = prepare(RangeTest, replace(recipe, low_res=float(recipe.low_res > 0)), data, seed)
     trainer = pl.Trainer(
-        max_steps=steps, precision=precision or choose_precision(), devices=1, accumulate_grad_batches=parts,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        limit_val_batches=0, num_sanity_val_steps=0,
+        max_steps=steps, precision=choose_precision() if precision in ("", "auto") else precision, devices=1,
+        accumulate_grad_batches=steps_per_batch, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0,
     )  # fmt: skip
     with contextlib.suppress(FloatingPointError):
         trainer.fit(classifier, datamodule=data)
-    rows = [(growing(step / steps), np.mean(losses)) for step, losses in classifier.losses.items()]
+    rows = [(growing(step / steps), sum(losses) / steps_per_batch) for step, losses in classifier.losses.items()]
     return pd.DataFrame(rows, columns=["factor", "loss"])
 
 

@@ -28,7 +28,7 @@ from dataload import load_splits
 from machine import choose_precision, hardware, versions
 from models.lit import RECIPES, LitClassifier, Recipe, make_optimizer
 from settings import SWITCHES, placement
-from training import data_for, read_metrics, run_folder, train
+from training import data_for, read_metrics, train
 from utils import write_json
 
 STEPS = {"FastNet": 4, "ResNet18": 6}  # an epoch of them takes half a minute or so on a core
@@ -64,8 +64,8 @@ def work(network: str, root: Path) -> None:
     recipe, steps = chosen(network), STEPS[network]
     splits = first_images(load_splits(os.environ.get("DATA_DIR", "data")), steps * recipe.batch_size)
     data = data_for(recipe, splits, 0, fast=True)
-    train(recipe, data, root, **placement(SWITCHES))
-    seconds = read_metrics(run_folder(root, recipe, 42, data) / "logs").seconds.dropna()
+    run = train(recipe, data, root, **placement(SWITCHES))
+    seconds = read_metrics(run.metrics_csv.parent / "logs").seconds.dropna()
     found = {"step": statistics.median(seconds[1:]) / steps, "optimiser": optimiser_seconds(recipe)}
     dist.is_initialized() or dist.init_process_group("gloo", timeout=timedelta(minutes=5))
     gradients = torch.zeros(sum(p.numel() for p in LitClassifier(**asdict(recipe)).parameters() if p.requires_grad))

@@ -27,7 +27,7 @@ from dataload import Images, Splits, load_splits
 from evaluation import accuracy, predict
 from machine import choose_precision, hardware, versions
 from models.lit import RECIPES, LitClassifier, Recipe, make_optimizer
-from training import data_for, read_metrics, run_folder, train
+from training import data_for, read_metrics, train
 from utils import write_json
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -47,8 +47,8 @@ def our_seconds(recipe: Recipe, splits: Splits, fast: bool) -> float:
     recipe = replace(recipe, epochs=2)
     data = data_for(recipe, splits, 0, fast)
     with tempfile.TemporaryDirectory() as root:
-        train(recipe, data, root)
-        return float(read_metrics(run_folder(root, recipe, 42, data) / "logs").seconds.dropna().iloc[-1])
+        run = train(recipe, data, root)
+        return float(read_metrics(run.metrics_csv.parent / "logs").seconds.dropna().iloc[-1])
 
 
 def bare_seconds(recipe: Recipe, count: int) -> float:

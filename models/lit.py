@@ -165,7 +165,7 @@ class LitClassifier(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         self.rates.clear()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         images, labels = batch
         if self.global_step < self.recipe.low_res * self.trainer.estimated_stepping_batches:
             images = F.interpolate(images, size=LOW_RESOLUTION, mode="bilinear")
@@ -179,7 +179,18 @@ class LitClassifier(pl.LightningModule):
         self.rates[self.global_step] = self.lr_schedulers().get_last_lr()[0]
         if self.trainer.is_last_batch:
             self.log_epoch()
-        return loss
+        return loss * self.loss_share(len(labels), index)
+
+    def loss_share(self, images: int, index: int) -> float:
+        """What the mean loss of these images is multiplied by, so that every image of a step counts alike.
+
+        The gradient of a step is the mean over all its images, in however many micro-batches and processes they come,
+        and whatever the last step of an epoch holds. Lightning divides each micro-batch's gradient by the number of
+        micro-batches of a full step, and DDP the sum by the number of processes; this takes both back.
+        """
+        steps = self.trainer.accumulate_grad_batches
+        step_images = self.trainer.datamodule.step_images(index, steps)
+        return images * steps * self.trainer.world_size / step_images
 
     def check_finite(self) -> None:
         """Raise FloatingPointError if a loss of this epoch is no number; it names the step of the first."""

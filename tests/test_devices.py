@@ -17,11 +17,13 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
+import run_folder
 import training
 from dataload import CIFAR10DataModule, Images, Splits, shares
 from models.lit import Recipe
+from run_folder import archive_run
 from tests.conftest import PROJECT
-from training import set_aside, train
+from training import train
 
 RECIPE = Recipe(
     "FastNet", epochs=4, batch_size=64, micro_batch=32, max_lr=0.01, bias_lr=1.0, muon_lr=0.1, low_res=0.5, cutout=0
@@ -267,19 +269,22 @@ def test_the_script_trains_by_the_notebook_s_switches(tmp_path):
     assert facts["batch_size"] == 250 and facts["hardware"].startswith("2 processes")
 
 
-def test_only_the_first_process_sets_a_finished_run_aside(tmp_path, monkeypatch):
+def test_only_the_first_process_sets_a_run_aside_and_the_others_wait_for_it(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "finished.json").write_text("{}")
-    monkeypatch.setattr(training.rank_zero_only, "rank", 1)
-    waiting = threading.Thread(target=set_aside, args=(folder,))
+    (folder / "started.json").write_text('{"run_id": 1}')
+    waiting = threading.Thread(target=archive_run, args=(folder, False, {"run_id": 1}))
     waiting.start()
     time.sleep(0.3)
-    assert waiting.is_alive() and (folder / "finished.json").exists()
-    monkeypatch.setattr(training.rank_zero_only, "rank", 0)
-    set_aside(folder)
+    assert waiting.is_alive()
+    archive_run(folder, True, {"run_id": 1})
+    folder.mkdir()
+    (folder / "started.json").write_text('{"run_id": 2}')  # the first process has begun anew
     waiting.join(5)
-    assert not waiting.is_alive() and not folder.exists() and len(list(tmp_path.glob("run-before-*"))) == 1
+    assert not waiting.is_alive() and len(list(tmp_path.glob("run-before-*"))) == 1
+    monkeypatch.setattr(run_folder, "ARCHIVE_PATIENCE_SECONDS", 0.2)
+    with pytest.raises(TimeoutError, match="the first process did not set .*run aside"):
+        archive_run(folder, False, {"run_id": 2})
 
 
 def test_the_settings_reach_the_trainer(monkeypatch, tmp_path):

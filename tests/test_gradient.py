@@ -1,0 +1,89 @@
+"""The gradient of a step is the mean over its images, in however many parts and processes they come."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+
+from dataload import CIFAR10DataModule, Images, Splits
+from fastload import FastLoader
+from models.lit import LitClassifier
+
+BATCH = 16  # of the recipe; 39 images make two whole steps and a short one of 7
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (39, 32, 32, 3), dtype=np.uint8)
+    part = Images(images, rng.integers(0, 10, 39))
+    return Splits(part, Images(images[:0], part.labels[:0]), part, "noise")
+
+
+def classifier() -> LitClassifier:
+    """A network without randomness whose BatchNorm sees no batch: then only the sum over images is left."""
+    torch.manual_seed(0)
+    made = LitClassifier(network="CustomResNet", batch_size=BATCH, label_smoothing=0.1, cutout=0)
+    made.on_train_epoch_start = lambda: made.model.eval()
+    return made
+
+
+def loaders(splits: Splits, batch_size: int) -> CIFAR10DataModule:
+    """The fast loader mirrors by image and epoch, so without shifts every process sees the same pixels."""
+    return CIFAR10DataModule(
+        batch_size=batch_size, num_workers=0, seed=1, splits=splits, padding=0, cutout=0, fast=True
+    )
+
+
+def recorded_gradients(splits: Splits, micro_batch: int, processes: int, file: Path) -> torch.Tensor:
+    """Train an epoch in such parts, with every gradient taken away before it moves a weight: (steps, parameters)."""
+    lit, gradients = classifier(), []
+
+    def record(optimizer: torch.optim.Optimizer) -> None:
+        gradients.append(torch.cat([p.grad.flatten().clone() for p in lit.parameters()]))
+        optimizer.zero_grad()
+        torch.save(torch.stack(gradients), file.with_suffix(f".{lit.global_rank}"))
+
+    lit.on_before_optimizer_step = record
+    pl.Trainer(
+        max_epochs=1, accelerator="cpu", devices=processes, logger=False, enable_checkpointing=False,
+        strategy="ddp_notebook" if processes > 1 else "auto", accumulate_grad_batches=BATCH // micro_batch,
+        use_distributed_sampler=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+    ).fit(lit, datamodule=loaders(splits, micro_batch))  # fmt: skip
+    return torch.load(file.with_suffix(".0"), weights_only=True)
+
+
+def gradients_by_hand(splits: Splits) -> torch.Tensor:
+    """The same without Lightning: the mean loss of each whole batch, differentiated."""
+    net, gradients = classifier().model.eval(), []
+    for images, labels in loaders(splits, BATCH).train_dataloader():
+        net.zero_grad()
+        F.cross_entropy(net(images), labels, label_smoothing=0.1).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    return torch.stack(gradients)
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize(("micro_batch", "processes"), [(16, 1), (8, 1), (4, 1), (16, 2), (4, 2), (8, 2)])
+def test_parts_processes_and_a_short_last_batch_give_the_gradient_of_the_whole_batch(
+    splits, tmp_path, micro_batch, processes
+):
+    wanted = gradients_by_hand(splits)
+    got = recorded_gradients(splits, micro_batch, processes, tmp_path / "gradients")
+    assert got.shape == wanted.shape and len(wanted) == 3
+    largest = wanted.abs().amax(1, keepdim=True)
+    assert float(((got - wanted) / largest).abs().max()) < 1e-5
+
+
+def test_a_last_batch_with_fewer_images_than_processes_is_refused_by_the_fast_loader(splits):
+    with pytest.raises(ValueError, match="batches of 2 of 39 images: one has fewer images than there are processes, 2"):
+        FastLoader(*splits.train, (0.5,) * 3, (0.5,) * 3, 2, 0, 0, 0, 0, "cpu", rank=0, processes=2)
+
+
+def test_an_epoch_s_steps_hold_every_image_once(splits):
+    for batch, steps, sizes in ((16, 1, [16, 16, 7]), (4, 4, [16] * 8 + [7] * 2), (5, 2, [10] * 6 + [9] * 2)):
+        data = loaders(splits, batch)
+        assert [data.step_images(index, steps) for index in range(len(data.train_dataloader()))] == sizes
