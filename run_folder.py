@@ -16,6 +16,7 @@ import time
 import uuid
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -31,6 +32,14 @@ DEAD_AFTER_SECONDS = 300  # without a heartbeat: five of them may be lost on the
 LOCK_PATIENCE_SECONDS = 6  # workers of a killed owner hold its lock for up to five seconds more
 ARCHIVE_PATIENCE_SECONDS = 60
 FACTS = {"seconds", "hardware", "train_images", "data", "val_acc", "weights_sha256"}
+
+
+class AutoChoice(NamedTuple):
+    """asked: the switches that 'auto' chose a recipe from. recipe_name: the one that it chose."""
+
+    asked: dict
+    recipe_name: str
+
 
 # ---- identity -------------------------------------------------------------------------------------------------------
 

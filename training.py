@@ -31,6 +31,7 @@ from models.lit import LitClassifier, Recipe
 from progress import Progress, clock, epoch_line
 from run_folder import (
     FACTS,
+    AutoChoice,
     Owner,
     archive_run,
     older_runs,
@@ -115,15 +116,15 @@ def prepare(kind: type[LitClassifier], recipe: Recipe, data: CIFAR10DataModule, 
 def train(
     recipe: Recipe, data: CIFAR10DataModule, root: str | Path = "checkpoints", seed: int = 42, fresh: bool = False,
     precision: str = "auto", compiled: bool = False, devices: int | str = "auto", num_nodes: int = 1,
-    strategy: str = "auto", asked: dict | None = None,
+    strategy: str = "auto", auto: AutoChoice | None = None,
 ) -> Run:  # fmt: skip
     """Train a network, continue an interrupted run, or load a finished one, and say which.
 
     root: where the runs' folders are. fresh: train anew even if the run is finished, or began on a machine of another
     kind (its old folder is kept aside). precision: Lightning's name, or 'auto'. compiled: let torch.compile make the
     network faster, which pays on a GPU, after a minute. devices, num_nodes, strategy: as Lightning's Trainer has them;
-    the images of a batch are shared out, so the recipe is the same for any number of devices. asked: the switches, if
-    it was 'auto' that chose the recipe. Returns the weights of the last epoch.
+    the images of a batch are shared out, so the recipe is the same for any number of devices. auto: given if it was
+    'auto' that chose the recipe. Returns the weights of the last epoch.
 
     Raises ValueError for what this machine cannot train, and RunInUse if another process trains in the run's folder.
     """
@@ -137,7 +138,7 @@ def train(
             f" `torchrun --nproc-per-node {devices} train.py` with the same switches, then this loads the result"
         )
     data.setup()
-    identity = run_identity(recipe, data, seed, precision, asked)
+    identity = run_identity(recipe, data, seed, precision, auto.asked if auto else None)
     folder = run_folder(root, identity)
     if older_runs(root):
         say(f"not used, for an earlier version left them: {', '.join(older_runs(root))} in {root}")
@@ -150,14 +151,14 @@ def train(
         return finished
     check_room(folder, sum(p.numel() for p in build(recipe.network).parameters()))
     with Owner(folder) if rank_zero_only.rank == 0 else contextlib.nullcontext() as owner:
-        started = begin(folder, identity, recipe, data, fresh)
+        started = begin(folder, identity, recipe, data, auto.recipe_name if auto else "", fresh)
         if owner:
             owner.started = started
         placement = {"devices": devices, "num_nodes": num_nodes, "strategy": strategy}
         return fit(folder, started, data, [owner] if owner else [], compiled, **placement)
 
 
-def begin(folder: Path, identity: dict, recipe: Recipe, data: CIFAR10DataModule, fresh: bool = False) -> dict:
+def begin(folder: Path, identity: dict, recipe: Recipe, data: CIFAR10DataModule, recipe_name: str, fresh: bool) -> dict:
     """What started.json holds of a run: its identity, and what 'auto' became when it began.
 
     It is written if the run begins now. A run that is resumed keeps its device, precision and loader batches.
@@ -172,7 +173,7 @@ def begin(folder: Path, identity: dict, recipe: Recipe, data: CIFAR10DataModule,
     if problem:
         raise ValueError(f"{problem}, or set FRESH = True to set that run aside and train anew")
     if started is None:
-        resolved = resolve_auto(recipe, data, identity["precision"])
+        resolved = {"recipe_name": recipe_name} | resolve_auto(recipe, data, identity["precision"])
         started = {"identity": identity, "resolved": resolved, "run_id": uuid.uuid4().hex}
         if rank_zero_only.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)

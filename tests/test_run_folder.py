@@ -1,0 +1,333 @@
+"""A run's folder holds one run: what was asked for, whole, trained by one process at a time."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import run_folder as module
+import training
+from checkpoints import newest_checkpoint, sidecar
+from dataload import CIFAR10DataModule, split
+from models.bundle import sha256
+from models.lit import LitClassifier, Recipe
+from run_folder import AutoChoice, Owner, RunInUse, chosen_before, run_folder, run_identity, weights_sha256
+from tests.conftest import PROJECT
+from training import train, unfinished_run
+
+RECIPE = Recipe("FastNet", epochs=3, batch_size=32, max_lr=0.01, bias_lr=1.0, muon_lr=0.1, cutout=0)
+
+
+def loaders(splits, **settings) -> CIFAR10DataModule:
+    return CIFAR10DataModule(batch_size=32, num_workers=0, splits=splits, **settings)
+
+
+@pytest.fixture
+def data(tiny_splits) -> CIFAR10DataModule:
+    return loaders(tiny_splits)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory, tiny_splits) -> Path:
+    """The folder of a finished run, to be copied and damaged."""
+    root = tmp_path_factory.mktemp("original")
+    return train(RECIPE, loaders(tiny_splits), root, seed=1).metrics_csv.parent
+
+
+@pytest.fixture
+def folder(original, tmp_path) -> Path:
+    return shutil.copytree(original, tmp_path / original.name)
+
+
+def again(folder: Path, data: CIFAR10DataModule, **settings) -> training.Run:
+    return train(RECIPE, data, folder.parent, seed=1, **settings)
+
+
+def interrupt(monkeypatch, epoch: int, data: CIFAR10DataModule, root: Path, **settings) -> None:
+    """Train until this epoch begins, then stop as if the power had failed."""
+
+    def fail(self) -> None:
+        if self.current_epoch == epoch:
+            raise ConnectionAbortedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LitClassifier, "on_train_epoch_start", fail)
+        with pytest.raises(ConnectionAbortedError):
+            train(RECIPE, data, root, seed=1, **settings)
+
+
+def weights(folder: Path) -> str:
+    return weights_sha256(torch.load(newest_checkpoint(folder), weights_only=True)["state_dict"])
+
+
+# ---- identity -------------------------------------------------------------------------------------------------------
+
+
+def test_whatever_shapes_the_weights_makes_another_folder(tiny_splits):
+    images, labels = tiny_splits.train
+    other_split = split(tiny_splits.train, tiny_splits.test, 0, tiny_splits.source)
+    same_split = split(tiny_splits.train, tiny_splits.test, 42, tiny_splits.source)
+    one_pixel = images.copy()
+    one_pixel[0, 0, 0, 0] ^= 1
+    changed = tiny_splits._replace(train=tiny_splits.train._replace(images=one_pixel))
+    flipped = tiny_splits._replace(train=tiny_splits.train._replace(labels=labels[::-1].copy()))
+    identities = [
+        run_identity(RECIPE, loaders(tiny_splits), 1),
+        run_identity(RECIPE, loaders(tiny_splits), 2),
+        run_identity(RECIPE, loaders(tiny_splits), 1, "32-true"),
+        run_identity(RECIPE, loaders(tiny_splits), 1, "bf16-mixed"),
+        run_identity(dataclasses.replace(RECIPE, max_lr=0.02), loaders(tiny_splits), 1),
+        run_identity(RECIPE, loaders(tiny_splits, fast=True), 1),
+        run_identity(RECIPE, loaders(tiny_splits, seed=7), 1),
+        run_identity(RECIPE, loaders(tiny_splits, cutout=12), 1),
+        run_identity(RECIPE, loaders(tiny_splits, padding=2), 1),
+        run_identity(RECIPE, loaders(other_split), 1),
+        run_identity(RECIPE, loaders(same_split), 1),
+        run_identity(RECIPE, loaders(changed), 1),
+        run_identity(RECIPE, loaders(flipped), 1),
+        run_identity(RECIPE, loaders(tiny_splits), 1, asked={"ARCH": "auto"}),
+    ]
+    folders = {run_folder("runs", identity) for identity in identities}
+    assert len(folders) == len(identities)
+    assert run_folder("runs", run_identity(RECIPE, loaders(tiny_splits), 1)) in folders
+
+
+def test_another_precision_than_the_one_asked_for_is_never_loaded(folder, data, monkeypatch):
+    asked = []
+    monkeypatch.setattr(training, "fit", lambda _, started, *__, **___: asked.append(started["resolved"]["precision"]))
+    again(folder, data, precision="bf16-mixed")
+    assert asked == ["bf16-mixed"]
+
+
+def test_a_resumed_run_keeps_the_precision_it_began_with(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "choose_precision", lambda: "bf16-mixed")
+    monkeypatch.setattr(training, "native_precisions", lambda: ["32-true", "bf16-mixed"])
+    interrupt(monkeypatch, 1, data, tmp_path)
+    monkeypatch.setattr(training, "choose_precision", lambda: "32-true")  # timed again, on a busy machine
+    assert train(RECIPE, data, tmp_path, seed=1).facts["precision"] == "bf16-mixed"
+
+
+@pytest.mark.parametrize("kind", ["precision", "device"])
+def test_a_machine_that_cannot_continue_says_so_and_trains_nothing(data, tmp_path, monkeypatch, kind):
+    interrupt(monkeypatch, 1, data, tmp_path)
+    (folder,) = tmp_path.glob("FastNet-*")
+    path = folder / "started.json"
+    started = json.loads(path.read_text())
+    started["resolved"][kind] = {"precision": "16-mixed", "device": "cuda"}[kind]
+    path.write_text(json.dumps(started))
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    with pytest.raises(ValueError, match="began with (16-mixed|cuda), and .* continue it .*, or set FRESH = True"):
+        train(RECIPE, data, tmp_path, seed=1)
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+    assert train(RECIPE, data, tmp_path, seed=1, fresh=True).facts["epochs"] == 3  # as it was told
+    assert len(list(tmp_path.glob("FastNet-*-before-*/epoch000.ckpt"))) == 1
+
+
+def test_what_auto_chose_is_known_when_the_same_is_asked_for_again(data, tmp_path):
+    asked, name = {"ARCH": "auto", "EPOCHS": 0}, "fastnet-4"
+    assert chosen_before(tmp_path, asked) is None
+    auto = AutoChoice(asked, name)
+    run = train(RECIPE, data, tmp_path, auto=auto)
+    assert run.metrics_csv.parent.name.startswith("auto-")
+    assert chosen_before(tmp_path, asked) == name and chosen_before(tmp_path, {"ARCH": "auto", "EPOCHS": 1}) is None
+    with pytest.raises(ValueError, match="began with a recipe that 'auto' no longer chooses"):
+        (run.metrics_csv.parent / "finished.json").unlink()
+        train(dataclasses.replace(RECIPE, max_lr=0.02), data, tmp_path, auto=auto)
+
+
+def test_runs_of_an_earlier_version_are_named_and_not_loaded(folder, data, tmp_path, capsys):
+    old = folder.rename(tmp_path / "FastNet-3-0badcafe")
+    (old / "started.json").write_text('{"epochs": 3, "precision": "32-true"}')
+    again(folder, data)
+    printed = capsys.readouterr().out
+    assert "an earlier version left them: FastNet-3-0badcafe" in printed and "loaded the finished run" not in printed
+
+
+# ---- integrity ------------------------------------------------------------------------------------------------------
+
+
+def test_facts_of_other_weights_are_noticed_and_training_continues(folder, data, capsys):
+    wanted, facts = weights(folder), json.loads((folder / "finished.json").read_text())
+    for name in ("epoch002.ckpt", "last.ckpt"):  # a synced drive has brought finished.json before them
+        (folder / name).unlink()
+        sidecar(folder / name).unlink()
+    shutil.copy(folder / "epoch001.ckpt", folder / "last.ckpt")
+    sidecar(folder / "last.ckpt").write_text(sha256(folder / "last.ckpt"))
+    assert weights(folder) != wanted
+    run = again(folder, data)
+    assert "describes other weights than last.ckpt, of epoch 2; training continues" in capsys.readouterr().out
+    assert weights(folder) == wanted and run.facts["weights_sha256"] == facts["weights_sha256"] == wanted
+
+
+def test_a_finished_run_whose_checkpoints_are_not_there_yet_is_not_trained_again(folder, data):
+    for path in folder.glob("*.ckpt"):
+        path.unlink()
+    with pytest.raises(ValueError, match="no complete checkpoint; .*wait until .*, else set FRESH = True"):
+        again(folder, data)
+    assert again(folder, data, fresh=True).facts["epochs"] == 3
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\x00", b"[]", b'{"epochs": 3}'])
+def test_checkpoints_of_which_nobody_knows_how_they_were_trained_are_left_alone(folder, data, content):
+    path = folder / "started.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    (folder / "finished.json").unlink()
+    with pytest.raises(ValueError, match="without a readable started.json.*FRESH = True"):
+        again(folder, data)
+    assert again(folder, data, fresh=True).facts["epochs"] == 3
+
+
+def test_files_that_a_synced_drive_adds_are_ignored(data, tmp_path, original, monkeypatch):
+    interrupt(monkeypatch, 2, data, tmp_path)
+    (folder,) = tmp_path.glob("FastNet-*")
+    shutil.copytree(folder / "logs/version_0", folder / "logs/version_0 (1)")
+    (folder / "logs/version_x").mkdir()
+    (folder / "logs/version_7").write_text("a file")
+    shutil.copy(folder / "epoch001.ckpt", folder / "epoch001 (1).ckpt")
+    shutil.copy(folder / "started.json", folder / "started (1).json")
+    sidecar(folder / "last.ckpt").write_bytes(b"\xff\xfe\x00binary")
+    run = train(RECIPE, data, tmp_path, seed=1)
+    assert weights(folder) == weights(original) and run.facts["epochs"] == 3
+
+
+def test_checkpoints_are_ordered_by_number(tmp_path):
+    for name in ("epoch999.ckpt", "epoch1000.ckpt"):
+        (tmp_path / name).write_bytes(name.encode())
+        sidecar(tmp_path / name).write_text(sha256(tmp_path / name))
+    assert newest_checkpoint(tmp_path).name == "epoch1000.ckpt"
+
+
+def test_an_unfinished_run_counts_the_epochs_of_its_weights_not_of_its_log(data, tmp_path, monkeypatch):
+    interrupt(monkeypatch, 2, data, tmp_path)
+    (folder,) = tmp_path.glob("FastNet-*")
+    for name in ("epoch001.ckpt", "last.ckpt"):  # killed after the log of the second epoch was written
+        (folder / name).unlink()
+    run = unfinished_run(folder)
+    assert run.facts["epochs"] == 1 and training.read_table(run.metrics_csv).epoch.max() == 0
+
+
+def test_an_unfinished_run_that_is_none_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no run that has finished an epoch"):
+        unfinished_run(tmp_path)
+
+
+# ---- ownership ------------------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from run_folder import Owner
+with Owner(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(module, "LOCK_PATIENCE_SECONDS", 0.1)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that owns the folder 'run'."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")], cwd=PROJECT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_the_second_process_is_told_who_trains_and_a_killed_owner_keeps_nothing(holder, tmp_path, impatient, faults):
+    with pytest.raises(RunInUse, match=rf"run is being trained in by process {holder.pid} on .*set CHECKPOINT_DIR"):
+        Owner(tmp_path / "run").__enter__()
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with Owner(tmp_path / "run"):
+        assert json.loads((tmp_path / ".run.owner.json").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / ".run.owner.json").exists()
+    faults("owner of a run folder killed (SIGKILL)", 1)
+
+
+def test_two_trainings_at_once_are_one_training(data, tmp_path, impatient):
+    with Owner(run_folder(tmp_path, run_identity(RECIPE, data, 1))), pytest.raises(RunInUse):
+        train(RECIPE, data, tmp_path, seed=1)
+    assert not list(tmp_path.glob("FastNet-*/*"))
+    assert train(RECIPE, data, tmp_path, seed=1).facts["epochs"] == 3
+
+
+def card(folder: Path, host: str, age: float) -> None:
+    """What another process has written beside the folder, so many seconds ago."""
+    said = {"token": "other", "host": host, "pid": 7, "since": "noon", "heartbeat": time.time() - age}
+    folder.with_name(f".{folder.name}.owner.json").write_text(json.dumps(said))
+
+
+@pytest.mark.parametrize(("age", "alive"), [(10, True), (290, True), (-20, True), (310, False)])
+def test_on_another_machine_an_owner_is_dead_after_five_minutes_without_a_heartbeat(tmp_path, age, alive):
+    card(tmp_path / "run", "elsewhere", age)
+    if alive:
+        with pytest.raises(RunInUse, match="by process 7 on elsewhere since noon"):
+            Owner(tmp_path / "run").__enter__()
+    else:
+        with Owner(tmp_path / "run"):
+            pass
+
+
+def test_on_this_machine_the_lock_decides_not_the_heartbeat(tmp_path):
+    card(tmp_path / "run", Owner(tmp_path / "run").me["host"], age=1)
+    with Owner(tmp_path / "run"):
+        pass
+
+
+def test_where_the_file_system_has_no_locks_the_heartbeat_decides(tmp_path, monkeypatch):
+    def none(*_, **__):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(module.FileLock, "acquire", none)
+    card(tmp_path / "run", Owner(tmp_path / "run").me["host"], age=1)
+    with pytest.raises(RunInUse):
+        Owner(tmp_path / "run").__enter__()
+    card(tmp_path / "run", Owner(tmp_path / "run").me["host"], age=400)
+    with Owner(tmp_path / "run"):
+        pass
+
+
+def test_an_owner_shows_that_it_lives(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.05)
+    with Owner(tmp_path / "run"):
+        beats = {json.loads((tmp_path / ".run.owner.json").read_text())["heartbeat"]}
+        time.sleep(0.5)
+        beats.add(json.loads((tmp_path / ".run.owner.json").read_text())["heartbeat"])
+    assert len(beats) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"token": "other"}'])
+def test_a_damaged_card_is_nobody_s(tmp_path, content):
+    (tmp_path / ".run.owner.json").write_bytes(content)
+    with Owner(tmp_path / "run"):
+        pass
+
+
+def test_a_run_that_was_taken_over_meanwhile_stops_before_its_next_checkpoint(data, tmp_path, monkeypatch):
+    folder = run_folder(tmp_path, run_identity(RECIPE, data, 1))
+
+    def taken_over(self) -> None:
+        if self.current_epoch == 1:
+            card(folder, "elsewhere", age=0)
+
+    monkeypatch.setattr(LitClassifier, "on_train_epoch_start", taken_over)
+    with pytest.raises(RunInUse, match="process 7 on elsewhere"):
+        train(RECIPE, data, tmp_path, seed=1)
+    assert {path.name for path in folder.glob("epoch*.ckpt")} == {"epoch000.ckpt"}
+    assert json.loads((tmp_path / f".{folder.name}.owner.json").read_text())["pid"] == 7  # its card is left alone
