@@ -48,7 +48,8 @@ def data_digest(splits: Splits) -> str:
     """Checksum of the training and validation images and labels, in their order: so of the split's seed as well."""
     digest = hashlib.sha256()
     for part in (splits.train, splits.val):
-        digest.update(part.images.tobytes() + part.labels.tobytes())
+        digest.update(part.images.tobytes())
+        digest.update(part.labels.tobytes())
     return digest.hexdigest()
 
 
@@ -72,6 +73,7 @@ def run_identity(
         "seed": seed,
         "precision": precision,
         "data": data.splits.source,
+        "train_images": len(data.splits.train.labels),
         "images_sha256": data_digest(data.splits),
         "split_seed": data.splits.seed,
         "augmentation": {

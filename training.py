@@ -260,15 +260,14 @@ def fit(
             f"training was interrupted in epoch {trainer.current_epoch + 1} of {recipe.epochs}; run again to continue"
             f" from {folder}, or take what it has learned: run = unfinished_run({str(folder)!r})"
         ) from None
-    return finish(folder, started, data, trainer)
+    return finish(folder, started, trainer)
 
 
-def finish(folder: Path, started: dict, data: CIFAR10DataModule, trainer: pl.Trainer) -> Run:
+def finish(folder: Path, started: dict, trainer: pl.Trainer) -> Run:
     """What a run that has reached its last epoch leaves; its facts and the table of its epochs are written."""
     table = read_metrics(folder / "logs")
     classifier, _ = load_checkpoint(newest_checkpoint(folder), started["resolved"]["recipe"]["network"])
     facts = run_facts(started) | {
-        "train_images": len(data.splits.train.labels),
         "versions": versions(),
         "hardware": hardware(trainer.world_size),
         "weights_sha256": weights_sha256(classifier.state_dict()),
@@ -289,6 +288,7 @@ def run_facts(started: dict) -> dict:
         "seed": identity["seed"],
         "split_seed": identity["split_seed"],
         "data": identity["data"],
+        "train_images": identity["train_images"],
         "precision": resolved["precision"],
     }
 
