@@ -16,30 +16,37 @@ import torch
 import run_folder as module
 import training
 from checkpoints import newest_checkpoint, sidecar
-from dataload import CIFAR10DataModule, split
+from dataload import CIFAR10DataModule, Images, Splits, split
 from models.bundle import sha256
 from models.lit import LitClassifier, Recipe
 from run_folder import AutoChoice, Owner, RunInUse, chosen_before, run_folder, run_identity, weights_sha256
 from tests.conftest import PROJECT
 from training import train, unfinished_run
 
-RECIPE = Recipe("FastNet", epochs=3, batch_size=32, max_lr=0.01, bias_lr=1.0, muon_lr=0.1, cutout=0)
-
-
-def loaders(splits, **settings) -> CIFAR10DataModule:
-    return CIFAR10DataModule(batch_size=32, num_workers=0, splits=splits, **settings)
-
-
-@pytest.fixture
-def data(tiny_splits) -> CIFAR10DataModule:
-    return loaders(tiny_splits)
+RECIPE = Recipe("FastNet", epochs=3, batch_size=8, max_lr=0.01, bias_lr=1.0, muon_lr=0.1, cutout=0)
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory, tiny_splits) -> Path:
+def few(tiny_splits) -> Splits:
+    """16 / 8 / 40 images: enough for two steps an epoch."""
+    train, val, test = (Images(*(a[:n] for a in p)) for p, n in zip(tiny_splits, (16, 8, 40), strict=False))
+    return Splits(train, val, test, tiny_splits.source)
+
+
+def loaders(splits, **settings) -> CIFAR10DataModule:
+    return CIFAR10DataModule(batch_size=8, num_workers=0, splits=splits, **settings)
+
+
+@pytest.fixture
+def data(few) -> CIFAR10DataModule:
+    return loaders(few)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory, few) -> Path:
     """The folder of a finished run, to be copied and damaged."""
     root = tmp_path_factory.mktemp("original")
-    return train(RECIPE, loaders(tiny_splits), root, seed=1).metrics_csv.parent
+    return train(RECIPE, loaders(few), root, seed=1).metrics_csv.parent
 
 
 @pytest.fixture
@@ -100,19 +107,25 @@ def test_whatever_shapes_the_weights_makes_another_folder(tiny_splits):
     assert run_folder("runs", run_identity(RECIPE, loaders(tiny_splits), 1)) in folders
 
 
-def test_another_precision_than_the_one_asked_for_is_never_loaded(folder, data, monkeypatch):
-    asked = []
-    monkeypatch.setattr(training, "fit", lambda _, started, *__, **___: asked.append(started["resolved"]["precision"]))
+@pytest.fixture
+def precisions(monkeypatch) -> list[str]:
+    """Nothing is trained; what would have been is noted: the precision of each start."""
+    found = []
+    monkeypatch.setattr(training, "fit", lambda _, started, *__, **___: found.append(started["resolved"]["precision"]))
+    return found
+
+
+def test_another_precision_than_the_one_asked_for_is_never_loaded(folder, data, precisions):
     again(folder, data, precision="bf16-mixed")
-    assert asked == ["bf16-mixed"]
+    assert precisions == ["bf16-mixed"]
 
 
-def test_a_resumed_run_keeps_the_precision_it_began_with(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "choose_precision", lambda: "bf16-mixed")
+def test_a_resumed_run_keeps_the_precision_it_began_with(data, tmp_path, monkeypatch, precisions):
     monkeypatch.setattr(training, "native_precisions", lambda: ["32-true", "bf16-mixed"])
-    interrupt(monkeypatch, 1, data, tmp_path)
-    monkeypatch.setattr(training, "choose_precision", lambda: "32-true")  # timed again, on a busy machine
-    assert train(RECIPE, data, tmp_path, seed=1).facts["precision"] == "bf16-mixed"
+    for timed in ("bf16-mixed", "32-true"):  # the second time on a busy machine
+        monkeypatch.setattr(training, "choose_precision", lambda timed=timed: timed)
+        train(RECIPE, data, tmp_path, seed=1)
+    assert precisions == ["bf16-mixed", "bf16-mixed"]
 
 
 @pytest.mark.parametrize("kind", ["precision", "device"])
