@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from machine import check_precision
-from models import NETWORKS
 from models.lit import RECIPES, Recipe, choose_recipe
+from models.registry import NETWORKS
 
 PROJECT = Path(__file__).resolve().parent
 DRIVE = Path("/content/drive/MyDrive")  # Google Drive, where Colab mounts it: what is there outlives the runtime

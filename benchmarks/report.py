@@ -13,8 +13,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from benchmarks.accuracy import RESULTS
-from models import build
 from models.lit import RECIPES
+from models.registry import build
 from progress import MULTIPLY_ADDS, SMALLER, clock
 from utils import save_figure
 

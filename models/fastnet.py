@@ -7,28 +7,13 @@ convolutions begin as the identity. 1,972,792 parameters, 118 million multiply-a
 Takes normalised images (N, 3, 32, 32) and returns logits (N, num_classes). Nothing works in place, for Grad-CAM.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.stage import Stage, check_images
+
 STEM = 24  # filters: the 12 directions in which 2x2 patches of 3 colours vary, and their negatives
-
-
-class Stage(NamedTuple):
-    """A place where Grad-CAM can look: its name, the module whose output it reads, the side of that map."""
-
-    name: str
-    module: nn.Module
-    size: int
-
-
-def check_images(images: Tensor, training: bool) -> None:
-    """Raise ValueError unless images has the shape (N, 3, 32, 32), or (N, 3, 24, 24) in training, for a quick start."""
-    sides = ((32, 32), (24, 24)) if training else ((32, 32),)
-    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2:] not in sides:
-        raise ValueError(f"expected images of shape (N, 3, 32, 32), got {tuple(images.shape)}")
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from models import NETWORKS, build
 from models.muon import Muon
+from models.registry import NETWORKS, build
 
 NUM_CLASSES = 10
 LOW_RESOLUTION = 24  # pixels: 9/16 of the work of 32

@@ -19,8 +19,7 @@ import torch
 from gradio.processing_utils import check_all_files_in_cache
 from PIL import Image, ImageOps
 
-from bundle import load_bundle
-from explain import LOCK, METHODS, gradcam, overlay
+from models.bundle import load_bundle
 
 with contextlib.suppress(ImportError):  # Hugging Face's ZeroGPU starts no app without a function for its GPU
     import spaces
@@ -31,7 +30,9 @@ with contextlib.suppress(Exception):  # glibc: one heap for all threads, M_ARENA
     ctypes.CDLL(None).mallopt(-8, 1)
 
 HERE = Path(__file__).resolve().parent
-MODEL, META = load_bundle(HERE)
+MODEL, META = load_bundle(HERE)  # checks the other sources as well, so they are imported after it
+from models.explain import LOCK, METHODS, gradcam, overlay  # noqa: E402
+
 CLASSES, SIZE, STAGES = META["classes"], META["image_size"], {stage.name: stage for stage in MODEL.stages()}
 STAGE_NAMES = [(f"{name} ({stage.size}x{stage.size} map)", name) for name, stage in STAGES.items()]
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES, Images, Splits, denormalize, normalize
-from models import build
+from models.registry import build
 from utils import Misclassified, export_to_space, plot_confusion
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -10,8 +10,8 @@ import torch
 import analysis
 from dataload import CLASSES, Images, denormalize, normalize
 from evaluation import accuracy, reliability
-from models import build
 from models.lit import Recipe
+from models.registry import build
 from tests.conftest import wrong_predictions
 from utils import Misclassified
 

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from benchmarks import accuracy, reference, report, scaling, speed
-from models import build, lit
+from models import lit
 from models.fastnet import FastNet
 from models.lit import RECIPES
+from models.registry import build
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import build
 from models.explain import gradcam, heat, overlay
+from models.registry import build
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from PIL import Image
 
 import explorers
 from dataload import CLASSES, normalize
-from models import build
+from models.registry import build
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from models import build
 from models.fastnet import FastNet, Group, dirac_conv
 from models.lit import RECIPES, parameter_groups
 from models.muon import Muon, orthogonalize
+from models.registry import build
 
 
 @pytest.fixture

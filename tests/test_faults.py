@@ -308,7 +308,7 @@ from pathlib import Path
 import numpy as np
 import training
 from dataload import CIFAR10DataModule, CLASSES, denormalize
-from models import build
+from models.registry import build
 from models.lit import Recipe
 from tests.conftest import space_meta, wrong_predictions
 from utils import display_gradcam_output, export_to_space, plot_confusion

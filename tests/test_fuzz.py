@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 import run
 from checkpoints import load_classifier
 from download import BatchUnpickler, read_batch
-from models import build
 from models.bundle import load_bundle, sha256, sha256_of_keys
 from models.lit import LitClassifier
+from models.registry import build
 from settings import SWITCHES, resolve
 from tests.conftest import INJECTED
 from training import read_facts, read_metrics

@@ -7,8 +7,8 @@ import pytest
 import torch
 from pytorch_lightning.utilities.model_summary import ModelSummary
 
-from models import NETWORKS, build
 from models.lit import LitClassifier
+from models.registry import NETWORKS, build
 from models.resnet import model_summary
 
 REFERENCE = Path(__file__).parent / "reference"

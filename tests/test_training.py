@@ -11,10 +11,11 @@ import machine
 import training
 from checkpoints import load_checkpoint, newest_checkpoint, sidecar
 from dataload import CIFAR10DataModule, normalize
-from models import build, lit
+from models import lit
 from models.bundle import sha256
 from models.fastnet import FastNet
 from models.lit import RECIPES, LitClassifier, Recipe, choose_recipe, triangle
+from models.registry import build
 from progress import LiveCurves, smaller_budget, work
 from training import data_for, range_test, read_metrics, train
 

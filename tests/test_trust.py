@@ -8,7 +8,7 @@ from torch import nn
 
 import trust
 from dataload import denormalize
-from models import build
+from models.registry import build
 from tests.conftest import wrong_predictions
 
 

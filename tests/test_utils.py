@@ -12,8 +12,8 @@ from torch import nn
 
 import utils
 from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES, denormalize, make_loader, normalize
-from models import build
 from models.bundle import load_bundle
+from models.registry import build
 from tests.conftest import PROJECT, space_meta, wrong_predictions
 from utils import (
     Plot,
