@@ -25,7 +25,7 @@ from cells import kernel_shell
 from checkpoints import ChecksumIO, check_room, load_checkpoint, newest_checkpoint
 from dataload import CIFAR10DataModule, Splits, normalize
 from machine import check_precision, choose_device, choose_precision, hardware, native_precisions, versions
-from models import build
+from models.registry import build
 from models.bundle import load_bundle
 from models.lit import LitClassifier, Recipe
 from progress import Progress, clock, epoch_line
