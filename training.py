@@ -26,7 +26,7 @@ from torch.multiprocessing import ProcessRaisedException
 from cells import kernel_shell
 from checkpoints import ChecksumIO, check_room, load_classifier, newest_checkpoint
 from dataload import CIFAR10DataModule, Splits, normalize
-from machine import check_precision, choose_precision, hardware, versions
+from machine import check_precision, choose_device, choose_precision, hardware, versions
 from models.bundle import load_bundle
 from models.lit import LitClassifier, Recipe
 from progress import Progress, clock, epoch_line
@@ -74,7 +74,7 @@ class Run:
 def data_for(recipe: Recipe, splits: Splits, seed: int = 42, fast: bool = False) -> CIFAR10DataModule:
     """The loaders as a recipe wants them on this machine: without a GPU in micro-batches, and without workers, which
     would take the cores that train."""
-    gpu = torch.cuda.is_available()
+    gpu = choose_device().type != "cpu"
     return CIFAR10DataModule(
         batch_size=recipe.batch_size if gpu else recipe.micro_batch or recipe.batch_size, num_workers=2 if gpu else 0,
         seed=seed, splits=splits, padding=recipe.padding, cutout=recipe.cutout, fast=fast,
@@ -116,6 +116,7 @@ def fit(
         auto_insert_metric_name=False, save_on_train_epoch_end=True, enable_version_counter=False,
     )  # fmt: skip
     trainer = pl.Trainer(
+        accelerator=choose_device().type,
         max_epochs=recipe.epochs, precision=precision, callbacks=[Progress(read_metrics(folder / "logs")), keep_two],
         logger=CSVLogger(folder, "logs"), plugins=[ChecksumIO()], log_every_n_steps=10, num_sanity_val_steps=0,
         enable_progress_bar=False, enable_model_summary=False, reload_dataloaders_every_n_epochs=1,
@@ -285,6 +286,7 @@ def range_test(
     data.setup()
     classifier, parts = prepare(RangeTest, replace(recipe, low_res=float(recipe.low_res > 0)), data, seed)
     trainer = pl.Trainer(
+        accelerator=choose_device().type,
         max_steps=steps, precision=precision or choose_precision(), devices=1, accumulate_grad_batches=parts,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         limit_val_batches=0, num_sanity_val_steps=0,
