@@ -1,20 +1,15 @@
-"""What the notebook's cells say of themselves: an error in one line where that says it all, and how long they took."""
+"""What the notebook's cells say of themselves: errors in one line where that says it all, and their time."""
 
 import json
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
+from models.errors import EXPLAINED
+
 PROJECT = Path(__file__).resolve().parent
-NOTEBOOK = PROJECT / "ERA_S12_Assignment.ipynb"
-IN_WORDS = (
-    ValueError,
-    FloatingPointError,
-    OSError,
-    RuntimeError,
-    KeyboardInterrupt,
-)  # what the project's own code raises
 
 
 def kernel_shell() -> object | None:
@@ -24,17 +19,28 @@ def kernel_shell() -> object | None:
 
 
 def in_words(kind: type, problem: BaseException, trace: TracebackType) -> str:
-    """One line for an error that a cell or the project's own code raised on purpose; '' where it needs a traceback."""
+    """One line for an error that the project raised on purpose, or for a name that is not there yet.
+
+    Any other is a fault of somebody's code, ours perhaps: '' asks for its traceback.
+    """
+    if issubclass(kind, EXPLAINED):
+        return f"{kind.__name__}: {problem}"
     while trace.tb_next:
         trace = trace.tb_next
-    raised_in = Path(trace.tb_frame.f_code.co_filename)
-    ours = PROJECT in raised_in.parents and "site-packages" not in raised_in.parts
-    if kind is NameError and not ours and trace.tb_frame.f_code.co_name == "<module>":
+    code = trace.tb_frame.f_code
+    if kind is NameError and code.co_name == "<module>" and PROJECT not in Path(code.co_filename).parents:
         return (
             f"{problem.name!r} is not there yet: run the cells above this one first (Runtime, Run before), or check its"
             " spelling."
         )
-    return f"{kind.__name__}: {problem}" if ours and issubclass(kind, IN_WORDS) else ""
+    return ""
+
+
+def inline_figures() -> None:
+    """Show figures as pictures in the notebook, whatever MPLBACKEND says. Outside a notebook: nothing happens."""
+    shell = kernel_shell()
+    if shell:
+        shell.run_line_magic("matplotlib", "inline")
 
 
 def short_errors() -> None:
@@ -49,7 +55,21 @@ def short_errors() -> None:
         shell._showtraceback(kind, problem, lines)
         return lines
 
-    shell.set_custom_exc((NameError, *IN_WORDS), show)
+    shell.set_custom_exc((NameError, *EXPLAINED), show)
+
+
+def headings(notebook: Path) -> dict[str, str]:
+    """Source of a cell -> the heading of its section; empty for a file that is no notebook."""
+    found, heading = {}, ""
+    try:
+        for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+            source = "".join(cell["source"])
+            if source.startswith("## "):
+                heading = source.splitlines()[0][3:]
+            found[source] = heading
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found
 
 
 class Clock:
@@ -64,20 +84,20 @@ class Clock:
     def stop(self, result: object) -> None:
         self.seconds[result.info.raw_cell] = time.perf_counter() - self.began
 
-    def table(self, notebook: Path = NOTEBOOK) -> str:
-        """The seconds of each section of the notebook; cells that were changed count as 'changed cells'."""
-        headings, heading = {}, ""
-        for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-            source = "".join(cell["source"])
-            if source.startswith("## "):
-                heading = source.splitlines()[0][3:]
-            headings[source] = heading
+    def table(self, folders: Iterable[Path] = (Path(), PROJECT)) -> str:
+        """The seconds of each section of the notebook; cells that were changed count as 'changed cells'.
+
+        A notebook does not know its own name, so of those in the folders it is the one with most of these
+        cells; where it is in none of them, all cells count as 'changed cells'.
+        """
+        notebooks = [headings(path) for folder in folders for path in sorted(folder.glob("*.ipynb"))]
+        ours = max(notebooks, key=lambda found: len(found.keys() & self.seconds.keys()), default={})
         sums = {}
         for source, seconds in self.seconds.items():
-            name = headings.get(source, "changed cells")
+            name = ours.get(source, "changed cells")
             sums[name] = sums.get(name, 0) + seconds
         total = sum(sums.values())
-        lines = [f"{name:32s} {seconds:7.1f} s {seconds / total:5.0%}" for name, seconds in sums.items()]
+        lines = [f"{name:32s} {seconds:7.1f} s {seconds / (total or 1):5.0%}" for name, seconds in sums.items()]
         return "\n".join([*lines, f"{'all cells':32s} {total:7.1f} s"])
 
 

@@ -10,6 +10,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from models.bundle import sha256
+from models.errors import InvalidValue, StorageError
 from models.lit import LitClassifier
 
 
@@ -68,9 +69,9 @@ def load_checkpoint(path: Path, arch: str) -> tuple[LitClassifier, int]:
         classifier.load_state_dict(content["state_dict"])
         epochs = content["epoch"] + 1
     except Exception as error:  # a damaged file makes torch raise nearly anything
-        raise ValueError(f"{path} holds no network of this project: {error!r:.300}") from error
+        raise InvalidValue(f"{path} holds no network of this project: {error!r:.300}") from error
     if classifier.recipe.network != arch:
-        raise ValueError(f"{path} holds a {classifier.recipe.network}, expected a {arch}")
+        raise InvalidValue(f"{path} holds a {classifier.recipe.network}, expected a {arch}")
     return classifier.eval(), epochs
 
 
@@ -87,9 +88,11 @@ def check_room(folder: Path, parameters: int) -> None:
         with tempfile.TemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise OSError(f"cannot write into {folder}: {error}; set CHECKPOINT_DIR to a folder where you may") from error
+        raise StorageError(
+            f"cannot write into {folder}: {error}; set CHECKPOINT_DIR to a folder where you may"
+        ) from error
     if free < needed:
-        raise OSError(
+        raise StorageError(
             f"{folder} has {free / 1e6:,.0f} MB left, its checkpoints may need {needed / 1e6:,.0f} MB; make room, or"
             " set CHECKPOINT_DIR to another place"
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from machine import forgive_output
 from space_check import find_python
 
 PROJECT = Path(__file__).resolve().parent
@@ -30,7 +31,8 @@ def packages(python: Path) -> dict[str, str]:
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         environment, copy = Path(folder) / "env", Path(folder) / "project"
-        python, kernels = environment / "bin/python", Path(folder) / "jupyter/kernels/colab"
+        python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        kernels = Path(folder) / "jupyter/kernels/colab"
         print("installing what Colab preinstalls into an empty environment", flush=True)
         subprocess.check_call([find_python("3.13"), "-m", "venv", environment])
         subprocess.check_call(
@@ -43,7 +45,7 @@ def main() -> int:
         kernels.mkdir(parents=True)
         command = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         kernel = {"argv": command, "display_name": "Colab", "language": "python"}
-        (kernels / "kernel.json").write_text(json.dumps(kernel))
+        (kernels / "kernel.json").write_text(json.dumps(kernel), encoding="utf-8")
         os.environ |= {"JUPYTER_PATH": str(kernels.parent.parent), "SMOKE_TEST": "1"}
         before = packages(python)
         print("executing the notebook", flush=True)
@@ -60,4 +62,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    forgive_output()
     sys.exit(main())

@@ -7,6 +7,7 @@ import http.client
 import os
 import pickle
 import shutil
+import sys
 import tarfile
 import tempfile
 import urllib.parse
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
+
+from models.errors import InvalidValue, ProjectError
 
 FOLDER = "cifar-10-batches-py"
 TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
@@ -40,7 +43,7 @@ MIRRORS = (  # byte-identical, fastest first; the last is the original, throttle
 CHUNK = 1 << 16
 
 
-class DataUnavailable(RuntimeError):
+class DataUnavailable(ProjectError, RuntimeError):
     """CIFAR-10 is not there and could not be downloaded; the message says what was tried and what to do."""
 
 
@@ -50,13 +53,13 @@ def md5(path: Path) -> str:
 
 
 def verify(folder: Path, checksums: dict[str, str]) -> None:
-    """Raise ValueError that names the first file of the folder that is missing or has another md5."""
+    """Raise InvalidValue that names the first file of the folder that is missing or has another md5."""
     for name, expected in checksums.items():
         if not (folder / name).is_file():
-            raise ValueError(f"{folder / name} is missing")
+            raise InvalidValue(f"{folder / name} is missing")
         got = md5(folder / name)
         if got != expected:
-            raise ValueError(f"{folder / name} has md5 {got}, expected {expected}")
+            raise InvalidValue(f"{folder / name} has md5 {got}, expected {expected}")
 
 
 # ---- download -------------------------------------------------------------------------------------------------------
@@ -83,7 +86,8 @@ def fetch(url: str, part: Path, timeout: float, size: int) -> None:
         host = urllib.parse.urlsplit(url).netloc
         with (
             part.open("r+b") as file,  # not "ab": a second process then writes the same bytes to the same places
-            tqdm(total=size, initial=start, unit="B", unit_scale=True, desc=host, leave=False) as bar,
+            # On standard output, where a stored notebook keeps nothing of it.
+            tqdm(total=size, initial=start, unit="B", unit_scale=True, desc=host, leave=False, file=sys.stdout) as bar,
         ):
             file.seek(start)
             while chunk := response.read(min(CHUNK, size - file.tell())):
@@ -121,26 +125,23 @@ def download(mirrors: tuple[str, ...], part: Path, archive_md5: str, timeout: fl
 
 
 def extract(archive: Path, folder: Path, names: list[str]) -> None:
-    """Copy the named files out of the archive's FOLDER into folder. Raises ValueError unless all are plain files."""
+    """Copy the named files out of the archive's FOLDER into folder. Raises InvalidValue if one is not there.
+
+    Safe without looking at the members: the md5 of the whole archive was verified before.
+    """
     try:
         with tarfile.open(archive) as tar:
-            for name in tar.getnames():
-                if name.startswith("/") or ".." in name.split("/"):
-                    raise tarfile.TarError(f"{name} leads out of the folder")
-            for name in names:  # by name, never extractall
-                member = tar.getmember(f"{FOLDER}/{name}")
-                if not member.isreg():
-                    raise tarfile.TarError(f"{member.name} is not a plain file")
-                with tar.extractfile(member) as source, (folder / name).open("wb") as file:
+            for name in names:
+                with tar.extractfile(f"{FOLDER}/{name}") as source, (folder / name).open("wb") as file:
                     shutil.copyfileobj(source, file)
     except (tarfile.TarError, KeyError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{archive} is no CIFAR-10 archive: {error}") from error
+        raise InvalidValue(f"{archive} is no CIFAR-10 archive: {error}") from error
 
 
 def unpack(archive: Path, target: Path, checksums: dict[str, str]) -> None:
     """Extract the files named in checksums, verify them, then move their folder to target in one step.
 
-    Raises ValueError if the archive does not hold these files, OSError if target is there already.
+    Raises InvalidValue if the archive does not hold these files, OSError if target is there already.
     """
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="unpacking-") as scratch:
         folder = Path(scratch) / FOLDER
@@ -156,7 +157,7 @@ def prepare_cifar10(
 ) -> Path:  # fmt: skip
     """Return the folder with CIFAR-10's verified files, downloading them into data_dir if they are not there.
 
-    A download that broke off is continued the next time. Raises ValueError if the folder is there but a file in it is
+    A download that broke off is continued the next time. Raises InvalidValue if the folder is there but a file in it is
     missing or has the wrong md5, DataUnavailable if no mirror delivered.
     """
     folder = Path(data_dir) / FOLDER
@@ -174,39 +175,30 @@ def prepare_cifar10(
     try:
         verify(folder, checksums)
     except ValueError as error:
-        raise ValueError(f"{error}; remove {folder} to have it downloaded again") from None
+        raise InvalidValue(f"{error}; remove {folder} to have it downloaded again") from None
     return folder
 
 
 # ---- read -----------------------------------------------------------------------------------------------------------
 
 
-class BatchUnpickler(pickle.Unpickler):
-    """Reads what a CIFAR-10 batch contains (lists, bytes, one uint8 array) and refuses everything else."""
-
-    RECONSTRUCT = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}  # NumPy 1, 2
-    ALLOWED = RECONSTRUCT | {("numpy", "ndarray"), ("numpy", "dtype")}
-
-    def find_class(self, module: str, name: str):
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
 def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """One file -> uint8 images (N, 32, 32, 3), RGB, and int64 labels (N,). ValueError if it holds anything else."""
+    """One file -> uint8 images (N, 32, 32, 3), RGB, and int64 labels (N,). InvalidValue if it holds anything else.
+
+    Only for files of `prepare_cifar10`: a pickle may run any code, but these have the md5 that we expect.
+    """
     with path.open("rb") as file:
         try:
-            batch = BatchUnpickler(file, encoding="bytes").load()
+            batch = pickle.load(file, encoding="bytes")
             images, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
         except Exception as error:  # a broken pickle raises almost anything
-            raise ValueError(f"{path} is no CIFAR-10 batch: {error!r}") from error
+            raise InvalidValue(f"{path} is no CIFAR-10 batch: {error!r}") from error
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"{path}: expected a list of whole numbers as labels, got {labels.dtype} {labels.shape}")
+        raise InvalidValue(f"{path}: expected a list of whole numbers as labels, got {labels.dtype} {labels.shape}")
     if images.dtype != np.uint8 or images.shape != (len(labels), 3072):
-        raise ValueError(f"{path}: expected uint8 ({len(labels)}, 3072), got {images.dtype} {images.shape}")
+        raise InvalidValue(f"{path}: expected uint8 ({len(labels)}, 3072), got {images.dtype} {images.shape}")
     if labels.min() < 0 or labels.max() > 9:
-        raise ValueError(f"{path}: expected labels from 0 to 9, got {labels.min()} to {labels.max()}")
+        raise InvalidValue(f"{path}: expected labels from 0 to 9, got {labels.min()} to {labels.max()}")
     # A row is 1,024 red, then green, then blue values, line by line.
     images = np.ascontiguousarray(images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     return images, labels.astype(np.int64)

@@ -1,9 +1,11 @@
 """What a trained network answers, how good that is, and how sure it should be."""
 
+import math
 import time
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -54,20 +56,23 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The number T for which softmax(logits / T) has the smallest cross-entropy: Guo et al. 2017, arXiv:1706.04599.
+    """Find the T for which softmax(logits / T) has the smallest cross-entropy.
 
-    logits: (N, classes) of images that the network was not trained on. Above 1: the network was too sure of itself.
+    Args:
+        logits: (N, classes), of images that the network was not trained on.
+        labels: (N,).
+
+    Returns:
+        T, from 0.05 to 20. Above 1: the network was overconfident.
+
+    Guo et al. 2017, arXiv:1706.04599.
     """
-    low, high = -3.0, 3.0  # of ln T; the cross-entropy has one minimum there, found by golden sections
 
     def loss(log_t: float) -> float:
-        return float(F.cross_entropy(logits.double() / torch.tensor(log_t).exp(), labels))
+        return float(F.cross_entropy(logits.double() / math.exp(log_t), labels))
 
-    ratio = (5**0.5 - 1) / 2
-    while high - low > 1e-4:
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, right) if loss(left) < loss(right) else (left, high)
-    return float(torch.tensor((low + high) / 2).exp())
+    # Of ln T; the cross-entropy has one minimum there.
+    return math.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-4}).x)
 
 
 def reliability(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:

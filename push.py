@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from machine import forgive_output
 from models.bundle import load_bundle
 from utils import APP_FILES
 
@@ -71,4 +72,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    forgive_output()
     main()

@@ -7,7 +7,9 @@ app: serve the committed Space. publish: promote a finished run on CIFAR-10 to t
 import argparse
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,24 +20,53 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
+from machine import forgive_output
+
 PROJECT = Path(__file__).resolve().parent
 NOTEBOOK = "ERA_S12_Assignment.ipynb"
-HOST, PORT = "127.0.0.1", int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
+HOST, PORT = "127.0.0.1", os.environ.get("GRADIO_SERVER_PORT") or "7860"
+TRANSIENT = re.compile(r"\r[^\r\n]*")  # a line that replaces itself: how far an epoch or a download is
 
 
 class TalkingClient(NotebookClient):
     """Executes a notebook and shows on the terminal what its cells print, while they print it."""
 
+    exit_code = None  # of a kernel that died by itself: below 0 the number of the signal that killed it
+    tidying = False  # nbclient ends the kernel: at the end, or after Ctrl-C
+
     def process_message(self, message: dict, cell: nbformat.NotebookNode, index: int) -> object:
-        content = message["content"]
         if message["msg_type"] == "stream":
-            print(content["text"], end="", flush=True)
-        elif (
-            message["msg_type"] == "update_display_data" and sys.stdout.isatty() and "image/png" not in content["data"]
-        ):  # the line that shows how far an epoch is
-            text = content["data"].get("text/plain", "")
-            print(f"\r{text:100s}", end="\r" if not text else "", flush=True)
+            text = message["content"]["text"]
+            print(text if sys.stdout.isatty() else TRANSIENT.sub("", text), end="", flush=True)
         return super().process_message(message, cell, index)
+
+    async def _async_check_alive(self) -> None:
+        try:
+            await super()._async_check_alive()
+        except DeadKernelError:
+            if not self.tidying:
+                self.exit_code = await self.km.provisioner.poll()
+            raise
+
+    async def _async_cleanup_kernel(self) -> None:
+        self.tidying = True
+        await super()._async_cleanup_kernel()
+
+
+class KernelDied(RuntimeError):
+    """The kernel ended in the middle of a cell; the message says of what."""
+
+
+def cause_of_death(exit_code: int) -> str:
+    """Say what ended a kernel, where its exit code tells it."""
+    if exit_code in (-9, 137):  # SIGKILL, as Python and as a shell tell it
+        return (
+            "it was killed (SIGKILL), most likely because the memory ran out. Close what else uses it, or set"
+            " ERA_BATCH_SIZE or ERA_ARCH to something smaller"
+        )
+    if exit_code < 0:
+        return f"it was ended by signal {-exit_code} ({signal.strsignal(-exit_code)})"
+    return f"its exit code is {exit_code}"
 
 
 def execute(out: Path) -> None:
@@ -47,8 +78,14 @@ def execute(out: Path) -> None:
         resources={"metadata": {"path": str(PROJECT)}},
         on_cell_start=lambda cell, cell_index: announce(notebook, cells, cell, cell_index),
     )  # fmt: skip
+    # ipykernel shows figures as pictures, unless this names something else.
+    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
     try:
-        client.execute()
+        client.execute(env=environment)
+    except DeadKernelError as error:
+        if client.exit_code is None:
+            raise
+        raise KernelDied(cause_of_death(client.exit_code)) from error
     finally:
         notebook.metadata.pop("widgets", None)  # GitHub may refuse a notebook that holds the state of widgets
         nbformat.write(notebook, out / NOTEBOOK)
@@ -62,10 +99,12 @@ def announce(notebook: nbformat.NotebookNode, cells: list, cell: nbformat.Notebo
 
 
 def port_is_free() -> bool:
+    """Whether a server could listen on HOST and PORT."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name != "nt":  # on Windows it would allow to bind a port that is in use
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, PORT))
+            probe.bind((HOST, int(PORT)))
         except OSError:
             return False
     return True
@@ -79,7 +118,7 @@ def serve(space: Path) -> int:
         while app.poll() is None:
             with socket.socket() as probe:
                 probe.settimeout(1)
-                if probe.connect_ex((HOST, PORT)) == 0:
+                if probe.connect_ex((HOST, int(PORT))) == 0:
                     print(f"\nThe app of {space} answers on http://{HOST}:{PORT} (stop it with Ctrl-C)", flush=True)
                     break
             time.sleep(0.3)
@@ -109,6 +148,10 @@ def run() -> int:
         execute(out)
     except CellExecutionError as error:
         print(f"\nA cell failed:\n{error}\nThe notebook up to there is {out / NOTEBOOK}")
+        return 1
+    except KernelDied as error:
+        print(f"\nThe notebook's kernel died: {error}.")
+        print(f"Run again to continue the training. The notebook up to there is {out / NOTEBOOK}")
         return 1
     except (KeyboardInterrupt, DeadKernelError, AssertionError):  # nbclient answers Ctrl-C with any of them
         print(f"\nStopped. Run again to continue the training. The notebook up to there is {out / NOTEBOOK}")
@@ -146,10 +189,13 @@ def main() -> int:
     parser.add_argument("command", choices=["run", "app", "publish"])
     parser.add_argument("folder", nargs="?", help="publish: the run, default: the newest on CIFAR-10")
     arguments = parser.parse_args()
+    if not PORT.isdecimal() or int(PORT) > 65535:
+        parser.error(f"GRADIO_SERVER_PORT: expected a number from 0 to 65535, got {PORT!r:.60}")
     if arguments.command == "publish":
         return publish(arguments.folder)
     return run() if arguments.command == "run" else serve(PROJECT / "space")
 
 
 if __name__ == "__main__":
+    forgive_output()
     sys.exit(main())

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from dataload import CIFAR10DataModule, Splits
+from models.errors import TrainingFailed
 from models.lit import Recipe
 from utils import write_json
 
@@ -157,7 +158,7 @@ def archive_run(folder: Path, is_first_process: bool, started: dict | None) -> N
 # ---- ownership ------------------------------------------------------------------------------------------------------
 
 
-class RunInUse(RuntimeError):
+class RunInUse(TrainingFailed):
     """Another process trains in this folder; the message says which."""
 
 

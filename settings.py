@@ -5,23 +5,59 @@ import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
-import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
-from machine import check_precision
+from machine import check_precision, choose_device
+from models.errors import InvalidValue
 from models.lit import RECIPES, Recipe, choose_recipe
 from models.registry import NETWORKS
 
 PROJECT = Path(__file__).resolve().parent
 DRIVE = Path("/content/drive/MyDrive")  # Google Drive, where Colab mounts it: what is there outlives the runtime
-SWITCHES = {  # as the notebook's cell has them
-    "SEED": 42, "ARCH": "auto", "RECIPE": "", "EPOCHS": 0, "BATCH_SIZE": 0, "LOADER": "albumentations", "PRECISION": "",
-    "DEVICES": "auto", "NUM_NODES": 1, "STRATEGY": "auto", "TRAIN": "yes", "FRESH": False, "NUM_SAMPLES": 10,
-    "OPACITY": 0.4, "DATA_DIR": "data", "CHECKPOINT_DIR": "checkpoints", "OUT_DIR": ".", "PUSH_TO": "", "LAUNCH": False,
-}  # fmt: skip
-NUMBERS = {
-    "SEED": int, "EPOCHS": int, "BATCH_SIZE": int, "NUM_NODES": int, "NUM_SAMPLES": int, "OPACITY": int | float
-}  # fmt: skip
+
+
+class Switches(BaseModel):
+    """The notebook's switches, as its cell has them: type, default and what is allowed of each."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")  # strict: 1 is no boolean, "1" no number
+
+    SEED: int = Field(42, ge=0, le=2**32 - 1)
+    ARCH: str = "auto"
+    RECIPE: str = ""
+    EPOCHS: int = Field(0, ge=0, le=10_000)
+    BATCH_SIZE: int = Field(0, ge=0, le=50_000)
+    LOADER: Literal["albumentations", "fast"] = "albumentations"
+    PRECISION: str = ""
+    DEVICES: str = Field("auto", pattern=r"^(auto|[1-9]\d{0,2}|1000)$")
+    NUM_NODES: int = Field(1, ge=1, le=1_000)
+    STRATEGY: Literal["auto", "ddp", "ddp_notebook"] = "auto"
+    TRAIN: Literal["yes", "stored"] = "yes"
+    FRESH: bool = False
+    NUM_SAMPLES: int = Field(10, ge=1, le=20)
+    OPACITY: float = Field(0.4, ge=0, le=1)
+    DATA_DIR: str = "data"
+    CHECKPOINT_DIR: str = "checkpoints"
+    OUT_DIR: str = "."
+    PUSH_TO: str = Field("", pattern=r"^([\w.-]+/[\w.-]+)?$")
+    LAUNCH: bool = False
+
+    @field_validator("ARCH", "RECIPE")
+    @classmethod
+    def known(cls, value: str, info: ValidationInfo) -> str:
+        if value not in choices(info.field_name):
+            raise ValueError  # `check` says it
+        return value
+
+
+def choices(name: str) -> list[str]:
+    """What ARCH or RECIPE may be: its default, and what is registered, a reader's own among it."""
+    return [SWITCHES[name], *{"ARCH": NETWORKS, "RECIPE": RECIPES}[name]]
+
+
+SWITCHES = {name: field.default for name, field in Switches.model_fields.items()}
+IN_WORDS = {"DEVICES": "'auto' or a number from '1' to '1000'", "PUSH_TO": "'' or a Space as 'user/name'"}
 
 
 @dataclass(frozen=True)
@@ -61,89 +97,101 @@ def scratch_folder() -> Path:
     return Path(_temporary().name)
 
 
+def parse_bool(name: str, text: str) -> bool:
+    """Read a yes or no from an environment variable: true, yes, on, 1 or false, no, off, 0; nothing is no."""
+    try:
+        return TypeAdapter(bool).validate_python(text.strip() or "no")
+    except ValidationError as error:
+        raise InvalidValue(f"{name}: expected true or false, got {text!r:.60}") from error
+
+
 def from_environment(name: str, value: object) -> object:
-    """ERA_<name> as a value of the same type, or the value itself. ValueError if it is none of that type.
+    """Read ERA_<name> as a value of the switch's type; without it, the value itself.
 
     Where the data are, other programs ask DATA_DIR; so do we, if ERA_DATA_DIR is not set.
+
+    Raises:
+        InvalidValue: The text is none of that type.
     """
-    text = os.environ.get(f"ERA_{name}", os.environ.get("DATA_DIR") if name == "DATA_DIR" else None)
-    if text is None:
+    text = os.environ.get(f"ERA_{name}")
+    if name == "DATA_DIR":
+        text = text or os.environ.get("DATA_DIR")
+    if text is None or name not in SWITCHES or (name.endswith("_DIR") and not text):
         return value
-    if isinstance(value, bool):
-        if text.lower() not in ("true", "false", "1", "0"):
-            raise ValueError(f"ERA_{name}: expected true or false, got {text!r}")
-        return text.lower() in ("true", "1")
+    kind = type(SWITCHES[name])
+    if kind is bool:
+        return parse_bool(f"ERA_{name}", text)
     try:
-        return type(value)(text)
+        return kind(text)
     except ValueError as error:
-        raise ValueError(f"ERA_{name}: expected a value of type {type(value).__name__}, got {text!r}") from error
+        raise InvalidValue(f"ERA_{name}: expected {expected(name)}, got {text!r:.60}") from error
 
 
-def check(switches: dict) -> None:
-    """Raise ValueError for the first switch that is missing, unknown or out of range."""
+def expected(name: str) -> str:
+    """What may stand in a switch, in words."""
+    field = Switches.model_fields[name]
+    if name in ("ARCH", "RECIPE"):
+        return f"one of {choices(name)}"
+    if field.annotation in (int, float):
+        low, high = field.metadata
+        return f"{'a whole number' if field.annotation is int else 'a number'} from {low.ge} to {high.le}"
+    in_words = IN_WORDS.get(name) or {bool: "True or False", str: "text"}.get(field.annotation)
+    return in_words or f"one of {list(get_args(field.annotation))}"
+
+
+def check(switches: dict) -> Switches:
+    """Raise InvalidValue for the first switch that is missing, unknown, of another type or out of range."""
     if set(switches) != set(SWITCHES):
-        raise ValueError(f"expected the switches {sorted(SWITCHES)}, got {sorted(switches)}")
-    for name, value in switches.items():
-        wanted = NUMBERS.get(name, bool if name in ("FRESH", "LAUNCH") else str)
-        if not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
-            raise ValueError(
-                f"{name}: expected a value of type {getattr(wanted, '__name__', 'float')}, got {value!r:.60}"
-            )
-    for name, allowed in (
-        ("ARCH", ["auto", *NETWORKS]), ("RECIPE", ["", *RECIPES]), ("LOADER", ["albumentations", "fast"]),
-        ("STRATEGY", ["auto", "ddp", "ddp_notebook"]), ("TRAIN", ["yes", "stored"]),
-    ):  # fmt: skip
-        if switches[name] not in allowed:
-            raise ValueError(f"{name}: expected one of {allowed}, got {switches[name]!r}")
-    for name, low, high in (
-        ("SEED", 0, 2**32 - 1),
-        ("EPOCHS", 0, 10_000),
-        ("BATCH_SIZE", 0, 50_000),
-        ("NUM_NODES", 1, 1_000),
-        ("NUM_SAMPLES", 1, 20),
-        ("OPACITY", 0, 1),
-    ):
-        if not low <= switches[name] <= high:
-            raise ValueError(f"{name}: expected a value from {low} to {high}, got {switches[name]}")
-    if switches["DEVICES"] != "auto" and switches["DEVICES"] not in map(str, range(1, 1001)):
-        raise ValueError(f"DEVICES: expected 'auto' or a number from '1' to '1000', got {switches['DEVICES']!r:.60}")
+        raise InvalidValue(f"expected the switches {sorted(SWITCHES)}, got {sorted(switches)}")
+    try:
+        return Switches(**switches)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = problem["loc"][0]
+        raise InvalidValue(f"{name}: expected {expected(name)}, got {problem['input']!r:.60}") from error
+
+
+def folder(name: str, text: str) -> Path:
+    """The folder that a switch names: '~' is the home folder, nothing is the default."""
+    try:
+        return Path(text.strip() or SWITCHES[name]).expanduser()
+    except RuntimeError as error:
+        raise InvalidValue(f"{name}: expected a folder, got {text!r:.200}: {error}") from error
 
 
 def resolve(switches: dict) -> Settings:
     """The settings that follow from the cell's switches (name -> value) and the environment."""
     switches = {name: from_environment(name, value) for name, value in switches.items()}
-    check(switches)
-    smoke = bool(os.environ.get("SMOKE_TEST"))
-    arch = switches["ARCH"]
-    if arch == "auto":
-        arch = "ResNet18" if torch.cuda.is_available() else "FastNet"
-    epochs = min(switches["EPOCHS"] or 2, 2) if smoke else switches["EPOCHS"]
-    name, recipe = choose_recipe(arch, switches["RECIPE"], epochs, switches["BATCH_SIZE"])
-    if switches["PRECISION"]:
-        check_precision(switches["PRECISION"])
+    chosen = check(switches)
+    smoke, device = parse_bool("SMOKE_TEST", os.environ.get("SMOKE_TEST", "")), choose_device().type
+    arch = chosen.ARCH if chosen.ARCH != "auto" else "FastNet" if device == "cpu" else "ResNet18"
+    epochs = min(chosen.EPOCHS or 2, 2) if smoke else chosen.EPOCHS
+    name, recipe = choose_recipe(arch, chosen.RECIPE, epochs, chosen.BATCH_SIZE)
+    if chosen.PRECISION:
+        check_precision(chosen.PRECISION)
     return Settings(
-        seed=switches["SEED"], recipe_name=name, recipe=recipe, fast_loader=switches["LOADER"] == "fast",
-        precision=switches["PRECISION"], placement=placement(switches), train=switches["TRAIN"],
-        fresh=switches["FRESH"], num_samples=switches["NUM_SAMPLES"], opacity=switches["OPACITY"],
-        data_dir=Path(switches["DATA_DIR"]),
-        checkpoint_dir=scratch_folder() if smoke else checkpoint_folder(switches["CHECKPOINT_DIR"]),
-        out_dir=Path(switches["OUT_DIR"]), push_to=switches["PUSH_TO"], launch=switches["LAUNCH"], smoke=smoke,
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        seed=chosen.SEED, recipe_name=name, recipe=recipe, fast_loader=chosen.LOADER == "fast",
+        precision=chosen.PRECISION, placement=placement(chosen), train=chosen.TRAIN, fresh=chosen.FRESH,
+        num_samples=chosen.NUM_SAMPLES, opacity=chosen.OPACITY, data_dir=folder("DATA_DIR", chosen.DATA_DIR),
+        checkpoint_dir=scratch_folder() if smoke else checkpoint_folder(chosen.CHECKPOINT_DIR),
+        out_dir=folder("OUT_DIR", chosen.OUT_DIR), push_to=chosen.PUSH_TO, launch=chosen.LAUNCH, smoke=smoke,
+        device=device,
     )  # fmt: skip
 
 
-def placement(switches: dict) -> dict:
+def placement(chosen: Switches) -> dict:
     """On how many devices of how many machines to train, and how; torchrun knows it if it has started us."""
-    devices, num_nodes = switches["DEVICES"], switches["NUM_NODES"]
+    devices, num_nodes = chosen.DEVICES, chosen.NUM_NODES
     if "TORCHELASTIC_RUN_ID" in os.environ:
         devices, num_nodes = os.environ["LOCAL_WORLD_SIZE"], int(os.environ["GROUP_WORLD_SIZE"])
     devices = devices if devices == "auto" else int(devices)
-    return {"devices": devices, "num_nodes": num_nodes, "strategy": switches["STRATEGY"]}
+    return {"devices": devices, "num_nodes": num_nodes, "strategy": chosen.STRATEGY}
 
 
 def checkpoint_folder(wanted: str) -> Path:
     """Where checkpoints go: as wanted, or on Google Drive if nothing else is wanted and it is mounted."""
-    return DRIVE / "cifar10-checkpoints" if wanted == "checkpoints" and DRIVE.is_dir() else Path(wanted)
+    path = folder("CHECKPOINT_DIR", wanted)
+    return DRIVE / "cifar10-checkpoints" if path == Path("checkpoints") and DRIVE.is_dir() else path
 
 
 def short(recipe: Recipe) -> Recipe:

@@ -6,7 +6,11 @@
 A run that was interrupted goes on. The notebook, run with the same switches, loads the result. More in docs/scaling.md.
 """
 
+import sys
+
 from dataload import load_splits
+from machine import forgive_output
+from models.errors import EXPLAINED
 from settings import SWITCHES, resolve
 from training import data_for, train
 
@@ -18,4 +22,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    forgive_output()
+    try:
+        main()
+    except EXPLAINED as error:
+        sys.exit(f"{type(error).__name__}: {error}")

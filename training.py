@@ -25,9 +25,10 @@ from cells import kernel_shell
 from checkpoints import ChecksumIO, check_room, load_checkpoint, newest_checkpoint
 from dataload import CIFAR10DataModule, Splits, normalize
 from machine import check_precision, choose_device, choose_precision, hardware, native_precisions, versions
-from models.registry import build
 from models.bundle import load_bundle
+from models.errors import Interrupted, InvalidValue, TrainingFailed
 from models.lit import LitClassifier, Recipe
+from models.registry import build
 from progress import Progress, clock, epoch_line
 from run_folder import (
     FACTS,
@@ -89,7 +90,7 @@ class Run:
 def data_for(recipe: Recipe, splits: Splits, seed: int = 42, fast: bool = False) -> CIFAR10DataModule:
     """The loaders as a recipe wants them on this machine: without a GPU in micro-batches, and without workers, which
     would take the cores that train."""
-    gpu = torch.cuda.is_available()
+    gpu = choose_device().type != "cpu"
     return CIFAR10DataModule(
         batch_size=recipe.batch_size if gpu else recipe.micro_batch or recipe.batch_size, num_workers=2 if gpu else 0,
         seed=seed, splits=splits, padding=recipe.padding, cutout=recipe.cutout, fast=fast,
@@ -100,7 +101,7 @@ def accumulation_steps(recipe: Recipe, data: CIFAR10DataModule) -> int:
     """How many of the loader's batches make one of the recipe's. ValueError if they do not."""
     steps, rest = divmod(recipe.batch_size, data.batch_size)
     if rest:
-        raise ValueError(f"a batch of {recipe.batch_size} cannot be made of loader batches of {data.batch_size}")
+        raise InvalidValue(f"a batch of {recipe.batch_size} cannot be made of loader batches of {data.batch_size}")
     return steps
 
 
@@ -133,7 +134,7 @@ def train(
         check_precision(precision)
     accumulation_steps(recipe, data)
     if devices not in ("auto", 1) and kernel_shell() and torch.cuda.is_initialized():
-        raise ValueError(
+        raise InvalidValue(
             f"a notebook that has used a GPU cannot train on {devices}; run"
             f" `torchrun --nproc-per-node {devices} train.py` with the same switches, then this loads the result"
         )
@@ -171,7 +172,7 @@ def begin(folder: Path, identity: dict, recipe: Recipe, data: CIFAR10DataModule,
         archive_run(folder, rank_zero_only.rank == 0, started)
         started, problem = None, ""
     if problem:
-        raise ValueError(f"{problem}, or set FRESH = True to set that run aside and train anew")
+        raise InvalidValue(f"{problem}, or set FRESH = True to set that run aside and train anew")
     if started is None:
         resolved = {"recipe_name": recipe_name} | resolve_auto(recipe, data, identity["precision"])
         started = {"identity": identity, "resolved": resolved, "run_id": uuid.uuid4().hex}
@@ -186,7 +187,7 @@ def resolve_auto(recipe: Recipe, data: CIFAR10DataModule, precision: str) -> dic
     """What was left to this machine, as it decides it when a run begins."""
     return {
         "recipe": asdict(recipe),
-        "device": choose_device(),
+        "device": choose_device().type,
         "precision": choose_precision() if precision == "auto" else precision,
         "batch_size": data.batch_size,
         "num_workers": data.num_workers,
@@ -208,8 +209,8 @@ def cannot_continue(folder: Path, started: dict | None, recipe: Recipe) -> str:
             f"the run in {folder} began with a recipe that 'auto' no longer chooses; continue it with the version of"
             " this project that began it"
         )
-    if resolved["device"] != choose_device():
-        began, here = resolved["device"], choose_device()
+    if resolved["device"] != choose_device().type:
+        began, here = resolved["device"], choose_device().type
     elif automatic and resolved["precision"] not in native_precisions():
         began, here = resolved["precision"], f"{', '.join(native_precisions())} only"
     else:
@@ -236,8 +237,8 @@ def fit(
         auto_insert_metric_name=False, save_on_train_epoch_end=True, enable_version_counter=False,
     )  # fmt: skip
     trainer = pl.Trainer(
-        max_epochs=recipe.epochs, precision=started["resolved"]["precision"], logger=CSVLogger(folder, "logs"),
-        callbacks=[Progress(read_metrics(folder / "logs")), *callbacks, keep_two],
+        accelerator=choose_device().type, max_epochs=recipe.epochs, precision=started["resolved"]["precision"],
+        logger=CSVLogger(folder, "logs"), callbacks=[Progress(read_metrics(folder / "logs")), *callbacks, keep_two],
         plugins=[ChecksumIO()], log_every_n_steps=10, num_sanity_val_steps=0,
         enable_progress_bar=False, enable_model_summary=False, reload_dataloaders_every_n_epochs=1,
         accumulate_grad_batches=accumulation_steps(recipe, data),
@@ -250,13 +251,13 @@ def fit(
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except (torch.OutOfMemoryError, ProcessRaisedException) as error:  # the latter of one of several processes
         if "OutOfMemoryError" not in repr(error):
-            raise RuntimeError(str(error).strip().splitlines()[-1]) from error
+            raise TrainingFailed(str(error).strip().splitlines()[-1]) from error
         smaller = f"set BATCH_SIZE to {recipe.batch_size // 2}" if recipe.batch_size > 1 else "take a smaller network"
-        raise RuntimeError(
+        raise TrainingFailed(
             f"the GPU's memory is too small for batches of {recipe.batch_size} images; {smaller}"
         ) from error
     except SystemExit:  # what Lightning makes of an interrupt
-        raise KeyboardInterrupt(
+        raise Interrupted(
             f"training was interrupted in epoch {trainer.current_epoch + 1} of {recipe.epochs}; run again to continue"
             f" from {folder}, or take what it has learned: run = unfinished_run({str(folder)!r})"
         ) from None
@@ -303,7 +304,7 @@ def finished_run(folder: Path) -> Run | None:
         return None
     path, started = newest_checkpoint(folder), read_json(folder / "started.json", {"resolved"})
     if path is None or started is None:
-        raise ValueError(
+        raise InvalidValue(
             f"{folder} has no complete checkpoint; if it is on a synced drive, wait until that has brought all files,"
             " else set FRESH = True to train anew"
         )
@@ -347,7 +348,7 @@ def unfinished_run(folder: str | Path) -> Run:
     folder = Path(folder)
     started, path = read_json(folder / "started.json", {"identity", "resolved"}), newest_checkpoint(folder)
     if started is None or path is None:
-        raise ValueError(f"{folder} holds no run that has finished an epoch")
+        raise InvalidValue(f"{folder} holds no run that has finished an epoch")
     classifier, epochs = load_checkpoint(path, started["resolved"]["recipe"]["network"])
     table = read_metrics(folder / "logs")
     table = table[table.epoch < epochs]  # the log may be an epoch ahead of the checkpoint
@@ -391,7 +392,8 @@ def range_test(
     steps_per_batch = accumulation_steps(recipe, data)
     classifier = prepare(RangeTest, replace(recipe, low_res=float(recipe.low_res > 0)), data, seed)
     trainer = pl.Trainer(
-        max_steps=steps, precision=choose_precision() if precision in ("", "auto") else precision, devices=1,
+        accelerator=choose_device().type, devices=1, max_steps=steps,
+        precision=choose_precision() if precision in ("", "auto") else precision,
         accumulate_grad_batches=steps_per_batch, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0,
     )  # fmt: skip

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dataload import Images, Splits, load_splits
 from evaluation import accuracy, calibration_error, fit_temperature, predict
-from machine import choose_precision, hardware
+from machine import choose_device, choose_precision, hardware
 from models import lit
 from models.fastnet import FastNet
 from models.lit import RECIPES, Recipe, parameter_groups
@@ -76,7 +76,7 @@ def measure(
     data = data_for(recipe, splits, seed, fast)
     run = train(recipe, data, root, seed, compiled=compiled)
     figures = {"seconds": run.facts["seconds"]}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device().type
     if len(splits.val.labels):
         with torch.autocast(device, torch.bfloat16, enabled=choose_precision() == "bf16-mixed"):
             logits, labels = predict(run.model, device, data.val_dataloader())

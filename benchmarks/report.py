@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from benchmarks.accuracy import RESULTS
 from models.lit import RECIPES
 from models.registry import build
-from progress import MULTIPLY_ADDS, SMALLER, clock
+from progress import SMALLER, clock, multiply_adds
 from utils import save_figure
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -59,7 +59,7 @@ def trick_table(recipe: str = "fastnet-4", folder: Path = RESULTS) -> str:
 def petaflop(row: dict) -> float:
     """Work of a training run: three passes' worth of multiply-adds per image, two operations each."""
     share = 1 - SMALLER * RECIPES[row["recipe"]].low_res
-    return 6e-9 * MULTIPLY_ADDS[row["network"]] * row["train_images"] * row["epochs"] * share
+    return 6e-9 * multiply_adds(row["network"]) * row["train_images"] * row["epochs"] * share
 
 
 def unmeasured(rows: list[dict]) -> list[dict]:

@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from benchmarks.accuracy import RESULTS, all_images
 from dataload import Images, Splits, load_splits
 from evaluation import accuracy, predict
-from machine import choose_precision, hardware, versions
+from machine import choose_device, choose_precision, hardware, versions
 from models.lit import RECIPES, LitClassifier, Recipe, make_optimizer
 from training import data_for, read_metrics, train
 from utils import write_json
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = choose_device().type
 # Enough that what an epoch costs once hardly counts, few enough to alternate every few minutes; on a GPU all images.
 STEP_IMAGES = {"FastNet": 16_000, "CustomResNet": 8_192, "ResNet18": 8_192}
 ROUNDS = 3

@@ -8,16 +8,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from models.errors import Diverged, InvalidValue
 from models.muon import Muon
 from models.registry import NETWORKS, build
 
 NUM_CLASSES = 10
 LOW_RESOLUTION = 24  # pixels: 9/16 of the work of 32
+FEW = 32  # images: BatchNorm's statistics of fewer are too noisy to learn with
+RANGES = {  # of a recipe's numbers: type, smallest, largest
+    "epochs": (int, 1, 10_000),
+    "batch_size": (int, 1, 50_000),
+    "micro_batch": (int, 0, 50_000),
+    "max_lr": (float, 0, 10**9),
+    "bias_lr": (float, 0, 10**9),
+    "muon_lr": (float, 0, 10**9),
+    "momentum": (float, 0, 1),
+    "weight_decay": (float, 0, 100),
+    "label_smoothing": (float, 0, 1),
+    "warmup": (float, 0, 1),
+    "bn_momentum": (float, 0, 1),
+    "padding": (int, 0, 31),  # a reflection needs one pixel more than it adds
+    "cutout": (int, 0, 32),
+    "low_res": (float, 0, 1),
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The numbers of a training run. ValueError if one is out of its range or does not fit the others.
+    """The numbers of a training run. InvalidValue if one is out of its range or does not fit the others.
 
     batch_size: images per step of the optimiser. micro_batch: images that pass through the network at a time where
     there is no GPU, their gradients added up: what stays in the cache need not wait for the memory; 0: the batch.
@@ -46,16 +64,18 @@ class Recipe:
     low_res: float = 0.0
 
     def __post_init__(self):
-        if self.network not in NETWORKS:
-            raise ValueError(f"unknown network {self.network!r}, expected one of {', '.join(NETWORKS)}")
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "low_res", "bn_momentum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
+        if not isinstance(self.network, str) or self.network not in NETWORKS:
+            raise InvalidValue(f"unknown network {self.network!r}, expected one of {', '.join(NETWORKS)}")
+        for name, (kind, low, high) in RANGES.items():
+            value = getattr(self, name)
+            right_kind = isinstance(value, (int, kind)) and not isinstance(value, bool)
+            if not right_kind or not low <= value <= high:  # which NaN is not either
+                a_number = "a whole number" if kind is int else "a number"
+                raise InvalidValue(f"expected {name} from {low} to {high}, {a_number}, got {value!r}")
         if self.micro_batch and self.batch_size % self.micro_batch:
-            raise ValueError(f"a batch_size of {self.batch_size} is no multiple of the micro_batch {self.micro_batch}")
+            raise InvalidValue(
+                f"a batch_size of {self.batch_size} is no multiple of the micro_batch {self.micro_batch}"
+            )
 
 
 FASTNET = Recipe(
@@ -88,26 +108,41 @@ RECIPES = {
 }
 
 
+def fitting_micro_batch(batch_size: int, wanted: int) -> int:
+    """The largest part of at most `wanted` images into which a batch can be divided, or 0 for the whole batch.
+
+    It is 0 as well where the parts would be smaller than BatchNorm can learn with.
+    """
+    part = max(size for size in range(1, min(batch_size, wanted) + 1) if batch_size % size == 0) if wanted else 0
+    return part if FEW <= part < batch_size else 0
+
+
 def choose_recipe(arch: str, name: str = "", epochs: int = 0, batch_size: int = 0) -> tuple[str, Recipe]:
     """The recipe of that name, or the network's first, with its epochs and batch size replaced where they are not 0.
 
-    Raises ValueError for an unknown name or network, and for a recipe of another network.
+    Any batch size from 1 on fits: micro-batches become smaller, or are not used, where it is no multiple of theirs.
+    Raises InvalidValue for an unknown name or network, and for a recipe of another network.
     """
     if arch not in NETWORKS:
-        raise ValueError(f"unknown network {arch!r}, expected one of {', '.join(NETWORKS)}")
+        raise InvalidValue(f"unknown network {arch!r}, expected one of {', '.join(NETWORKS)}")
     name = name or next(key for key, recipe in RECIPES.items() if recipe.network == arch)
     if name not in RECIPES or RECIPES[name].network != arch:
         fitting = [key for key, recipe in RECIPES.items() if recipe.network == arch]
-        raise ValueError(f"expected a recipe for {arch} ({', '.join(fitting)}), got {name!r}")
+        raise InvalidValue(f"expected a recipe for {arch} ({', '.join(fitting)}), got {name!r}")
     changes = {key: value for key, value in (("epochs", epochs), ("batch_size", batch_size)) if value}
-    if 0 < batch_size < RECIPES[name].micro_batch:
-        changes["micro_batch"] = 0  # so small a batch passes through the network as a whole
+    if batch_size > 0:
+        changes["micro_batch"] = fitting_micro_batch(batch_size, RECIPES[name].micro_batch)
     return name, replace(RECIPES[name], **changes)
 
 
 def triangle(done: float, warmup: float) -> float:
-    """The learning rate as a fraction of its peak: from 0 up in a straight line to `warmup`, then down to 0 at 1."""
-    return done / warmup if done < warmup else (1 - done) / (1 - warmup)
+    """The learning rate as a fraction of its peak: from 0 up in a straight line to `warmup`, then down to 0 at 1.
+
+    With a warmup of 0 it only falls, with 1 it only rises. done: from 0 to 1, or a step beyond.
+    """
+    if done < warmup or warmup == 1:
+        return min(1.0, done / warmup)
+    return (1 - done) / (1 - warmup)
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
@@ -193,12 +228,12 @@ class LitClassifier(pl.LightningModule):
         return images * steps * self.trainer.world_size / step_images
 
     def check_finite(self) -> None:
-        """Raise FloatingPointError if a loss of this epoch is no number; it names the step of the first."""
+        """Raise Diverged if a loss of this epoch is no number; it names the step of the first."""
         finite = torch.stack([loss for loss, _, _ in self.history]).isfinite()
         if not finite.all():
             first, parts = int(finite.long().argmin()), self.trainer.accumulate_grad_batches
             step = self.global_step + 1 - ((len(self.history) - 1) // parts - first // parts)
-            raise FloatingPointError(
+            raise Diverged(
                 f"the loss is {float(self.history[first][0])} at step {step}, epoch {self.current_epoch + 1}, with a"
                 f" learning rate of {self.lr_schedulers().get_last_lr()[0]:.3g}; the last checkpoint is kept"
             )

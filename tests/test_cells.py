@@ -27,13 +27,33 @@ def test_a_name_that_is_not_there_yet_says_what_to_run():
 
 def test_what_our_code_refuses_is_one_line():
     source = "settings.check({})"
-    assert line_for(source, {"settings": settings}).startswith("ValueError: expected the switches")
+    assert line_for(source, {"settings": settings}).startswith("InvalidValue: expected the switches")
 
 
 @pytest.mark.parametrize(
     "source",
-    ["1 / 0", "int('x')", "def f(): return missing\nf()", "import json; json.loads('{')"],
-    ids=["other kind", "of a cell", "in a function", "of a library"],
+    [
+        "1 / 0",
+        "int('x')",
+        "def f(): return missing\nf()",
+        "import json; json.loads('{')",
+        "raise ValueError('on purpose')",
+        "import progress; progress.epoch_line(None, 1)",
+        "import dataload; dataload.split(*dataload.sample_cifar10('.'))",
+        "import progress\nclass Row(dict): epoch = 'x'\nprogress.epoch_line(Row(), 1)",
+        "import settings; settings.Path = None; settings.folder('OUT_DIR', '.')",
+    ],
+    ids=[
+        "other kind",
+        "of a cell",
+        "in a function",
+        "of a library",
+        "of a reader",
+        "TypeError of ours",
+        "of a picture",
+        "ValueError of ours",
+        "a bug of ours",
+    ],
 )
 def test_what_nobody_meant_to_raise_keeps_its_traceback(source):
     assert line_for(source) == ""

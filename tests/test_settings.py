@@ -1,12 +1,16 @@
 """Switches are read, overridden, checked, and a run on the sample stays away from the project's results."""
 
+import math
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+import machine
 import settings
-from models.lit import RECIPES
+from models.errors import ProjectError
+from models.lit import RECIPES, Recipe
 from settings import PROJECT, SWITCHES, output_folder, resolve
 
 
@@ -54,13 +58,23 @@ def test_data_dir_may_be_set_without_the_prefix(monkeypatch):
         ("RECIPE", "secret", "RECIPE"),
         ("EPOCHS", -1, "EPOCHS: .*got -1"),
         ("BATCH_SIZE", -5, "BATCH_SIZE"),
-        ("NUM_SAMPLES", 0, "NUM_SAMPLES: expected a value from 1 to 20, got 0"),
+        ("NUM_SAMPLES", 0, "NUM_SAMPLES: expected a whole number from 1 to 20, got 0"),
         ("NUM_SAMPLES", 21, "NUM_SAMPLES"),
         ("OPACITY", 1.5, "OPACITY"),
         ("DEVICES", "0", "DEVICES: expected 'auto' or a number from '1' to '1000', got '0'"),
         ("DEVICES", "all", "DEVICES: .*got 'all'"),
-        ("NUM_NODES", 0, "NUM_NODES: expected a value from 1 to 1000, got 0"),
+        ("NUM_NODES", 0, "NUM_NODES: expected a whole number from 1 to 1000, got 0"),
         ("STRATEGY", "horovod", "STRATEGY: expected one of"),
+        ("SEED", True, "SEED: expected a whole number from 0 to 4294967295, got True"),
+        ("SEED", 1.0, "SEED: expected a whole number .*got 1.0"),
+        ("EPOCHS", "3", "EPOCHS: expected a whole number .*got '3'"),
+        ("FRESH", 1, "FRESH: expected True or False, got 1"),
+        ("LAUNCH", "yes", "LAUNCH: expected True or False, got 'yes'"),
+        ("OPACITY", math.nan, "OPACITY: expected a number from 0 to 1, got nan"),
+        ("OPACITY", True, "OPACITY: expected a number from 0 to 1, got True"),
+        ("ARCH", None, "ARCH: expected one of .*got None"),
+        ("DATA_DIR", 3, "DATA_DIR: expected text, got 3"),
+        ("PUSH_TO", "my-space", "PUSH_TO: expected '' or a Space as 'user/name', got 'my-space'"),
     ],
 )
 def test_a_switch_out_of_its_range_is_refused_by_name(switch, value, message):
@@ -68,14 +82,87 @@ def test_a_switch_out_of_its_range_is_refused_by_name(switch, value, message):
         resolve(SWITCHES | {switch: value})
 
 
-def test_text_where_a_number_belongs_is_refused_by_name(monkeypatch):
-    monkeypatch.setenv("ERA_EPOCHS", "many")
-    with pytest.raises(ValueError, match="ERA_EPOCHS: expected a value of type int, got 'many'"):
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("EPOCHS", "many", "ERA_EPOCHS: expected a whole number from 0 to 10000, got 'many'"),
+        ("SEED", "1.0", "ERA_SEED: expected a whole number .*got '1.0'"),
+        ("SEED", "", "ERA_SEED: expected a whole number .*got ''"),
+        ("OPACITY", "half", "ERA_OPACITY: expected a number from 0 to 1, got 'half'"),
+        ("OPACITY", "nan", "OPACITY: expected a number from 0 to 1, got nan"),
+        ("FRESH", "perhaps", "ERA_FRESH: expected true or false, got 'perhaps'"),
+    ],
+)
+def test_text_of_another_kind_is_refused_by_name(monkeypatch, name, text, message):
+    monkeypatch.setenv(f"ERA_{name}", text)
+    with pytest.raises(ProjectError, match=message):
         resolve(SWITCHES)
-    monkeypatch.setenv("ERA_EPOCHS", "1")
-    monkeypatch.setenv("ERA_FRESH", "perhaps")
-    with pytest.raises(ValueError, match="ERA_FRESH: expected true or false"):
+
+
+@pytest.mark.parametrize("text", ["1", "true", "True", "YES", "on", " y "])
+def test_yes_has_one_meaning_everywhere(monkeypatch, text):
+    for name in ("ERA_LAUNCH", "ERA_FRESH", "SMOKE_TEST"):
+        monkeypatch.setenv(name, text)
+    s = resolve(SWITCHES)
+    assert (s.launch, s.fresh, s.smoke) == (True, True, True)
+
+
+@pytest.mark.parametrize("text", ["0", "false", "False", "NO", "off", "", " "])
+def test_no_has_one_meaning_everywhere(monkeypatch, text):
+    for name in ("ERA_LAUNCH", "ERA_FRESH", "SMOKE_TEST"):
+        monkeypatch.setenv(name, text)
+    s = resolve(SWITCHES | {"LAUNCH": True, "FRESH": True})
+    assert (s.launch, s.fresh, s.smoke) == (False, False, False)
+
+
+def test_a_smoke_test_is_not_guessed(monkeypatch):
+    monkeypatch.setenv("SMOKE_TEST", "maybe")
+    with pytest.raises(ProjectError, match="SMOKE_TEST: expected true or false, got 'maybe'"):
         resolve(SWITCHES)
+
+
+def test_a_whole_number_in_the_cell_takes_a_fraction_from_the_environment(monkeypatch):
+    assert resolve(SWITCHES | {"OPACITY": 1}).opacity == 1
+    monkeypatch.setenv("ERA_OPACITY", "0.5")
+    assert resolve(SWITCHES | {"OPACITY": 1}).opacity == 0.5
+
+
+@pytest.mark.parametrize("name", ["DATA_DIR", "CHECKPOINT_DIR", "OUT_DIR"])
+def test_a_folder_may_begin_at_home_and_nothing_is_the_default(monkeypatch, tmp_path, name):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    field = name.lower()
+    assert getattr(resolve(SWITCHES | {name: "~/here"}), field) == tmp_path / "here"
+    assert getattr(resolve(SWITCHES | {name: ""}), field) == Path(SWITCHES[name])
+    monkeypatch.setenv(f"ERA_{name}", "~/there")
+    assert getattr(resolve(SWITCHES), field) == tmp_path / "there"
+    monkeypatch.setenv(f"ERA_{name}", "")
+    assert getattr(resolve(SWITCHES), field) == Path(SWITCHES[name])
+    monkeypatch.setenv(f"ERA_{name}", "~nobody-of-this-name/there")
+    with pytest.raises(ProjectError, match=f"{name}: expected a folder, got '~nobody"):
+        resolve(SWITCHES)
+
+
+def test_an_empty_data_dir_is_none(monkeypatch):
+    monkeypatch.setenv("DATA_DIR", "")
+    assert resolve(SWITCHES).data_dir == Path("data")
+    monkeypatch.setenv("DATA_DIR", os.path.join("~", "data"))
+    assert resolve(SWITCHES).data_dir == Path.home() / "data"
+
+
+def test_the_device_is_the_one_that_trains(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    for right, device, arch in ((True, "mps", "ResNet18"), (False, "cpu", "FastNet")):
+        monkeypatch.setattr(machine, "mps_trains_right", lambda right=right: right)
+        s = resolve(SWITCHES)
+        assert (s.device, s.recipe.network) == (device, arch)
+
+
+def test_a_network_of_the_reader_s_own_may_be_chosen(monkeypatch):
+    monkeypatch.setitem(settings.NETWORKS, "Deeper", settings.NETWORKS["ResNet18"])
+    monkeypatch.setitem(RECIPES, "deeper-1", Recipe("Deeper"))
+    assert resolve(SWITCHES | {"ARCH": "Deeper", "RECIPE": "deeper-1"}).recipe.network == "Deeper"
 
 
 def test_a_recipe_of_another_network_is_refused():
