@@ -13,6 +13,7 @@ from machine import check_precision, choose_device
 from models.errors import InvalidValue
 from models.lit import RECIPES, Recipe, choose_recipe
 from models.registry import NETWORKS
+from run_folder import AutoChoice, chosen_before
 
 PROJECT = Path(__file__).resolve().parent
 DRIVE = Path("/content/drive/MyDrive")  # Google Drive, where Colab mounts it: what is there outlives the runtime
@@ -63,7 +64,8 @@ IN_WORDS = {"DEVICES": "'auto' or a number from '1' to '1000'", "PUSH_TO": "'' o
 @dataclass(frozen=True)
 class Settings:
     """What applies. recipe: with the epochs and batch size that apply. placement: devices, num_nodes and strategy, as
-    Lightning's Trainer has them. smoke: tests only, two epochs of the sample."""
+    Lightning's Trainer has them. auto: given if ARCH = "auto" chose the recipe. smoke: tests only, two epochs of the
+    sample."""
 
     seed: int
     recipe_name: str
@@ -82,6 +84,7 @@ class Settings:
     launch: bool
     smoke: bool
     device: str
+    auto: AutoChoice | None
 
     def __str__(self) -> str:
         return "\n".join(f"{name:15s} {value}" for name, value in vars(self).items())
@@ -164,19 +167,38 @@ def resolve(switches: dict) -> Settings:
     switches = {name: from_environment(name, value) for name, value in switches.items()}
     chosen = check(switches)
     smoke, device = parse_bool("SMOKE_TEST", os.environ.get("SMOKE_TEST", "")), choose_device().type
-    arch = chosen.ARCH if chosen.ARCH != "auto" else "FastNet" if device == "cpu" else "ResNet18"
+    checkpoint_dir = scratch_folder() if smoke else checkpoint_folder(chosen.CHECKPOINT_DIR)
+    arch, name, auto = chosen.ARCH, chosen.RECIPE, None
+    if arch == "auto":
+        auto = choose_automatically(chosen, checkpoint_dir, device)
+        name, arch = auto.recipe_name, RECIPES[auto.recipe_name].network
     epochs = min(chosen.EPOCHS or 2, 2) if smoke else chosen.EPOCHS
-    name, recipe = choose_recipe(arch, chosen.RECIPE, epochs, chosen.BATCH_SIZE)
+    name, recipe = choose_recipe(arch, name, epochs, chosen.BATCH_SIZE)
     if chosen.PRECISION:
         check_precision(chosen.PRECISION)
     return Settings(
         seed=chosen.SEED, recipe_name=name, recipe=recipe, fast_loader=chosen.LOADER == "fast",
         precision=chosen.PRECISION, placement=placement(chosen), train=chosen.TRAIN, fresh=chosen.FRESH,
         num_samples=chosen.NUM_SAMPLES, opacity=chosen.OPACITY, data_dir=folder("DATA_DIR", chosen.DATA_DIR),
-        checkpoint_dir=scratch_folder() if smoke else checkpoint_folder(chosen.CHECKPOINT_DIR),
+        checkpoint_dir=checkpoint_dir,
         out_dir=folder("OUT_DIR", chosen.OUT_DIR), push_to=chosen.PUSH_TO, launch=chosen.LAUNCH, smoke=smoke,
-        device=device,
+        device=device, auto=auto,
     )  # fmt: skip
+
+
+def choose_automatically(chosen: Switches, checkpoint_dir: Path, device: str) -> AutoChoice:
+    """Choose the recipe for ARCH = "auto": ResNet18's on a GPU, FastNet's without one.
+
+    A run that the same switches began keeps the recipe that was chosen then, on whatever machine, unless
+    FRESH is set.
+    """
+    asked = {name: getattr(chosen, name) for name in ("ARCH", "RECIPE", "EPOCHS", "BATCH_SIZE")}
+    name, _ = choose_recipe("FastNet" if device == "cpu" else "ResNet18", chosen.RECIPE)
+    before = None if chosen.FRESH else chosen_before(checkpoint_dir, asked)
+    if before in RECIPES and before != name:
+        print(f'ARCH = "auto" chose {before} when this run began; with FRESH = True it would choose {name} here')
+        name = before
+    return AutoChoice(asked, name)
 
 
 def placement(chosen: Switches) -> dict:

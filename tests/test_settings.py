@@ -9,6 +9,7 @@ import torch
 
 import machine
 import settings
+import training
 from models.errors import ProjectError
 from models.lit import RECIPES, Recipe
 from settings import PROJECT, SWITCHES, output_folder, resolve
@@ -206,3 +207,24 @@ def test_the_devices_are_as_wanted_or_as_torchrun_has_started_us(monkeypatch):
     for name, value in {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "8", "GROUP_WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
     assert resolve(SWITCHES).placement == {"devices": 8, "num_nodes": 3, "strategy": "auto"}
+
+
+# ---- what auto chose before -----------------------------------------------------------------------------------------
+
+
+def test_auto_keeps_what_it_chose_when_the_run_began_on_another_machine(monkeypatch, tmp_path, tiny_splits, capsys):
+    cell = SWITCHES | {"CHECKPOINT_DIR": str(tmp_path)}
+    monkeypatch.setattr(settings, "choose_device", lambda: torch.device("cpu"))
+    s = resolve(cell)
+    assert (s.recipe.network, s.auto.recipe_name) == ("FastNet", "fastnet-8")
+    data = training.data_for(s.recipe, tiny_splits, s.seed)
+    monkeypatch.setattr(training, "fit", lambda *_, **__: None)
+    training.train(s.recipe, data, s.checkpoint_dir, s.seed, auto=s.auto)
+    monkeypatch.setattr(settings, "choose_device", lambda: torch.device("cuda"))
+    assert resolve(cell).recipe.network == "FastNet"
+    assert (
+        "chose fastnet-8 when this run began; with FRESH = True it would choose resnet18-20" in capsys.readouterr().out
+    )
+    assert resolve(cell | {"FRESH": True}).recipe.network == "ResNet18"  # as it was told
+    assert resolve(cell | {"EPOCHS": 3}).recipe.network == "ResNet18"  # asked for something else
+    assert resolve(cell | {"ARCH": "ResNet18"}).auto is None
