@@ -25,7 +25,8 @@ from machine import forgive_output
 PROJECT = Path(__file__).resolve().parent
 NOTEBOOK = "ERA_S12_Assignment.ipynb"
 HOST, PORT = "127.0.0.1", os.environ.get("GRADIO_SERVER_PORT") or "7860"
-TRANSIENT = re.compile(r"\r[^\r\n]*")  # a line that replaces itself: how far an epoch or a download is
+# What is written over: the start of a line up to a carriage return, and what follows one and may still be.
+TRANSIENT = re.compile(r"\r[^\r\n]*\Z|[^\r\n]*\r(?!\n)")
 
 
 class TalkingClient(NotebookClient):
