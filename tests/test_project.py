@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -301,7 +302,7 @@ def run_of(project: Path, *sources: str, **environment: str) -> subprocess.Compl
     nbformat.write(nbformat.v4.new_notebook(cells=cells), project / run.NOTEBOOK)
     program = (
         f"import sys, pathlib, run; run.PROJECT = pathlib.Path({str(project)!r}); run.PORT = 0;"
-        " run.serve = lambda space: 0; run.forgive_output(); sys.exit(run.run())"
+        " run.serve = lambda space: 0; sys.exit(run.run())"
     )
     return subprocess.run(
         [sys.executable, "-c", program], cwd=PROJECT, env=os.environ | environment, capture_output=True, timeout=120
@@ -328,15 +329,24 @@ def test_a_line_that_replaces_itself_is_not_written_into_a_file(tmp_path):
         time.sleep(1)  # a run's folder is named by the second
 
 
-@pytest.mark.parametrize("program", [
-    "import train\ntrain.main = lambda: print('\\u2588')\nimport runpy; train.forgive_output(); train.main()",
-    "import push, sys; push.forgive_output(); print('\\u2588')",
-])  # fmt: skip
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_a_script_prints_what_it_can(program, encoding):
+def test_the_training_script_prints_what_it_can(encoding):
+    program = (
+        "import dataload, runpy, sys; dataload.load_splits = lambda *_: sys.exit(print('\\u2588'));"
+        " runpy.run_path('train.py', run_name='__main__')"
+    )
     environment = os.environ | {"PYTHONIOENCODING": encoding}
     done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, env=environment, capture_output=True)
     assert (done.returncode, done.stdout.strip()) == (0, b"?"), done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_the_pushing_script_prints_what_it_can(exported_space, tmp_path, encoding):
+    space = shutil.copytree(exported_space, tmp_path / "space")
+    shutil.copyfile(PROJECT / "space/examples/cat.png", space / "examples/\u732b.png")
+    environment, command = os.environ | {"PYTHONIOENCODING": encoding}, ["push.py", "me/mine", "--dry-run", "--space"]
+    done = subprocess.run([sys.executable, *command, space], cwd=PROJECT, env=environment, capture_output=True)
+    assert done.returncode == 0 and b"?.png" in done.stdout, done.stderr
 
 
 def test_a_reader_that_has_gone_does_not_end_a_program(tmp_path):
