@@ -29,6 +29,7 @@ def packages(python: Path) -> dict[str, str]:
 
 
 def main() -> int:
+    forgive_output()
     with tempfile.TemporaryDirectory() as folder:
         environment, copy = Path(folder) / "env", Path(folder) / "project"
         python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -62,5 +63,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    forgive_output()
     sys.exit(main())

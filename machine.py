@@ -204,12 +204,12 @@ class ForgivingOutput(io.TextIOWrapper):
 
 
 def forgive_output() -> None:
-    """From now on printing never ends this program. For the entry points of scripts."""
+    """From now on printing never ends this program. For scripts; a notebook's or a test's output stays as it is."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed when the program was started
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
-        elif type(stream) is io.TextIOWrapper:  # not what a test or a notebook has put in its place
-            encoding, lines = stream.encoding, stream.line_buffering
-            forgiving = ForgivingOutput(stream.detach(), encoding, "replace", line_buffering=lines)
-            setattr(sys, name, forgiving)
+        elif type(stream) is io.TextIOWrapper:
+            stream.flush()
+            lines = stream.line_buffering
+            setattr(sys, name, ForgivingOutput(stream.buffer, stream.encoding, "replace", line_buffering=lines))

@@ -223,7 +223,8 @@ class Progress(Callback):
     def estimate(self, trainer: pl.Trainer, module: pl.LightningModule, seconds: float) -> None:
         """Print what the whole run takes, and what would take less where that is long."""
         epochs = trainer.max_epochs - self.first_epoch
-        print(f"{'now ' if self.said else ''}about {clock(seconds)} for {epochs} epochs")
+        in_words = clock(seconds) if seconds > 600 else f"{seconds:.0f} s"  # 100 s are not yet 2 min
+        print(f"{'now ' if self.said else ''}about {in_words} for {epochs} epochs")
         if not self.said and seconds > 60 * LONG and self.first_epoch == 0:
             with contextlib.suppress(Exception):  # advice never ends a run, whatever network or file it is given
                 work = self.workload(trainer, module)

@@ -63,6 +63,7 @@ def push_space(
 
 
 def main() -> None:
+    forgive_output()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("repo_id", metavar="user/name")
     parser.add_argument("--space", default=SPACE, type=Path)
@@ -72,5 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    forgive_output()
     main()

@@ -25,7 +25,8 @@ from machine import forgive_output
 PROJECT = Path(__file__).resolve().parent
 NOTEBOOK = "ERA_S12_Assignment.ipynb"
 HOST, PORT = "127.0.0.1", os.environ.get("GRADIO_SERVER_PORT") or "7860"
-TRANSIENT = re.compile(r"\r[^\r\n]*")  # a line that replaces itself: how far an epoch or a download is
+# What is written over: the start of a line up to a carriage return, and what follows one and may still be.
+TRANSIENT = re.compile(r"(?:\r[^\r\n]*)+\Z|[^\r\n]*\r(?!\n)")
 
 
 class TalkingClient(NotebookClient):
@@ -137,6 +138,7 @@ def results(folder: Path) -> dict:
 
 def run() -> int:
     """Execute, then serve: the run's own Space if it was on CIFAR-10, else the committed one."""
+    forgive_output()  # cells print what a terminal may not be able to show
     if not port_is_free():
         print(f"Port {PORT} is in use. Stop what uses it, or set GRADIO_SERVER_PORT to another one.")
         return 1
@@ -185,6 +187,7 @@ def publish(folder: str | None) -> int:
 
 
 def main() -> int:
+    forgive_output()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=["run", "app", "publish"])
     parser.add_argument("folder", nargs="?", help="publish: the run, default: the newest on CIFAR-10")
@@ -197,5 +200,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    forgive_output()
     sys.exit(main())

@@ -16,13 +16,13 @@ from training import data_for, train
 
 
 def main() -> None:
+    forgive_output()
     s = resolve(SWITCHES)
     data = data_for(s.recipe, load_splits(s.data_dir, s.seed), s.seed, s.fast_loader)
     train(s.recipe, data, s.checkpoint_dir, s.seed, s.fresh, s.precision, auto=s.auto, **s.placement)
 
 
 if __name__ == "__main__":
-    forgive_output()
     try:
         main()
     except EXPLAINED as error:

@@ -70,8 +70,8 @@ class Recipe:
             value = getattr(self, name)
             right_kind = isinstance(value, (int, kind)) and not isinstance(value, bool)
             if not right_kind or not low <= value <= high:  # which NaN is not either
-                a_number = "a whole number" if kind is int else "a number"
-                raise InvalidValue(f"expected {name} from {low} to {high}, {a_number}, got {value!r}")
+                whole = ", a whole number" if kind is int else ""
+                raise InvalidValue(f"expected {name} from {low} to {high}{whole}, got {value!r}")
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise InvalidValue(
                 f"a batch_size of {self.batch_size} is no multiple of the micro_batch {self.micro_batch}"

@@ -32,29 +32,12 @@ def test_what_our_code_refuses_is_one_line():
 
 @pytest.mark.parametrize(
     "source",
-    [
-        "1 / 0",
-        "int('x')",
-        "def f(): return missing\nf()",
-        "import json; json.loads('{')",
-        "raise ValueError('on purpose')",
-        "import progress; progress.epoch_line(None, 1)",
-        "import dataload; dataload.split(*dataload.sample_cifar10('.'))",
-        "import progress\nclass Row(dict): epoch = 'x'\nprogress.epoch_line(Row(), 1)",
-        "import settings; settings.Path = None; settings.folder('OUT_DIR', '.')",
-    ],
-    ids=[
-        "other kind",
-        "of a cell",
-        "in a function",
-        "of a library",
-        "of a reader",
-        "TypeError of ours",
-        "of a picture",
-        "ValueError of ours",
-        "a bug of ours",
-    ],
-)
+    ["1 / 0", "int('x')", "def f(): return missing\nf()", "import json; json.loads('{')",
+     "import evaluation, torch; evaluation.predict(torch.nn.Identity(), 'cpu', [])",
+     "import progress; progress.clock('long')", "import download, pathlib; download.md5(pathlib.Path('missing'))"],
+    ids=["other kind", "of a cell", "in a function", "of a library", "ValueError of ours", "TypeError of ours",
+         "OSError of ours"],
+)  # fmt: skip
 def test_what_nobody_meant_to_raise_keeps_its_traceback(source):
     assert line_for(source) == ""
 
@@ -79,11 +62,49 @@ def test_the_clock_adds_up_the_cells_of_each_section(tmp_path):
         nbformat.v4.new_markdown_cell("text"), nbformat.v4.new_code_cell("second"),
     ])  # fmt: skip
     nbformat.write(notebook, tmp_path / "lesson.ipynb")
+    (tmp_path / "broken.ipynb").write_text("{")
+    (tmp_path / "other.ipynb").write_text('{"cells": [{"source": "## 9. Other"}, {"source": ["second"]}]}')
     clock = cells.Clock()
     clock.seconds = {"setup": 1.0, "first\nline": 4.0, "second": 2.5, "changed by a reader": 2.5}
-    lines = [line.split() for line in clock.table(tmp_path / "lesson.ipynb").splitlines()]
+    lines = [line.split() for line in clock.table([tmp_path]).splitlines()]
     assert lines[0] == ["1.", "Setup", "1.0", "s", "10%"] and lines[1] == ["2.", "Work", "6.5", "s", "65%"]
     assert lines[2] == ["changed", "cells", "2.5", "s", "25%"] and lines[3] == ["all", "cells", "10.0", "s"]
+
+
+def test_the_clock_needs_no_notebook(tmp_path):
+    clock = cells.Clock()
+    assert clock.table([tmp_path]).split() == ["all", "cells", "0.0", "s"]
+    clock.seconds = {"first": 0.0, "second": 0.0}
+    assert clock.table([tmp_path]).splitlines()[0].split() == ["changed", "cells", "0.0", "s", "0%"]
+
+
+@pytest.mark.parametrize("backend", ["Agg", "TkAgg", None])
+def test_figures_are_pictures_whatever_the_backend_is_called(monkeypatch, backend):
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    if backend:
+        monkeypatch.setenv("MPLBACKEND", backend)
+    sources = ["import sys; sys.path.insert(0, '.'); import progress, cells; cells.inline_figures()",
+               "import matplotlib.pyplot as plt\nfig, _ = plt.subplots(); plt.close(fig)\nfig"]  # fmt: skip
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    NotebookClient(notebook, timeout=60, resources={"metadata": {"path": cells.PROJECT}}).execute()
+    (output,) = notebook.cells[1].outputs
+    assert "image/png" in output.data
+
+
+def test_the_transient_line_leaves_nothing_in_a_notebook():
+    source = """import sys; sys.path.insert(0, '.')
+import time, progress
+print('before')
+line = progress.TransientLine()
+for number in range(3):
+    line.show(f'epoch {number}'); time.sleep(0.2)
+line.show('')
+print('after')"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    where = {"metadata": {"path": cells.PROJECT}}
+    NotebookClient(notebook, timeout=60, coalesce_streams=True, resources=where).execute()
+    (output,) = notebook.cells[0].outputs
+    assert output.text.split() == ["before", "after"] and "widgets" not in notebook.metadata
 
 
 def test_in_a_kernel_the_clock_measures_every_cell_once_however_often_it_is_started():
@@ -99,8 +120,9 @@ def test_in_a_kernel_the_clock_measures_every_cell_once_however_often_it_is_star
 
 
 def test_outside_a_notebook_nothing_happens():
+    program = "import cells; cells.short_errors(); cells.time_cells(); cells.inline_figures(); print(1)"
     done = subprocess.run(
-        [sys.executable, "-c", "import cells; cells.short_errors(); cells.time_cells(); print(1)"],
+        [sys.executable, "-c", program],
         cwd=cells.PROJECT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout == "1\n" and done.stderr == ""

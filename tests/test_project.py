@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -290,6 +294,139 @@ def test_a_failing_cell_is_reported_and_the_notebook_up_to_it_is_kept(project, c
     assert "[cell 1 of 2] 1. First" in told and "so far" in told and "ZeroDivisionError" in told
     (kept,) = (project / "runs").glob(f"*/{run.NOTEBOOK}")
     assert "so far" in kept.read_text()
+
+
+def run_of(project: Path, *sources: str, **environment: str) -> subprocess.CompletedProcess:
+    """`make run` in a process of its own, of a notebook with these cells; what it prints, as bytes."""
+    cells = [nbformat.v4.new_markdown_cell("## 1. First"), *map(nbformat.v4.new_code_cell, sources)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), project / run.NOTEBOOK)
+    program = (
+        f"import sys, pathlib, run; run.PROJECT = pathlib.Path({str(project)!r}); run.PORT = 0;"
+        " run.serve = lambda space: 0; sys.exit(run.run())"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=PROJECT, env=os.environ | environment, capture_output=True, timeout=120
+    )
+
+
+BLOCKS = "print('\u2588\u2588 done', '\\u03b1 \\U0001f600')"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8"])
+def test_what_a_terminal_cannot_show_does_not_end_a_run(tmp_path, encoding):
+    done = run_of(tmp_path, BLOCKS, PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert " done" in done.stdout.decode(encoding) and "The executed notebook is" in done.stdout.decode(encoding)
+    (kept,) = (tmp_path / "runs").glob(f"*/{run.NOTEBOOK}")
+    assert "\u2588\u2588 done" in kept.read_text(encoding="utf-8")
+
+
+def test_a_line_that_replaces_itself_is_not_written_into_a_file(tmp_path):
+    source = "print('a\\n\\rbar 1', end=''); print('\\rbar 2', end=''{}); print('\\r     \\rb')"
+    for flush in ("", ", flush=True"):  # in one message or in two
+        told = run_of(tmp_path, source.format(flush), "print('\\r\\nc')").stdout.decode()
+        assert "a\nb\n" in told and "c\n" in told and "bar" not in told
+        time.sleep(1)  # a run's folder is named by the second
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_the_training_script_prints_what_it_can(encoding):
+    program = (
+        "import dataload, runpy, sys; dataload.load_splits = lambda *_: sys.exit(print('\\u2588'));"
+        " runpy.run_path('train.py', run_name='__main__')"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, env=environment, capture_output=True)
+    assert (done.returncode, done.stdout.strip()) == (0, b"?"), done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_the_pushing_script_prints_what_it_can(exported_space, tmp_path, encoding):
+    space = shutil.copytree(exported_space, tmp_path / "space")
+    shutil.copyfile(PROJECT / "space/examples/cat.png", space / "examples/\u732b.png")
+    environment, command = os.environ | {"PYTHONIOENCODING": encoding}, ["push.py", "me/mine", "--dry-run", "--space"]
+    done = subprocess.run([sys.executable, *command, space], cwd=PROJECT, env=environment, capture_output=True)
+    assert done.returncode == 0 and b"?.png" in done.stdout, done.stderr
+
+
+def test_a_reader_that_has_gone_does_not_end_a_program(tmp_path):
+    code = (
+        "import machine, pathlib, sys; machine.forgive_output()\n"
+        "for _ in range(20000): print('more', flush=_ % 2)\n"
+        f"pathlib.Path({str(tmp_path / 'end')!r}).touch()"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child.stdout.readline()
+    child.stdout.close()
+    assert child.wait(60) == 0 and (tmp_path / "end").exists() and child.stderr.read() == b""
+    child.stderr.close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell of Unix")
+def test_standard_output_may_be_closed():
+    code = "import machine; machine.forgive_output(); print('nobody hears it', flush=True)"
+    assert subprocess.run(f'"{sys.executable}" -c "{code}" >&- 2>&-', shell=True, cwd=PROJECT).returncode == 0
+
+
+@pytest.mark.parametrize("backend", ["Agg", "TkAgg"])
+def test_figures_of_a_run_are_pictures(tmp_path, backend):
+    source = "import matplotlib.pyplot as plt\nplt.subplots()[0]"
+    assert run_of(tmp_path, source, MPLBACKEND=backend).returncode == 0
+    (kept,) = (tmp_path / "runs").glob(f"*/{run.NOTEBOOK}")
+    (cell,) = code_cells(nbformat.read(kept, as_version=4))
+    assert any("image/png" in output.get("data", {}) for output in cell.outputs)
+
+
+@pytest.mark.parametrize(("how", "told"), [
+    ("os.kill(os.getpid(), signal.SIGKILL)", "memory ran out"),
+    ("os.kill(os.getpid(), signal.SIGSEGV)", "signal 11 (Segmentation fault)"),
+    ("os._exit(3)", "its exit code is 3"),
+    ("os._exit(137)", "memory ran out"),
+])  # fmt: skip
+@pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
+def test_a_kernel_that_dies_is_told_from_ctrl_c_and_of_what(tmp_path, how, told):
+    done = run_of(tmp_path, "print('so far')", f"import os, signal; {how}")
+    text = done.stdout.decode()
+    assert done.returncode == 1 and "kernel died" in text and told in text and "Stopped" not in text
+    assert "Run again to continue the training" in text
+    (kept,) = (tmp_path / "runs").glob(f"*/{run.NOTEBOOK}")
+    assert "so far" in kept.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("system", "options"), [("nt", []), ("posix", [socket.SO_REUSEADDR])])
+def test_a_port_is_tried_without_reuse_on_windows(monkeypatch, system, options):
+    asked = []
+
+    class Socket(socket.socket):
+        def setsockopt(self, level, option, value):
+            asked.append(option)
+
+    monkeypatch.setattr(run.socket, "socket", Socket)
+    monkeypatch.setattr(run, "os", SimpleNamespace(name=system))
+    monkeypatch.setattr(run, "PORT", "0")
+    assert run.port_is_free() and asked == options
+
+
+def test_a_port_in_use_is_seen(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setattr(run, "PORT", str(listener.getsockname()[1]))
+        assert not run.port_is_free()
+
+
+@pytest.mark.parametrize(("port", "code"), [("seven", 2), ("70000", 2), ("-1", 2), ("", 1)])
+def test_a_port_that_is_none_is_refused_and_nothing_is_the_default(port, code):
+    environment, command = os.environ | {"GRADIO_SERVER_PORT": port}, ["run.py", "publish", "no-such-run"]
+    done = subprocess.run([sys.executable, *command], cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert done.returncode == code and (code == 1 or "GRADIO_SERVER_PORT: expected a number" in done.stderr)
+
+
+def test_the_script_refuses_in_a_sentence():
+    environment = os.environ | {"ERA_EPOCHS": "many"}
+    done = subprocess.run([sys.executable, "train.py"], cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1] == (
+        "InvalidValue: ERA_EPOCHS: expected a whole number from 0 to 10000, got 'many'"
+    )
+    assert "Traceback" not in done.stderr
 
 
 def test_ctrl_c_stops_the_notebook_and_says_how_to_go_on(tmp_path):

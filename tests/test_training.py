@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -13,10 +14,11 @@ from checkpoints import load_checkpoint, newest_checkpoint, sidecar
 from dataload import CIFAR10DataModule, normalize
 from models import lit
 from models.bundle import sha256
+from models.errors import ProjectError
 from models.fastnet import FastNet
-from models.lit import RECIPES, LitClassifier, Recipe, choose_recipe, triangle
+from models.lit import RANGES, RECIPES, LitClassifier, Recipe, choose_recipe, triangle
 from models.registry import build
-from progress import LiveCurves, smaller_budget, work
+from progress import LiveCurves, Progress, Workload, clock, multiply_adds, smaller_budget
 from training import data_for, range_test, read_metrics, train
 
 RECIPE = Recipe("CustomResNet", epochs=3, batch_size=32, max_lr=0.02)
@@ -52,6 +54,15 @@ def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
         ({"low_res": -0.1}, "low_res"),
         ({"network": "VGG"}, "unknown network 'VGG'"),
         ({"batch_size": 100, "micro_batch": 30}, "batch_size of 100 is no multiple of the micro_batch 30"),
+        ({"epochs": 2.5}, "expected epochs from 1 to 10000, a whole number, got 2.5"),
+        ({"epochs": True}, "expected epochs .*got True"),
+        ({"max_lr": "0.1"}, "expected max_lr from 0 to .*got '0.1'"),
+        ({"max_lr": None}, "max_lr"),
+        ({"padding": 32}, "expected padding from 0 to 31"),
+        ({"cutout": 33}, "expected cutout from 0 to 32"),
+        ({"network": ["ResNet18"]}, "unknown network"),
+        ({"momentum": 1.5}, "momentum from 0 to 1, got 1.5"),
+        *(({name: value}, f"expected {name} from") for name in RANGES for value in (float("nan"), float("inf"), -1)),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(change, message):
@@ -67,6 +78,17 @@ def test_the_recipe_is_chosen_by_network_or_name():
         choose_recipe("ResNet18", "custom-10")
     with pytest.raises(ValueError, match="unknown network 'VGG'"):
         choose_recipe("VGG")
+
+
+@pytest.mark.parametrize("arch", ["ResNet18", "CustomResNet", "FastNet"])
+def test_half_of_any_batch_size_is_accepted_as_the_advice_says(arch):
+    for batch_size in [*range(2, 520), 1000, 1999, 2000, 50_000]:
+        recipe = choose_recipe(arch, batch_size=batch_size // 2)[1]
+        parts, rest = divmod(recipe.batch_size, recipe.micro_batch or recipe.batch_size)
+        assert rest == 0 and (parts == 1 or 32 <= recipe.micro_batch <= choose_recipe(arch)[1].micro_batch)
+    assert choose_recipe("ResNet18", batch_size=192)[1].micro_batch == 96
+    assert choose_recipe("ResNet18", batch_size=256)[1].micro_batch == 128
+    assert choose_recipe("ResNet18", batch_size=383)[1].micro_batch == 0  # a prime
 
 
 def test_the_learning_rate_rises_and_falls_with_every_step():
@@ -89,6 +111,17 @@ def test_the_learning_rate_rises_and_falls_with_every_step():
 def test_the_triangle_goes_from_0_over_1_back_to_0():
     assert [triangle(x, 0.2) for x in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx([0, 0.5, 1, 0.5, 0])
     assert [triangle(x, 0) for x in (0, 0.5, 1)] == [1, 0.5, 0]  # no warm-up: it begins at the peak
+    assert [triangle(x, 1) for x in (0, 0.5, 1, 1.1)] == [0, 0.5, 1, 1]  # nothing else: it only rises
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 1.0])
+@pytest.mark.parametrize("low_res", [0, 1])
+def test_the_ends_of_the_ranges_train(data, tmp_path, warmup, low_res):
+    ends = {"warmup": warmup, "low_res": low_res, "padding": 31, "cutout": 32}
+    recipe = dataclasses.replace(RECIPE, network="FastNet", epochs=2, **ends)
+    run = train(recipe, data, tmp_path, precision="32-true")
+    rates = pd.read_csv(run.metrics_csv).dropna(subset="lr_step").lr_step.tolist()
+    assert rates == sorted(rates, reverse=not warmup) and len(set(rates)) == 4
 
 
 # ---- steps ----
@@ -195,21 +228,219 @@ def test_an_epoch_s_metrics_weigh_each_image_alike(monkeypatch):
 
 
 def test_a_slow_machine_is_offered_what_was_measured_and_fits(tmp_path):
+    measured = tmp_path / "measured.json"
     rows = [
-        {"network": "FastNet", "recipe": "fastnet-8", "epochs": 8, "single": 0.93, "train_images": 45_000},
-        {"network": "FastNet", "recipe": "fastnet-2", "epochs": 2, "single": 0.85, "train_images": 45_000},
+        {"network": "FastNet", "recipe": "fastnet-8", "epochs": 8, "val_single": 0.93, "single": 0.95},
+        {"network": "FastNet", "recipe": "fastnet-4", "epochs": 4, "val_single": 0.94, "single": 0.91},
+        {"network": "FastNet", "recipe": "fastnet-2", "epochs": 2, "val_single": 0.85, "single": 0.84},
+        {"network": "FastNet", "recipe": "fastnet-2", "epochs": 2, "single": 0.99},  # was not validated
+        {"network": "FastNet", "recipe": "of-old", "epochs": 2, "val_single": 0.99, "single": 0.99},
     ]
-    (tmp_path / "measured.json").write_text(json.dumps(rows))
-    offer = smaller_budget("ResNet18", 2, tmp_path / "measured.json")  # 2 epochs of it are 9.4 of FastNet
-    assert '"fastnet-8"' in offer and "93.0%" in offer and "20 minutes" in offer
-    assert '"fastnet-2"' in smaller_budget("FastNet", 3, tmp_path / "measured.json")
-    assert "EPOCHS = 1 would take less" in smaller_budget("FastNet", 1.9, tmp_path / "measured.json")
+    measured.write_text(json.dumps([row | {"train_images": 45_000} for row in rows]))
+    offer = smaller_budget("ResNet18", 2, measured)  # 2 epochs of it are 9.4 of FastNet
+    assert '"fastnet-4"' in offer and "validation accuracy of about 94.0%" in offer and "20 minutes" in offer
+    assert '"fastnet-2"' in smaller_budget("FastNet", 3, measured)
+    assert "EPOCHS = 1 would take less" in smaller_budget("FastNet", 1.9, measured)
     assert "EPOCHS = 1 would take more" in smaller_budget("FastNet", 0.4, tmp_path / "missing.json")
 
 
-def test_low_resolution_counts_as_less_work():
-    assert work(0, 10, 0) == 10
-    assert work(0, 10, 10) == pytest.approx(10 * 9 / 16) and work(8, 12, 10) == pytest.approx(2 * 9 / 16 + 2)
+@pytest.mark.parametrize("network", ["ResNet18", "CustomResNet", "FastNet"])
+@pytest.mark.parametrize("epochs", [0.1, 1, 3, 9, 40])
+def test_what_is_offered_is_a_choice_that_settings_take(network, epochs):
+    offer = smaller_budget(network, epochs)
+    if "ARCH" in offer:
+        _, arch, _, recipe, *_ = offer.split('"')
+        assert choose_recipe(arch, recipe)[1].network == arch
+    else:
+        assert choose_recipe(network, "", int(offer.split("EPOCHS = ")[1].split()[0]))[1].epochs >= 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "[{}]", "null", '{"network": 1}'])
+def test_a_damaged_measurement_is_none(tmp_path, content):
+    (tmp_path / "measured.json").write_text(content)
+    assert "EPOCHS = 3 would take less" in smaller_budget("FastNet", 3.5, tmp_path / "measured.json")
+
+
+def test_a_network_of_the_reader_s_own_is_advised_too(monkeypatch):
+    class Deeper(torch.nn.Sequential):
+        def __init__(self, _):
+            super().__init__(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
+
+    monkeypatch.setitem(lit.NETWORKS, "Deeper", Deeper)
+    assert "would take" in smaller_budget("Deeper", 5) and "would take" in smaller_budget("unknown", 5)
+    multiply_adds.cache_clear()
+
+
+def test_the_multiply_adds_are_those_of_the_papers():
+    counted = [multiply_adds(name) for name in ("ResNet18", "CustomResNet", "FastNet")]
+    assert counted == [555, 379, 118]  # millions; kuangliu's net has 0.56 G, by ptflops
+
+
+def test_low_resolution_counts_as_less_work_and_validation_as_a_forward_pass():
+    assert Workload(1, 10, 0, 0).left(0) == 10
+    assert Workload(1, 10, 10, 0).left(0) == pytest.approx(10 * 9 / 16)
+    assert Workload(1, 12, 10, 0).left(0, 8) == pytest.approx(2 * 9 / 16 + 2)
+    assert Workload(2, 10, 0, 3).left(0) == pytest.approx(22) and Workload(2, 10, 0, 3).left(1) == pytest.approx(11)
+
+
+class Clock:
+    """A machine whose steps take as long as they are told to."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def perf_counter(self):
+        return self.now
+
+
+def told_by(monkeypatch, capsys, low_res=0.4, epochs=4, batches=180, slower_from=99, network="FastNet"):
+    """What Progress prints while a made-up machine trains, and how long that takes it: a batch 1 s at full resolution
+    and 9/16 s at low, validation a third, the first batches 3 s, checkpoint and log 4 s; from an epoch on, twice."""
+    made_up, validation = Clock(), 5000
+    monkeypatch.setattr("progress.time", made_up)
+    images = SimpleNamespace(val=SimpleNamespace(labels=range(validation)))
+    trainer = SimpleNamespace(
+        is_global_zero=True, current_epoch=0, max_epochs=epochs, num_training_batches=batches, callback_metrics={},
+        global_step=0, logger=None, datamodule=SimpleNamespace(splits=images, batch_size=250),
+    )  # fmt: skip
+    recipe = SimpleNamespace(low_res=low_res, network=network)
+    module = SimpleNamespace(device=torch.device("cpu"), rates={}, recipe=recipe)
+    progress = Progress(pd.DataFrame({"epoch": []}))
+    monkeypatch.setattr(progress, "write", lambda *_: None)
+    monkeypatch.setattr("progress.epoch_line", lambda *_: "epoch")
+    monkeypatch.setattr(LiveCurves, "add", lambda *_: None)
+    progress.on_train_start(trainer, module)
+    for epoch in range(epochs):
+        trainer.current_epoch, pace = epoch, 2 if epoch >= slower_from else 1
+        for index in range(batches):
+            small = epoch * batches + index < low_res * epochs * batches
+            made_up.now += pace * (3 if epoch == 0 and index < 3 else 9 / 16 if small else 1)
+            progress.on_train_batch_end(trainer, module, None, None, index)
+        made_up.now += pace * validation / 250 / 3
+        progress.on_train_epoch_end(trainer, module)
+        made_up.now += 4
+    return capsys.readouterr().out.splitlines(), made_up.now - 1000
+
+
+def seconds(line: str) -> float:
+    """'about 42 s for 1 epochs' -> 42, also in minutes."""
+    number, unit = line.removeprefix("now ").split()[1:3]
+    return float(number) * {"s": 1, "min": 60}[unit]
+
+
+@pytest.mark.parametrize("low_res", [0, 0.4, 1])
+@pytest.mark.parametrize(("epochs", "batches"), [(1, 100), (4, 180), (8, 180)])
+def test_the_estimate_holds_everything_from_the_start_to_the_end(monkeypatch, capsys, low_res, epochs, batches):
+    lines, took = told_by(monkeypatch, capsys, low_res, epochs, batches)
+    (said,) = [line for line in lines if line.startswith(("about", "now about"))]
+    assert seconds(said) == pytest.approx(took, rel=0.15) and said.endswith(f"for {epochs} epochs")
+
+
+def test_the_estimate_is_corrected_where_the_machine_becomes_slower(monkeypatch, capsys):
+    lines, took = told_by(monkeypatch, capsys, slower_from=1, epochs=6)
+    first, *later = [line for line in lines if "about" in line]
+    assert seconds(first) < 0.8 * took and later and all(line.startswith("now about") for line in later)
+    assert seconds(later[-1]) == pytest.approx(took, rel=0.15)
+
+
+@pytest.mark.parametrize("network", ["ResNet18", "of a reader's own"])
+def test_advice_never_ends_a_run(monkeypatch, capsys, network):
+    lines, _ = told_by(monkeypatch, capsys, epochs=20, network=network)
+    assert "This machine needs more than 20 minutes" in lines[1]
+    monkeypatch.setattr("progress.smaller_budget", lambda *_: 1 / 0)
+    assert len(told_by(monkeypatch, capsys, epochs=20)[0]) == 21  # a line for each epoch, and the estimate
+
+
+def test_an_epoch_of_a_few_batches_ends_without_an_estimate(monkeypatch, capsys):
+    lines, _ = told_by(monkeypatch, capsys, epochs=1, batches=2)
+    assert lines == ["epoch"] and clock(0) == "0 s"
+
+
+# ---- device ----
+
+
+@pytest.fixture
+def apple_gpu(monkeypatch):
+    """A Mac, as torch would see it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    tested = machine.mps_trains_right
+    tested.cache_clear()
+    yield
+    tested.cache_clear()
+
+
+def test_the_self_test_agrees_with_itself_and_moves_no_random_number():
+    state = torch.get_rng_state()
+    assert machine.steps_agree("cpu", "cpu")
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 2, 3, 4, 5, 6, 7])
+def test_the_self_test_sees_one_wrong_result(monkeypatch, wrong):
+    right = machine.training_step
+
+    def second_is_wrong(device):
+        values = right("cpu")
+        if device == "mps":
+            values[wrong] = values[wrong] * 1.01
+        return values
+
+    monkeypatch.setattr(machine, "training_step", second_is_wrong)
+    assert not machine.steps_agree("cpu", "mps")
+
+
+@pytest.mark.parametrize("result", [float("nan"), float("inf")])
+def test_a_result_that_is_no_number_disagrees(monkeypatch, result):
+    right = machine.training_step
+    monkeypatch.setattr(
+        machine, "training_step", lambda device: [v if device == "cpu" else v * result for v in right("cpu")]
+    )
+    assert not machine.steps_agree("cpu", "mps")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, AssertionError, TypeError])
+def test_a_device_on_which_the_step_fails_disagrees(monkeypatch, error):
+    right = machine.training_step
+
+    def fails(device):
+        if device == "mps":
+            raise error("view size is not compatible")
+        return right(device)
+
+    monkeypatch.setattr(machine, "training_step", fails)
+    assert not machine.steps_agree("cpu", "mps")
+
+
+def test_an_apple_gpu_that_computes_otherwise_is_left_alone_and_that_is_said_once(apple_gpu, capsys):
+    for _ in range(3):  # there is none here, so the self-test, in a process of its own, fails
+        assert machine.choose_device().type == "cpu"
+    assert capsys.readouterr().out.count("Apple GPU") == 1
+    assert "CPU" in machine.hardware() and "bf16-mixed" in machine.possible_precisions()
+
+
+def test_an_apple_gpu_that_agrees_is_used_in_fp32(apple_gpu, monkeypatch):
+    monkeypatch.setattr(machine, "mps_trains_right", lambda: True)
+    assert machine.choose_device().type == "mps" and machine.choose_precision() == "32-true"
+    assert machine.hardware().startswith("Apple GPU") and machine.possible_precisions() == ["32-true"]
+    with pytest.raises(ProjectError, match="Apple GPU .* has .32-true., got 'bf16-mixed'"):
+        machine.check_precision("bf16-mixed")
+
+
+def test_the_trainer_takes_the_device_that_was_chosen(monkeypatch, apple_gpu, data, tmp_path):
+    given = []
+
+    def trainer(**settings):
+        given.append(settings["accelerator"])
+        raise InterruptedError
+
+    monkeypatch.setattr(training.pl, "Trainer", trainer)
+    for right, device in ((False, "cpu"), (True, "mps")):
+        monkeypatch.setattr(machine, "mps_trains_right", lambda right=right: right)
+        for start in (lambda: train(RECIPE, data, tmp_path, precision="32-true"), lambda: range_test(RECIPE, data)):
+            with pytest.raises(InterruptedError):
+                start()
+            assert given[-1] == device
 
 
 # ---- precision ----
