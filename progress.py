@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from cells import kernel_shell
 from models.lit import RECIPES
-from models.registry import NETWORKS, build
+from models.registry import NETWORKS
 
 SMALLER = 1 - (24 / 32) ** 2  # the part of the work that is saved at low resolution
 FORWARD = 1 / 3  # the part of a training step that validation does as well: the backward pass costs twice as much
@@ -99,7 +99,7 @@ class Workload:
 def multiply_adds(network: str) -> int:
     """Millions of multiply-adds with which a network of models.NETWORKS classifies an image."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        build(network).eval()(torch.zeros(1, 3, 32, 32))
+        NETWORKS[network]().eval()(torch.zeros(1, 3, 32, 32))
     return round(counter.get_total_flops() / 2e6)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pandas as pd
@@ -263,7 +264,7 @@ def test_a_damaged_measurement_is_none(tmp_path, content):
 
 def test_a_network_of_the_reader_s_own_is_advised_too(monkeypatch):
     class Deeper(torch.nn.Sequential):
-        def __init__(self, _):
+        def __init__(self):
             super().__init__(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
 
     monkeypatch.setitem(lit.NETWORKS, "Deeper", Deeper)
@@ -437,7 +438,8 @@ def test_the_trainer_takes_the_device_that_was_chosen(monkeypatch, apple_gpu, da
     monkeypatch.setattr(training.pl, "Trainer", trainer)
     for right, device in ((False, "cpu"), (True, "mps")):
         monkeypatch.setattr(machine, "mps_trains_right", lambda right=right: right)
-        for start in (lambda: train(RECIPE, data, tmp_path, precision="32-true"), lambda: range_test(RECIPE, data)):
+        root = tmp_path / device
+        for start in (partial(train, RECIPE, data, root, precision="32-true"), partial(range_test, RECIPE, data)):
             with pytest.raises(InterruptedError):
                 start()
             assert given[-1] == device
