@@ -85,7 +85,7 @@ def grad_cam(by_hand: Callable[[Tensor, Tensor], Tensor]) -> str:
 @check
 def stage(kind: type[nn.Module]) -> str:
     """kind: the class of a ResNet18 with a fifth stage of its own, whose map is 2x2, its stages' last."""
-    network = kind()
+    network = kind(10)  # as the training and the Space make it
     images, sizes = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), {}
     stages = network.stages()
     for named in stages:

@@ -340,7 +340,7 @@ def logits_of_bundle(folder: Path, images: Tensor) -> Tensor:
     environment["PYTHONDONTWRITEBYTECODE"] = "1"  # compiled sources are no part of a bundle
     with tempfile.TemporaryDirectory() as scratch:
         asked, answered = Path(scratch) / "images", Path(scratch) / "logits"
-        save_file({"images": images}, asked)
+        save_file({"images": images.contiguous()}, asked)
         done = subprocess.run(
             [sys.executable, "-c", TRIAL, asked, answered],
             cwd=folder,

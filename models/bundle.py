@@ -197,10 +197,10 @@ class SourceFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         file = "models/__init__.py" if name == "models" else name.replace(".", "/") + ".py"
         if file not in self.contents:
             return None
-        places = [] if name == "models" else None  # [] makes it a package that has no folder to look in
-        return importlib.util.spec_from_file_location(
-            name, self.folder / file, loader=self, submodule_search_locations=places
-        )
+        spec = importlib.util.spec_from_file_location(name, self.folder / file, loader=self)
+        if name == "models":
+            spec.submodule_search_locations = []  # a package, but without a folder to look in
+        return spec
 
     def create_module(self, spec: ModuleSpec) -> None:
         """Python's own kind of module."""

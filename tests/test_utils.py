@@ -1,7 +1,15 @@
 """Figures show what they say, errors are all the errors, and an export is complete or does not happen."""
 
 import hashlib
+import importlib.util
 import json
+import marshal
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +20,7 @@ from torch import nn
 
 import utils
 from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES, denormalize, make_loader, normalize
+from models import registry
 from models.bundle import load_bundle
 from models.registry import build
 from tests.conftest import PROJECT, space_meta, wrong_predictions
@@ -195,11 +204,19 @@ def test_the_bundle_is_complete_and_its_code_is_a_copy(exported_space):
     names = {path.name for path in exported_space.iterdir()}
     assert names >= {
         "app.py", "about.md", "README.md", "requirements.txt", "examples", "model.json", "model.safetensors",
-        "resnet.py", "explain.py", "bundle.py", "confusion_matrix.png", "misclassified.png", "misclassified.json",
+        "models", "confusion_matrix.png", "misclassified.png", "misclassified.json",
     }  # fmt: skip
     assert not [name for name in names if name.startswith((".", "_")) and name != ".gitattributes"]
-    for name in ("resnet.py", "explain.py", "bundle.py"):
-        assert (exported_space / name).read_bytes() == (PROJECT / "models" / name).read_bytes()
+    sources = {path.name: path.read_bytes() for path in (exported_space / "models").glob("*.py")}
+    assert set(sources) == {"__init__.py", "bundle.py", "explain.py", "resnet.py", "stage.py"}
+    assert all((PROJECT / "models" / name).read_bytes() == content for name, content in sources.items())
+
+
+def test_every_file_of_the_bundle_has_a_checksum(exported_space):
+    sums = json.loads((exported_space / "model.json").read_text())["sha256"]
+    files = [path for path in exported_space.rglob("*") if path.is_file() and "examples" not in path.parts]
+    names = {path.relative_to(exported_space).as_posix() for path in files if "__pycache__" not in path.parts}
+    assert set(sums["files"]) | {"model.json", "model.safetensors"} == names - utils.APP_FILES
 
 
 def test_model_json_describes_the_network(exported_space):
@@ -236,7 +253,7 @@ def test_a_network_of_another_kind_takes_the_place_of_the_old_one(tmp_path, mode
     fast = fast.half().float()
     exported(tmp_path, fast, wrong, tiny_splits.test.labels)
     reloaded, meta = load_bundle(tmp_path)
-    assert meta["source"] == "fastnet.py" and not (tmp_path / "resnet.py").exists()
+    assert meta["source"] == "fastnet.py" and not (tmp_path / "models/resnet.py").exists()
     assert [stage["size"] for stage in meta["stages"]] == [31, 15, 7, 3]
     images = normalize(tiny_splits.test.images)
     assert torch.equal(reloaded(images), fast(images))
@@ -249,7 +266,7 @@ def test_a_failed_export_leaves_the_old_bundle_as_it_was(tmp_path, model, wrong,
     nn.init.constant_(broken.ffconnectedlayer1.bias, float("nan"))
     with pytest.raises(ValueError, match="logits differ by nan"):
         exported(tmp_path, broken, wrong, tiny_splits.test.labels)
-    with pytest.raises(ValueError, match="unknown keys"):
+    with pytest.raises(ValueError, match="surprise: Extra inputs are not permitted"):
         exported(tmp_path, model, wrong, tiny_splits.test.labels, surprise=1)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
     assert not list(tmp_path.glob(".export-*"))
@@ -276,6 +293,13 @@ def test_no_more_than_fifty_tiles_leave(wrong):
 # ---- bundle ----
 
 
+@pytest.fixture
+def space(exported_space, tmp_path) -> Path:
+    """A copy of an exported Space that a test may change."""
+    ignored = shutil.ignore_patterns("__pycache__", "examples")
+    return shutil.copytree(exported_space, tmp_path / "space", ignore=ignored)
+
+
 def tampered(folder, change):
     meta = json.loads((folder / "model.json").read_text())
     change(meta)
@@ -286,20 +310,29 @@ def tampered(folder, change):
     ("change", "message"),
     [
         (lambda meta: meta.update(test_acc=0.99), "keys have the sha256"),
-        (lambda meta: meta.pop("mean"), r"missing keys \['mean'\]"),
-        (lambda meta: meta.update(extra=1), r"unknown keys \['extra'\]"),
-        (lambda meta: meta.update(sha256=None), "keys have the sha256"),
+        (lambda meta: meta.pop("mean"), "mean: Field required"),
+        (lambda meta: meta.update(extra=1), "extra: Extra inputs are not permitted"),
+        (lambda meta: meta.update(sha256=None), "sha256: Input should be"),
+        (lambda meta: meta.update(test_acc=True), "test_acc: Input should be a valid number, got True"),
+        (lambda meta: meta.update(image_size="32"), "image_size: Input should be a valid integer"),
+        (lambda meta: meta.update(temperature=float("nan")), "temperature: Input should be"),
+        (lambda meta: meta.update(test_acc=10**400), "test_acc: "),
+        (lambda meta: meta["training"].update(seconds=False), "training.seconds: Input should be a valid number"),
+        (lambda meta: meta["classes"].append("cat"), "classes: Value error, expected different names"),
+        (lambda meta: meta["sha256"]["files"].pop("models/explain.py"), "a checksum of models/explain.py"),
+        (lambda meta: meta["sha256"]["files"].update({"models/../app.py": ""}), "got 'models/../app.py'"),
+        (lambda meta: meta["sha256"]["files"].update({"/etc/passwd": ""}), "got '/etc/passwd'"),
+        (lambda meta: meta["sha256"]["files"].update({"app.py": ""}), "got 'app.py'"),
         (lambda meta: meta["sha256"].update(weights="0"), "weights have the sha256"),
     ],
 )
-def test_a_changed_description_is_refused(tmp_path, model, wrong, tiny_splits, change, message):
-    exported(tmp_path, model, wrong, tiny_splits.test.labels)
-    tampered(tmp_path, change)
+def test_a_changed_description_is_refused(space, change, message):
+    tampered(space, change)
     with pytest.raises(ValueError, match=message):
-        load_bundle(tmp_path)
+        load_bundle(space)
 
 
-def test_changed_weights_another_architecture_and_a_foreign_source_are_refused(tmp_path, model, wrong, tiny_splits):
+def test_changed_weights_another_architecture_and_a_foreign_source_are_refused(space):
     def signed(**changes):
         def change(meta):
             meta.update(changes)
@@ -307,18 +340,280 @@ def test_changed_weights_another_architecture_and_a_foreign_source_are_refused(t
 
         return change
 
-    exported(tmp_path, model, wrong, tiny_splits.test.labels)
-    tampered(tmp_path, signed(architecture="ResNet18"))
-    with pytest.raises(ValueError, match="not those of a ResNet18"):
-        load_bundle(tmp_path)
-    tampered(tmp_path, signed(architecture="VGG"))
+    tampered(space, signed(architecture="CustomResNet"))
+    with pytest.raises(ValueError, match="not those of a CustomResNet"):
+        load_bundle(space)
+    tampered(space, signed(architecture="VGG"))
     with pytest.raises(ValueError, match="resnet.py has no network 'VGG'"):
-        load_bundle(tmp_path)
-    tampered(tmp_path, signed(source="../evil.py"))
-    with pytest.raises(ValueError, match="Python file of the bundle"):
-        load_bundle(tmp_path)
-    with (tmp_path / "model.safetensors").open("r+b") as file:
+        load_bundle(space)
+    tampered(space, signed(source="../evil.py"))
+    with pytest.raises(ValueError, match="source: String should match pattern"):
+        load_bundle(space)
+    tampered(space, signed(source="evil.py"))
+    with pytest.raises(ValueError, match="expected a Python file of the bundle as source, got 'evil.py'"):
+        load_bundle(space)
+    with (space / "model.safetensors").open("r+b") as file:
         file.seek(5000)
         file.write(b"\xff")
     with pytest.raises(ValueError, match="weights have the sha256"):
-        load_bundle(tmp_path)
+        load_bundle(space)
+
+
+# ---- sources ----
+
+
+def seal(folder: Path, **changes: object) -> None:
+    """Write the right checksums for what is in a folder now."""
+    staged = folder.parent / "staged"
+    staged.mkdir()
+    meta = json.loads((folder / "model.json").read_text()) | changes
+    del meta["sha256"]
+    for name in ("models", *utils.bundle.PICTURES, "model.safetensors"):
+        (shutil.copytree if name == "models" else shutil.copyfile)(folder / name, staged / name)
+    (folder / "model.json").write_text(json.dumps(utils.seal_bundle(staged, meta)))
+    shutil.rmtree(staged)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["models/resnet.py", "models/stage.py", "models/explain.py", "models/bundle.py", "models/__init__.py",
+     "misclassified.png", "misclassified.json", "confusion_matrix.png"],
+)  # fmt: skip
+def test_a_changed_file_is_refused_by_name_and_nothing_of_it_runs(space, name):
+    mark = space / "it-ran"
+    with (space / name).open("ab") as file:
+        file.write(f"\nopen({str(mark)!r}, 'w')\n".encode())
+    with pytest.raises(ValueError, match=rf"{name} has the sha256 \w+, expected \w+"):
+        load_bundle(space)
+    assert not mark.exists()
+
+
+def test_the_app_refuses_a_changed_source_before_it_runs(space):
+    with (space / "models/explain.py").open("a") as file:
+        file.write("\nraise SystemExit('it ran')\n")
+    done = subprocess.run([sys.executable, "app.py"], cwd=space, capture_output=True, text=True, timeout=100)
+    assert done.returncode and "models/explain.py has the sha256" in done.stderr and "it ran" not in done.stderr
+
+
+def test_no_compiled_older_source_runs_in_place_of_the_checked_one(space):
+    cached = Path(importlib.util.cache_from_source(space / "models/resnet.py"))
+    cached.parent.mkdir(exist_ok=True)
+    evil = compile("raise SystemExit('it ran')", "resnet.py", "exec")
+    content, status = (space / "models/resnet.py").read_bytes(), (space / "models/resnet.py").stat()
+    head = importlib.util.MAGIC_NUMBER + bytes(4)
+    sizes = int(status.st_mtime).to_bytes(4, "little") + len(content).to_bytes(4, "little")
+    cached.write_bytes(head + sizes + marshal.dumps(evil))
+    load_bundle(space)
+
+
+def test_another_python_file_in_the_folder_cannot_be_imported(space):
+    (space / "models/extra.py").write_text("class ResNet18: ...")
+    load_bundle(space)
+    with (space / "models/resnet.py").open("a") as file:
+        file.write("\nimport models.extra\n")
+    seal(space)  # lists extra.py as well
+    load_bundle(space)
+    meta = json.loads((space / "model.json").read_text())
+    del meta["sha256"]["files"]["models/extra.py"]
+    (space / "model.json").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match="resnet.py cannot be imported: No module named 'models.extra'"):
+        load_bundle(space)
+
+
+def test_bundles_use_their_own_sources_and_the_project_keeps_its_own(space, exported_space):
+    """Each of the two changes what `from models.stage import check_images` means in it."""
+    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "models"}
+    with (space / "models/stage.py").open("a") as file:
+        file.write("\n\ndef check_images(images, training):\n    raise ValueError('of the bundle')\n")
+    seal(space)
+    with pytest.raises(ValueError, match="of the bundle"):
+        load_bundle(space)
+    images = torch.zeros(1, 3, 32, 32)
+    assert load_bundle(exported_space)[0](images).shape == build("ResNet18").eval()(images).shape
+    after = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "models"}
+    assert after == before
+
+
+@pytest.mark.parametrize("name", ["resnet22.py", "Deeper.py", "my_net_2.py"])
+def test_a_source_may_have_digits_and_capitals_in_its_name(space, name):
+    (space / "models/resnet.py").rename(space / "models" / name)
+    seal(space, source=name)
+    assert type(load_bundle(space)[0]).__name__ == "ResNet18"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "misclassified.png", "models/resnet.py", "model.json"])
+def test_a_git_lfs_pointer_is_named_with_the_way_to_the_file(space, name):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 22377956\n"
+    (space / name).write_text(pointer)
+    with pytest.raises(ValueError, match=rf"{name} is a Git-LFS pointer.*`git lfs pull`"):
+        load_bundle(space)
+
+
+def test_sources_can_be_refreshed_and_keep_everything_else(space, exported_space):
+    with (space / "models/stage.py").open("a") as file:
+        file.write("\n# an older comment\n")
+    seal(space)
+    utils.refresh_sources(space)
+    assert (space / "models/stage.py").read_bytes() == (PROJECT / "models/stage.py").read_bytes()
+    assert json.loads((space / "model.json").read_text()) == json.loads((exported_space / "model.json").read_text())
+
+
+class Cell(nn.Module):
+    """As defined in a notebook, or anywhere but in models/."""
+
+    def __init__(self, num_classes: int = 10):
+        super().__init__()
+
+
+def test_a_network_that_is_not_in_models_is_refused_before_it_is_trained(monkeypatch):
+    monkeypatch.setitem(registry.NETWORKS, "Cell", Cell)
+    with pytest.raises(ValueError, match="expected the class Cell at the top level of a file in .*models, got it from"):
+        build("Cell")
+
+
+@pytest.mark.parametrize("line", ["from dataload import CLASSES", "import models.nothing", "from . import nothing",
+                                  "from benchmarks.report import MARKS"])  # fmt: skip
+def test_a_source_that_needs_more_than_models_is_refused(tmp_path, line):
+    folder = shutil.copytree(PROJECT / "models", tmp_path / "models")
+    for name in ("dataload.py", "benchmarks/report.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (folder / "mine.py").write_text(f"def lazily():\n    {line}\n")
+    with pytest.raises(ValueError, match="mine.py imports .*expected only files of"):
+        registry.source_files(folder / "mine.py")
+
+
+@pytest.mark.parametrize("line", ["import models.fastnet", "from models import fastnet", "from . import fastnet",
+                                  "from .fastnet import FastNet", "from models.fastnet import *"])  # fmt: skip
+def test_what_a_source_imports_of_models_travels_with_it(tmp_path, line):
+    folder = shutil.copytree(PROJECT / "models", tmp_path / "models")
+    (folder / "mine.py").write_text(f"import torch\n{line}\n")
+    found = {path.name for path in registry.source_files(folder / "mine.py")}
+    assert found == {"__init__.py", "bundle.py", "explain.py", "fastnet.py", "mine.py", "stage.py"}
+
+
+def test_a_bundle_that_needs_the_project_is_refused(tmp_path, model, wrong, tiny_splits, monkeypatch):
+    """The project's process would find the module, the Space's does not."""
+    monkeypatch.setattr(
+        utils, "source_files", lambda path: [p for p in registry.source_files(path) if p.name != "stage.py"]
+    )
+    with pytest.raises(ValueError, match=r"does not work on its own: [\s\S]*No module named 'models.stage'"):
+        exported(tmp_path, model, wrong, tiny_splits.test.labels)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_app_that_is_loaded_is_the_one_exported_last(tmp_path, model, wrong, tiny_splits):
+    exported(tmp_path, model, wrong, tiny_splits.test.labels)
+    first = utils.load_app(tmp_path)
+    exported(tmp_path, build("FastNet"), wrong, tiny_splits.test.labels)
+    second = utils.load_app(tmp_path)
+    assert [type(app.MODEL).__name__ for app in (first, second)] == ["CustomResNet", "FastNet"]
+    assert second.gradcam.__code__.co_filename == str(tmp_path / "models/explain.py")
+    assert sys.modules["models.explain"] is utils.explain and "app" not in sys.modules
+
+
+# ---- killed ----
+
+# Exports, or publishes, again and again, killed before its first change of a file, its second, and so on. After each
+# the folder is loaded: it has to be all of the old bundle or all of the new one.
+KILLED = """
+import json, os, shutil, signal, sys
+from pathlib import Path
+import run, utils
+from dataload import CLASSES, denormalize
+from models.bundle import load_bundle, read_bundle
+from models.registry import build
+from tests.conftest import space_meta, wrong_predictions
+import numpy as np
+
+images, labels = np.zeros((12, 32, 32, 3), dtype=np.uint8), np.arange(12) % 10
+wrong = wrong_predictions(images, labels)
+confusion = utils.plot_confusion(wrong, labels, CLASSES)
+project = Path(sys.argv[1])
+space, pristine, finished = project / "space", project / "pristine", project / "runs/a"
+
+def export(folder, arch, count):
+    utils.export_to_space(folder, build(arch), space_meta(), wrong[:count], denormalize, confusion)
+
+def publish():
+    run.PROJECT = project
+    assert run.publish("runs/a") == 0
+
+def files(folder):
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    kept = [path for path in paths if not path.parts[0].startswith(".export-") and "__pycache__" not in path.parts]
+    return {path: (folder / path).read_bytes() for path in kept}
+
+def stop_before(step):
+    seen = 0
+    def hook(event, arguments):
+        nonlocal seen
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes or event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod"):
+            if any(str(project) in str(value) for value in arguments):
+                seen += 1
+                if seen > step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
+os.chdir(project)
+export(pristine, "FastNet", 3)
+(pristine / "mine").mkdir()
+(pristine / "mine/notes.txt").write_text("of the user")
+export(finished / "space", "CustomResNet", 12)
+utils.check_bundle = lambda *_: None  # it changes nothing in the folder, and takes seconds
+action = {"export": lambda: export(space, "CustomResNet", 12), "publish": publish}[sys.argv[2]]
+old, killed, results = files(pristine), 0, []
+while True:
+    shutil.rmtree(space, ignore_errors=True)
+    shutil.copytree(pristine, space)
+    child = os.fork()
+    if not child:
+        stop_before(killed)
+        action()
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    if (space / ".ready").exists() and len(results) % 5 == 0:
+        utils.logits_of_bundle(space, wrong[0].image[None])  # as the Space itself would begin
+    _, meta = load_bundle(space)
+    found = files(space)
+    assert found.pop(Path("mine/notes.txt")) == b"of the user"
+    assert {path.name for path in (space / "models").glob("*.py")} == {
+        name[7:] for name in meta["sha256"]["files"] if name.startswith("models/")}
+    assert not (space / ".ready").exists()
+    results.append(meta["architecture"])
+    if results[-1] == "FastNet":
+        assert found | {Path("mine/notes.txt"): b"of the user"} == old
+    else:
+        assert len(json.loads(found[Path("misclassified.json")])) == 12
+    if status == 0:
+        break
+    assert os.WTERMSIG(status) == signal.SIGKILL, status
+    killed += 1
+assert results == sorted(results, reverse=True)  # one step, and no way back
+print(killed, results.count("FastNet"), results.count("CustomResNet"))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes that are killed are forks")
+@pytest.mark.parametrize("action", ["export", "publish"])
+def test_killed_at_any_step_the_folder_has_the_old_bundle_or_the_new_one(tmp_path, action):
+    notebook = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "runs/a/images").mkdir(parents=True)
+    (tmp_path / "runs/a/images/loss_metrics.png").write_text("curve")
+    (tmp_path / "runs/a/results.json").write_text('{"data": "CIFAR-10"}')
+    (tmp_path / "runs/a/ERA_S12_Assignment.ipynb").write_text(json.dumps(notebook))
+    program = [sys.executable, "-c", KILLED, tmp_path, action]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    killed, old, new = map(int, done.stdout.split()[-3:])
+    assert killed > 20 and old > 5 and new > 5
+
+
+def test_what_a_killed_export_left_is_swept_later(tmp_path, model, wrong, tiny_splits):
+    for name, age in (("old", 2 * 3600), ("young", 60)):
+        (tmp_path / f".export-{name}").mkdir()
+        os.utime(tmp_path / f".export-{name}", times=(time.time() - age,) * 2)
+    exported(tmp_path, model, wrong, tiny_splits.test.labels)
+    assert [path.name for path in tmp_path.glob(".export-*")] == [".export-young"]
