@@ -35,6 +35,8 @@ MAX_TILES = 50
 APP_FOLDER = Path(__file__).resolve().parent / "space"
 APP_FILES = {
     "app.py",
+    "pictures.py",
+    "uploads.py",
     "about.md",
     "README.md",
     "requirements.txt",
@@ -434,8 +436,17 @@ def load_app(space: str | Path) -> ModuleType:
     """
     space = Path(space).resolve()
     _, contents = bundle.read_bundle(space)
+    beside = [path.stem for path in space.glob("*.py")]  # the app's other modules, as they are there now
+    for name in beside:
+        sys.modules.pop(name, None)
     spec = importlib.util.spec_from_file_location("space_app", space / "app.py")
     app = importlib.util.module_from_spec(spec)
-    with bundle.models_of(space, contents):
-        spec.loader.exec_module(app)
+    sys.path.insert(0, str(space))
+    try:
+        with bundle.models_of(space, contents):
+            spec.loader.exec_module(app)
+    finally:
+        sys.path.remove(str(space))
+        for name in beside:
+            sys.modules.pop(name, None)
     return app

@@ -16,10 +16,12 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no telemetry
 import gradio as gr
 import numpy as np
 import torch
-from gradio.processing_utils import check_all_files_in_cache
+from gradio.utils import get_upload_folder, is_in_or_equal
 from PIL import Image, ImageOps
 
+import uploads
 from models.bundle import load_bundle
+from pictures import Unreadable, read_picture
 
 with contextlib.suppress(ImportError):  # Hugging Face's ZeroGPU starts no app without a function for its GPU
     import spaces
@@ -29,15 +31,15 @@ with contextlib.suppress(ImportError):  # Hugging Face's ZeroGPU starts no app w
 with contextlib.suppress(Exception):  # glibc: one heap for all threads, M_ARENA_MAX; with one each, memory grows
     ctypes.CDLL(None).mallopt(-8, 1)
 
-HERE = Path(__file__).resolve().parent
+HERE, UPLOADS = Path(__file__).resolve().parent, uploads.own_folder()
 MODEL, META = load_bundle(HERE)  # checks the other sources as well, so they are imported after it
 from models.explain import LOCK, METHODS, gradcam, overlay  # noqa: E402
 
 CLASSES, SIZE, STAGES = META["classes"], META["image_size"], {stage.name: stage for stage in MODEL.stages()}
 STAGE_NAMES = [(f"{name} ({stage.size}x{stage.size} map)", name) for name, stage in STAGES.items()]
-FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
+MOST = min(10, len(CLASSES))  # classes or maps at a time
+EXAMPLES = [str(path) for path in (HERE / "examples" / f"{name}.png" for name in CLASSES) if path.exists()]
 ANY = "any class"
-Image.MAX_IMAGE_PIXELS = 12_500_000  # Pillow refuses twice as many, and it does so before it decodes them
 
 refusal = functools.partial(gr.Error, print_exception=False)  # for the visitor, not for the log
 
@@ -56,29 +58,25 @@ def check_choice(value: object, choices: list[str], name: str) -> None:
         raise refusal(f"{name}: one of {', '.join(choices)}, please; got {value!r:.40}.")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """First frame, turned as its EXIF says, scaled to 8 bits, transparency on white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):  # more than 8 bits: Pillow would clip them to white
-        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        full = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255 if values.max() > 1 else 1
-        return Image.fromarray(np.uint8(np.clip(255 / full * values, 0, 255))).convert("RGB")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+def check_switch(value: object, name: str) -> None:
+    if not isinstance(value, bool):
+        raise refusal(f"{name}: true or false, please; got {value!r:.40}.")
 
 
 def seen(picture: dict | None) -> np.ndarray:
     """What the network sees of an uploaded {"path": file}: the square in its middle, as uint8 RGB (32, 32, 3)."""
-    if not (picture and picture["path"]):
-        raise refusal("Upload a picture or pick an example first.")
-    check_all_files_in_cache(picture)  # refuses what was not uploaded; Gradio itself trusts a path without its "meta"
+    path = picture.get("path") if isinstance(picture, dict) else None
+    if not (path and isinstance(path, str)):
+        asked = "; addresses are not read" if picture else ""
+        raise refusal(f"Upload a picture or pick an example first{asked}.")
+    if not is_in_or_equal(path, get_upload_folder()):  # Gradio itself trusts a path without its "meta"
+        raise refusal("Only a picture that was uploaded here is read; upload it first.")
     try:
-        with Image.open(picture["path"], formats=FORMATS) as image:
-            return np.asarray(ImageOps.fit(to_rgb(image), (SIZE, SIZE), Image.Resampling.LANCZOS))
-    except Image.DecompressionBombError as error:
-        raise refusal("This picture has more than 25 million pixels; please make it smaller.") from error
-    except Exception as error:  # a broken file makes Pillow raise nearly anything
-        raise refusal(f"This file is not a picture that can be read ({', '.join(FORMATS)}).") from error
+        return np.asarray(ImageOps.fit(read_picture(path), (SIZE, SIZE), Image.Resampling.LANCZOS))
+    except FileNotFoundError as error:
+        raise refusal("This picture is no longer there; please upload it again.") from error
+    except (Unreadable, OSError) as error:
+        raise refusal(str(error)) from error
 
 
 def load_tiles() -> list[dict]:
@@ -98,6 +96,7 @@ def normalize(image: np.ndarray) -> torch.Tensor:
 
 
 TILES = load_tiles()
+COUNTS = max(2, len(TILES))  # the largest number of images to ask for: a slider needs a range
 
 # ---- what goes out --------------------------------------------------------------------------------------------------
 
@@ -116,7 +115,7 @@ def draw(image: np.ndarray, cam: np.ndarray | None = None, opacity: float = 0) -
 def blend(panels: list[tuple], opacity: float) -> list[tuple[Image.Image, str]]:
     """Panels (image uint8 (32, 32, 3), cam (32, 32) or None, caption) -> the gallery, each map over its image."""
     number(opacity, 0, 1, "Opacity")
-    return [(draw(image, cam, opacity), caption) for image, cam, caption in panels or []]  # None: the state expired
+    return [(draw(image, cam, opacity), caption) for image, cam, caption in panels]
 
 
 def likeliest(image: np.ndarray, count: int) -> dict[int, float]:
@@ -128,15 +127,16 @@ def likeliest(image: np.ndarray, count: int) -> dict[int, float]:
 
 
 def cam_panels(image: np.ndarray, stage: str, method: str, captions: dict[int, str]) -> list[tuple]:
-    """The Grad-CAM panels of an image, one for each class in captions."""
+    """The Grad-CAM panels of an image, one for each class in captions; a heatmap of zeros says so."""
     images = normalize(image).repeat(len(captions), 1, 1, 1)
     cams = gradcam(MODEL, STAGES[stage].module, images, list(captions), method)
-    return [(image, cam, caption) for cam, caption in zip(cams, captions.values(), strict=True)]
+    found = zip(cams, captions.values(), strict=True)
+    return [(image, cam, text if cam.any() else f"{text}: no evidence found") for cam, text in found]
 
 
 def classify(picture: dict | None, top_classes: float) -> tuple[Image.Image, dict[str, float], str]:
     """The 32x32 image that the network saw, its likeliest classes with their probabilities, and a remark."""
-    count, image = round(number(top_classes, 1, 10, "Top classes")), seen(picture)
+    count, image = round(number(top_classes, 1, MOST, "Top classes")), seen(picture)
     best = likeliest(image, count)
     unsure = max(best.values()) < (META["unsure_below"] or 0)
     remark = "**The network is unsure: this may be none of its classes.** " if unsure else ""
@@ -148,7 +148,8 @@ def explain(
     picture: dict | None, show: bool, maps: float, stage: str, method: str, opacity: float
 ) -> tuple[list, list[tuple]]:
     """Grad-CAM of the likeliest classes, side by side: the gallery, and its panels for the next opacity."""
-    count = round(number(maps, 1, 10, "Number of maps"))
+    count = round(number(maps, 1, MOST, "Number of maps"))
+    check_switch(show, "Show Grad-CAM")
     check_choice(stage, list(STAGES), "Stage")
     check_choice(method, list(METHODS), "Method")
     if not show:
@@ -163,7 +164,9 @@ def misclassified(
     show: bool, count: float, true_class: str, predicted_class: str, maps: bool, stage: str, method: str, opacity: float
 ) -> tuple[list, list[tuple], str]:
     """Test images that the network got wrong, most confident first, with the maps for both classes if wanted."""
-    count = round(number(count, 1, max(1, len(TILES)), "Number of images"))
+    count = round(number(count, 1, COUNTS, "Number of images"))
+    check_switch(show, "Show misclassified images")
+    check_switch(maps, "With Grad-CAM")
     check_choice(true_class, [ANY, *CLASSES], "True class")
     check_choice(predicted_class, [ANY, *CLASSES], "Predicted class")
     check_choice(stage, list(STAGES), "Stage")
@@ -173,7 +176,8 @@ def misclassified(
     fits = [tile for tile in TILES if true_class in (ANY, CLASSES[tile["true"]])]
     fits = [tile for tile in fits if predicted_class in (ANY, CLASSES[tile["predicted"]])]
     panels = [panel for tile in fits[:count] for panel in tile_panels(tile, maps, stage, method)]
-    return blend(panels, opacity), panels, f"Showing {min(count, len(fits))} of {len(fits)} stored images that fit."
+    remark = f"Showing {min(count, len(fits))} of {len(fits)} stored images that fit."
+    return blend(panels, opacity), panels, remark if TILES else "This network has no stored mistakes."
 
 
 def tile_panels(tile: dict, maps: bool, stage: str, method: str) -> list[tuple]:
@@ -195,6 +199,20 @@ def live(function: Callable) -> Callable:
     return lambda picture, *options: function(picture, *options) if picture else gr.skip()
 
 
+def reblend(function: Callable) -> Callable:
+    """The function for the opacity: it blends anew, and computes the panels again only if their time was over."""
+
+    def run(panels: list[tuple] | None, *options: object) -> tuple | dict:
+        return (blend(panels, options[-1]), panels) if panels else function(*options)
+
+    return run
+
+
+def forget() -> tuple:
+    """What is shown of a picture that could not be read: nothing."""
+    return None, None, "", [], []
+
+
 AS_SENT = {"preprocess": False, "trigger_mode": "always_last"}  # our functions say in words what is wrong
 NETWORK = {"concurrency_id": "network", "concurrency_limit": 1, **AS_SENT}  # one at a time: all share one network
 LIVE = {"api_visibility": "private", **NETWORK}
@@ -209,29 +227,29 @@ CSS = """
 @media (max-width: 640px) { .tab-container button { padding: 0 8px } }  /* all three tabs fit on a phone */
 """
 
-with gr.Blocks(title="CIFAR-10: what the network sees", delete_cache=(600, 3000)) as demo:
+with gr.Blocks(title="CIFAR-10: what the network sees") as demo:
     gr.Markdown(f"# CIFAR-10: what the network sees\nIt knows only these: {', '.join(CLASSES)}.")
     with gr.Tab("Classify"), gr.Row():
         with gr.Column():
             image = gr.Image(sources=["upload", "clipboard"], label="Your picture")
-            gr.Examples([str(HERE / "examples" / f"{name}.png") for name in CLASSES], image, label="Ten examples")
-            top = gr.Slider(1, 10, 3, step=1, label="Top classes", info="how many, at most ten")
+            gr.Examples(EXAMPLES, image, label="Examples")
+            top = gr.Slider(1, MOST, min(3, MOST), step=1, label="Top classes", info=f"how many, at most {MOST}")
             run = gr.Button("Classify", variant="primary")
             label = gr.Label(label="Classes")
             remark = gr.Markdown()
         with gr.Column():
             saw = gr.Image(label="What the network saw", format="png", height=280, buttons=["download"])
             show = gr.Checkbox(True, label="Show Grad-CAM", info="where the network looked")
-            maps = gr.Slider(1, 10, 2, step=1, label="Number of maps", info="for the likeliest classes")
+            maps = gr.Slider(1, MOST, 2, step=1, label="Number of maps", info="for the likeliest classes")
             stage = gr.Dropdown(STAGE_NAMES, value=list(STAGES)[-1], label="Stage", info="whose output is explained")
             method = gr.Dropdown(list(METHODS), value="GradCAM", label="Method", info="of making the map")
             opacity = gr.Slider(0, 1, 0.4, step=0.05, label="Opacity of the map", info="0: picture, 1: map alone")
             gallery = gr.Gallery(label="Grad-CAM", columns=2, **GALLERY)
             panels = gr.State([], time_to_live=3600)
-    with gr.Tab("Misclassified images"), gr.Row():
+    with gr.Tab("Misclassified images") as wrong_tab, gr.Row():
         with gr.Column():
             wrong_show = gr.Checkbox(True, label="Show misclassified images")
-            wrong_count = gr.Slider(1, max(1, len(TILES)), min(6, max(1, len(TILES))), step=1, label="Number of images")
+            wrong_count = gr.Slider(1, COUNTS, min(6, COUNTS), step=1, label="Number of images")
             wrong_true = gr.Dropdown([ANY, *CLASSES], value=ANY, label="True class")
             wrong_pred = gr.Dropdown([ANY, *CLASSES], value=ANY, label="Predicted class")
             wrong_maps = gr.Checkbox(False, label="With Grad-CAM", info="for the predicted and for the true class")
@@ -251,15 +269,23 @@ with gr.Blocks(title="CIFAR-10: what the network sees", delete_cache=(600, 3000)
     what, why = ([image, top], [saw, label, remark]), ([image, show, maps, stage, method, opacity], [gallery, panels])
     done = run.click(classify, *what, api_name="classify", **NETWORK)
     done.success(explain, *why, api_name="explain", **NETWORK)
-    gr.on([image.change, top.input], live(classify), *what, **LIVE)
-    gr.on([image.change, show.input, maps.input, stage.input, method.input], live(explain), *why, **LIVE)
-    opacity.input(blend, [panels, opacity], gallery, **BLEND)
+    done.failure(forget, None, [*what[1], *why[1]], **LIVE)
+    changed = image.change(live(classify), *what, **LIVE)
+    changed.success(live(explain), *why, **LIVE)  # after it: a file that is no picture is refused once
+    changed.failure(forget, None, [*what[1], *why[1]], **LIVE)
+    top.input(live(classify), *what, **LIVE)
+    gr.on([show.input, maps.input, stage.input, method.input], live(explain), *why, **LIVE)
+    opacity.input(reblend(live(explain)), [panels, *why[0]], why[1], **BLEND)
     wanted = [wrong_show, wrong_count, wrong_true, wrong_pred, wrong_maps, wrong_stage, wrong_method]
-    found, moves = [wrong_gallery, wrong_panels, wrong_remark], [demo.load, *(control.input for control in wanted)]
-    gr.on(moves, misclassified, [*wanted, wrong_opacity], found, api_name="misclassified", **NETWORK)
-    wrong_opacity.input(blend, [wrong_panels, wrong_opacity], wrong_gallery, **BLEND)
+    found, moves = [wrong_gallery, wrong_panels, wrong_remark], [control.input for control in wanted]
+    # When the tab is opened, not when the page is: by then the pictures may have been deleted.
+    moves, asked = [wrong_tab.select, *moves], [*wanted, wrong_opacity]
+    gr.on(moves, misclassified, asked, found, api_name="misclassified", **NETWORK)
+    wrong_again = reblend(lambda *options: misclassified(*options)[:2])
+    wrong_opacity.input(wrong_again, [wrong_panels, *asked], found[:2], **BLEND)
 
 if __name__ == "__main__":
+    uploads.start_sweeping(UPLOADS)
     demo.queue(max_size=64).launch(
         max_file_size="10mb", state_session_capacity=200, run_history=False, show_error=True, theme=THEME, css=CSS
     )
