@@ -178,7 +178,7 @@ def resolve(switches: dict) -> Settings:
         check_precision(chosen.PRECISION)
     return Settings(
         seed=chosen.SEED, recipe_name=name, recipe=recipe, fast_loader=chosen.LOADER == "fast",
-        precision=chosen.PRECISION, placement=placement(chosen), train=chosen.TRAIN, fresh=chosen.FRESH,
+        precision=chosen.PRECISION, placement=placement(switches), train=chosen.TRAIN, fresh=chosen.FRESH,
         num_samples=chosen.NUM_SAMPLES, opacity=chosen.OPACITY, data_dir=folder("DATA_DIR", chosen.DATA_DIR),
         checkpoint_dir=checkpoint_dir,
         out_dir=folder("OUT_DIR", chosen.OUT_DIR), push_to=chosen.PUSH_TO, launch=chosen.LAUNCH, smoke=smoke,
@@ -201,13 +201,13 @@ def choose_automatically(chosen: Switches, checkpoint_dir: Path, device: str) ->
     return AutoChoice(asked, name)
 
 
-def placement(chosen: Switches) -> dict:
+def placement(switches: dict) -> dict:
     """On how many devices of how many machines to train, and how; torchrun knows it if it has started us."""
-    devices, num_nodes = chosen.DEVICES, chosen.NUM_NODES
+    devices, num_nodes = switches["DEVICES"], switches["NUM_NODES"]
     if "TORCHELASTIC_RUN_ID" in os.environ:
         devices, num_nodes = os.environ["LOCAL_WORLD_SIZE"], int(os.environ["GROUP_WORLD_SIZE"])
     devices = devices if devices == "auto" else int(devices)
-    return {"devices": devices, "num_nodes": num_nodes, "strategy": chosen.STRATEGY}
+    return {"devices": devices, "num_nodes": num_nodes, "strategy": switches["STRATEGY"]}
 
 
 def checkpoint_folder(wanted: str) -> Path:

@@ -225,7 +225,7 @@ def test_what_goes_wrong_in_one_of_the_processes_is_said_in_one_line(tmp_path, m
         return step(self, (images, batch[1]), index)
 
     monkeypatch.setattr(training.LitClassifier, "training_step", bad)
-    with pytest.raises(RuntimeError, match=r"^FloatingPointError: the loss is nan at step 1, epoch 1"):
+    with pytest.raises(RuntimeError, match=r"^models.errors.Diverged: the loss is nan at step 1, epoch 1"):
         train(RECIPE, small_data(), tmp_path, 3, precision="32-true", devices=2, strategy="ddp_notebook")
     faults("a loss that is no number in one of two processes", 1)
 
