@@ -368,9 +368,9 @@ def check_bundle(folder: Path, model: nn.Module, image_size: int) -> None:
 
 def copy_app(folder: Path) -> None:
     """Copy the files of the Space that no training changes into another folder."""
-    for name in APP_FILES:
-        path = APP_FOLDER / name
-        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, folder / name)
+    for path in APP_FOLDER.iterdir():
+        if path.name in APP_FILES:
+            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, folder / path.name)
 
 
 def export_to_space(

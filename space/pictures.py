@@ -1,131 +1,179 @@
-"""Read whatever a browser would show: any picture file becomes 8-bit RGB, upright, on white.
+"""Reads a picture that a visitor sent: any that a browser shows, as the square of pixels that the network sees.
 
-What stands beside the pixels (text, colour profiles, EXIF) never refuses a picture: of all of it only the
-orientation is read.
+Metadata never refuse a picture: of EXIF only the orientation is read, of a PNG only the chunks with pixels.
 """
 
+import base64
+import contextlib
+import functools
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
-from PIL import Image, ImageFile
+from gradio.utils import get_upload_folder
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
-MEGAPIXELS = 25
-MISSING = 0.25  # of its pixels: a broken file that lacks more of them is refused
-PNG, END_OF_JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd9"
+MAX_BYTES, MAX_PIXELS = 10_000_000, 25_000_000
+MAX_MISSING = 0.25  # of the pixels of a file that is broken off
+PNG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd9"
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
-FLIP, TURN = Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose
-UPRIGHT = {  # EXIF orientation -> what turns the picture back
-    2: FLIP,
-    3: TURN.ROTATE_180,
-    4: TURN.FLIP_TOP_BOTTOM,
-    5: TURN.TRANSPOSE,
-    6: TURN.ROTATE_270,
-    7: TURN.TRANSVERSE,
-    8: TURN.ROTATE_90,
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
-Image.MAX_IMAGE_PIXELS = MEGAPIXELS * 500_000  # Pillow refuses twice as many, before it decodes them
+
+refusal = functools.partial(gr.Error, print_exception=False)  # for the visitor, not for the log
 
 
-class Unreadable(ValueError):
-    """What is wrong with a file, as a sentence for who sent it."""
-
-
-def read_picture(path: str | Path) -> Image.Image:
-    """Read the first frame of a picture file as RGB.
-
-    Raises:
-        Unreadable: if it is no picture, has too many pixels, or more than a quarter of it is missing.
-        FileNotFoundError: if the file is not there.
-    """
-    content = Path(path).read_bytes()
+def uploaded(path: str) -> bytes:
+    """The content of an uploaded file, and of no other."""
     try:
-        try:
-            return decode(content)
-        except (OSError, SyntaxError, ValueError):  # cut off, or wrong beside the pixels: take what is there
-            return decode_broken(content)
-    except Image.DecompressionBombError as error:
-        raise Unreadable(f"This picture has more than {MEGAPIXELS} million pixels; please make it smaller.") from error
-    except Exception as error:  # a broken file makes Pillow raise nearly anything
-        raise Unreadable(f"This file is not a picture that can be read ({', '.join(FORMATS)}).") from error
+        file = Path(path).resolve()
+        if file.is_relative_to(Path(get_upload_folder()).resolve()):
+            return file.read_bytes()
+    except FileNotFoundError as error:
+        raise refusal("This picture is no longer there, please upload it again.") from error
+    except (OSError, ValueError):  # a folder, or no name that a file can have
+        pass
+    raise refusal("Upload a picture first, and send the path that the upload gives: no other file is read.")
 
 
-def decode(content: bytes, tolerant: bool = False) -> Image.Image:
-    """Read a picture file; tolerant: fill what is missing with one colour, and pass over errors beside the pixels.
+def content_of(picture: object) -> bytes:
+    """The bytes of {"path": uploaded file} or {"url": "data:...;base64,..."}. Nothing is ever fetched."""
+    sent = picture if isinstance(picture, dict) else {}
+    path, url = sent.get("path"), sent.get("url")
+    if isinstance(path, str) and path:
+        return uploaded(path)
+    if not (isinstance(url, str) and url.startswith("data:")):
+        remark = " Nothing is fetched from an address." if url else ""
+        raise refusal(f"Upload a picture or pick an example first.{remark}")
+    if len(url) > MAX_BYTES * 4 / 3 + 100:
+        raise refusal("This picture has more than 10 MB; please make it smaller.")
+    return base64.b64decode(url.partition("base64,")[2])
 
-    Pillow has this as a switch for the whole process: one thread at a time may read.
-    """
-    ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+
+def without_metadata(content: bytes) -> bytes:
+    """A PNG without its texts, profiles and animation, whatever is wrong with them; other files as they are."""
+    if not content.startswith(PNG):
+        return content
+    kept, at = [content[:8]], 8
+    while at < len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+        name, checksum = content[at + 4 : at + 8], content[end - 4 : end]
+        is_whole = zlib.crc32(content[at + 4 : end - 4]) == int.from_bytes(checksum, "big")
+        if name in (b"IHDR", b"PLTE", b"IDAT", b"IEND") or name in (b"tRNS", b"eXIf") and is_whole:
+            kept.append(content[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def load(content: bytes) -> Image.Image:
+    """The first frame, decoded. Raises nearly anything where it cannot be."""
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError
+    image.load()
+    return image
+
+
+def decode(content: bytes) -> Image.Image:
+    """The first frame, also of a file whose end is missing, if most of its pixels are there."""
+    content = without_metadata(content)
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            image.load()  # a TIFF is upright after it, and says so
-            turn = UPRIGHT.get(orientation(image))
-            image = to_rgb(image)
-            return image.transpose(turn) if turn else image
+        return load(content)
+    except (OSError, SyntaxError, ValueError):
+        return load_broken(content)
+
+
+def load_broken(content: bytes) -> Image.Image:
+    """The first frame of a file that ends too early. Raises OSError if too much of it is missing."""
+    with tolerance():
+        if content.startswith(PNG):
+            image, missing = load(content), missing_of_png(content)
+        else:  # what changes with that which follows the end of the file is not in the file
+            content = content.rstrip(b"\xff")  # half of a JPEG's marker
+            ends = (content + JPEG_END.rjust(1 << 20, filler) for filler in (b"\0", b"\xaa"))
+            image, other = (load(content) for content in ends)
+            missing = np.mean(np.asarray(image) != np.asarray(other))
+    if missing > MAX_MISSING:
+        raise OSError(f"{missing:.0%} of the picture is missing")
+    return image
+
+
+@contextlib.contextmanager
+def tolerance() -> Iterator[None]:
+    """Let Pillow fill what is missing, meanwhile. A switch of the process: the app reads one picture at a time."""
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    try:
+        yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
-def decode_broken(content: bytes) -> Image.Image:
-    """Read a broken file. ValueError if too much of it is missing."""
-    if content.startswith(PNG):
-        content, missing = mend_png(content)
-        image = decode(content, tolerant=True)
-    else:  # what changes with that which follows the end of the file is not in the file
-        content = content.rstrip(b"\xff")  # half of a marker
-        image, other = (decode(content + END_OF_JPEG.rjust(1 << 20, filler), True) for filler in (b"\0", b"\xaa"))
-        missing = (np.asarray(image) != np.asarray(other)).any(2).mean()
-    if missing > MISSING:
-        raise ValueError(f"{missing:.0%} of the picture is missing")
-    return image
-
-
-def mend_png(content: bytes) -> tuple[bytes, float]:
-    """Leave out of a PNG all that is beside the pixels, and end it; tell which fraction of them is missing."""
-    chunks, at = {}, len(PNG)
-    while at + 8 <= len(content):
-        end = at + 12 + int.from_bytes(content[at : at + 4])
-        chunks.setdefault(content[at + 4 : at + 8], []).append(content[at:end])
-        at = end
-    chunks[b"IEND"] = [bytes(4) + b"IEND" + zlib.crc32(b"IEND").to_bytes(4)]
-    kept = [chunk for kind in (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND") for chunk in chunks.get(kind, [])]
-    width, height, depth, colour = struct.unpack(">IIBB", chunks[b"IHDR"][0][8:18])
+def missing_of_png(content: bytes) -> float:
+    """The fraction of a PNG's pixels that are not in the file."""
+    width, height, depth, colour = struct.unpack(">IIBB", content[16:26])
     whole = height * (1 + -(-width * depth * PNG_CHANNELS[colour] // 8))  # bytes; interlacing adds a few
-    pixels = b"".join(chunk[8 : 8 + int.from_bytes(chunk[:4])] for chunk in chunks[b"IDAT"])
-    there = len(zlib.decompressobj().decompress(pixels, whole))
-    return PNG + b"".join(kept), 1 - there / whole
+    pixels, at = zlib.decompressobj(), content.index(b"IDAT") - 4
+    there = 0
+    while at + 8 < len(content) and there < whole:
+        length = int.from_bytes(content[at : at + 4])
+        if content[at + 4 : at + 8] == b"IDAT":
+            there += len(pixels.decompress(content[at + 8 : at + 8 + length]))
+        at += 12 + length
+    return 1 - there / whole
 
 
-def orientation(image: Image.Image) -> object:
-    """The EXIF orientation, or whatever stands in its place; 1, upright, where nothing can be read."""
+def upright(image: Image.Image) -> Image.Image:
+    """The image, turned as its EXIF orientation says."""
     try:
-        value = image.getexif().get(0x0112, 1)
-        hash(value)
-        return value
-    except Exception:  # broken metadata make Pillow raise nearly anything
-        return 1
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # damaged EXIF makes Pillow raise nearly anything
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits, or of floats, as 8 bits: Pillow would clip it to white."""
+    values = np.asarray(image, dtype=np.float32)
+    if image.mode.startswith("I;16"):
+        full = 65535.0
+    else:  # nobody says what white is: 1, 255 or more bits, exceeded a little where the picture was resampled
+        finite = values[np.isfinite(values)]
+        highest = np.percentile(finite, 99.9) if finite.size else 0  # one hot pixel does not make the others black
+        full = next((full for full in (1, 255, 1023, 4095, 65535) if highest <= 1.5 * full), highest)
+    values = np.nan_to_num(values, nan=0, posinf=full, neginf=0)
+    return Image.fromarray(np.uint8(255 / full * np.clip(values, 0, full)))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Scale to 8 bits, and put transparency on white."""
-    if image.mode.startswith(("I", "F")):  # more than 8 bits: Pillow would clip them to white
-        return Image.fromarray(to_8_bits(np.asarray(image, dtype=np.float32), image.mode)).convert("RGB")
+    """8 bits, upright, transparency on white."""
+    image = upright(image)
+    if image.mode.startswith(("I", "F")):
+        return to_8_bits(image).convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Scale grey values of 16 bits (I;16), 32 bits (I) or as floats (F), (H, W), to uint8.
+def preprocess(picture: object, size: int) -> np.ndarray:
+    """What the network sees of a picture: the square in its middle, as uint8 RGB (size, size, 3).
 
-    The last two do not say what white is: it is the first of 1, 255 and 65535 that the values do not exceed by
-    more than half, for resampling overshoots. Values that are no finite numbers, and a few that stick out, do not
-    count.
+    picture: {"path": uploaded file} or {"url": "data:...;base64,..."}. Raises gr.Error, in words for the visitor.
     """
-    finite = values[np.isfinite(values)]
-    top = float(np.quantile(finite, 0.999)) if finite.size else 0.0
-    white = 65535 if mode.startswith("I;16") else next((w for w in (1, 255, 65535) if top <= 1.5 * w), top)
-    values = np.nan_to_num(values, nan=0, posinf=white, neginf=0)
-    return np.uint8(np.clip(255 / white * values, 0, 255))
+    content = content_of(picture)
+    try:
+        return np.asarray(ImageOps.fit(to_rgb(decode(content)), (size, size), Image.Resampling.LANCZOS))
+    except Image.DecompressionBombError as error:
+        raise refusal("This picture has more than 25 million pixels; please make it smaller.") from error
+    except Exception as error:  # a broken file makes Pillow raise nearly anything
+        raise refusal(f"This file is not a picture that can be read ({', '.join(FORMATS)}).") from error

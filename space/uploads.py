@@ -1,59 +1,67 @@
-"""What visitors upload, and every picture made for them, in a folder of this start's own that is swept by age."""
+"""Where uploads and answers lie: a folder of this app's own, swept of what is old when it starts and while it runs."""
 
-import atexit
+import contextlib
 import os
-import shutil
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
-PREFIX = "cifar10-space-"
-KEPT_SECONDS = 3000  # then a file is deleted; the variable UPLOADS_KEPT_SECONDS changes it
+NAME = "cifar10-space"
+
+
+def keep_seconds() -> float:
+    """How long a file is kept, from UPLOADS_KEEP_SECONDS. Raises SystemExit if that is no such number."""
+    text = os.environ.get("UPLOADS_KEEP_SECONDS") or "3000"  # with a sixth of it between two sweeps: within an hour
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 1 <= seconds <= 3000:
+        raise SystemExit(f"UPLOADS_KEEP_SECONDS: a number from 1 to 3000, please; got {text!r:.40}.")
+    return seconds
 
 
 def own_folder() -> Path:
-    """Make a folder for all temporary files of this process, in GRADIO_TEMP_DIR or the system's place for them.
+    """The folder for uploads, below GRADIO_TEMP_DIR or else the system's temporary folder.
 
-    Ends the program, with a sentence, where that cannot be written to.
+    It holds nothing but this app's files, so it can be swept. Raises SystemExit if nothing can be written there.
     """
-    parent = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir())
+    folder = os.environ.get("GRADIO_TEMP_DIR")
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
-    except OSError as error:
-        sys.exit(f"Cannot write into {parent} ({error}): set the variable GRADIO_TEMP_DIR to a folder where you may.")
-    os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = folder  # uploads that break off lie there as well
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
+        folder = Path(folder or tempfile.gettempdir()).expanduser().resolve()
+        if folder.name != NAME:  # it is NAME where this process has imported the app before
+            folder = folder / NAME
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError) as error:  # expanduser raises RuntimeError for an unknown user
+        raise SystemExit(
+            f"The folder for uploads cannot be written: {folder} ({getattr(error, 'strerror', None) or error}). "
+            "Set GRADIO_TEMP_DIR to a folder that you may write."
+        ) from None
+    return folder
 
 
-def sweep(own: Path, kept: set[Path], seconds: float) -> None:
-    """Delete what is older: files of this start, except the page's own, and whole folders of starts that have ended.
+def sweep(folder: Path, kept: set[str], seconds: float) -> None:
+    """Delete the files below folder that were written more than so many seconds ago, and folders that are empty.
 
-    A running start renews the age of its folder each time.
+    kept: paths that are still needed. They are touched: another app that sweeps the same folder leaves them as well.
     """
-    os.utime(own)
-    now = time.time()
-    for path in (path for path in own.rglob("*") if path.is_file() and path not in kept):
-        if now - path.stat().st_ctime > seconds:
-            path.unlink(missing_ok=True)
-    for folder in own.parent.glob(f"{PREFIX}*"):
-        if folder != own and now - folder.stat().st_mtime > seconds:
-            shutil.rmtree(folder, ignore_errors=True)
+    for parent, folders, files in os.walk(folder, topdown=False):  # what is in a folder before the folder
+        for path in (os.path.join(parent, name) for name in (*files, *folders)):
+            with contextlib.suppress(OSError):  # another app was faster, or the folder is not empty
+                if path in kept:
+                    os.utime(path)
+                elif os.lstat(path).st_mtime < time.time() - seconds:
+                    (os.rmdir if os.path.basename(path) in folders else os.remove)(path)
 
 
-def start_sweeping(own: Path) -> None:
-    """Sweep now and again and again, in a thread; what is in the folder now belongs to the page and stays."""
-    kept, seconds = set(own.rglob("*")), float(os.environ.get("UPLOADS_KEPT_SECONDS") or KEPT_SECONDS)
+def start_sweeping(folder: Path, kept: set[str], seconds: float) -> None:
+    """Sweep now, and again in every sixth part of that time, for as long as the process lives."""
 
     def run() -> None:
         while True:
-            try:
-                sweep(own, kept, seconds)
-            except OSError as error:  # a file went meanwhile; the next round is soon
-                print(f"sweeping {own}: {error}", file=sys.stderr)
-            time.sleep(min(60, seconds / 5))
+            sweep(folder, kept, seconds)
+            time.sleep(seconds / 6)
 
     threading.Thread(target=run, daemon=True).start()

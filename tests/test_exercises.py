@@ -1,17 +1,25 @@
 """Every check of an exercise fails on the unsolved cell and passes with the solution that the notebook gives."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from gradio_client import Client, handle_file
 
 import exercises
+from dataload import CLASSES
 from evaluation import accuracy, fit_temperature
 from models import resnet
 from tests.conftest import PROJECT
+from tests.test_space import serve
 
 CELLS = {cell.id: cell.source for cell in nbformat.read(PROJECT / "ERA_S12_Assignment.ipynb", as_version=4).cells}
 NUMBERS = [int(name.removeprefix("exercise-")) for name in CELLS if name.startswith("exercise-")]
@@ -74,3 +82,73 @@ def test_answers_that_are_nearly_right_are_told_why_not(capsys, namespace):
         assert not check(answer) and words in capsys.readouterr().out
     assert not exercises.temperature(9.0, namespace["val_logits"], namespace["val_labels"])
     assert re.search(r"at 9.0 the network is \d+\.\d% sure on average", capsys.readouterr().out)
+
+
+# ---- exercise 5, all the way ----
+
+# What *Run all* does with the settings ARCH="Deeper", on a few images: train, export.
+RUN = """
+from dataclasses import replace
+import settings
+from dataload import CIFAR10DataModule, CLASSES, Images, Splits, denormalize, sample_splits
+from tests.conftest import space_meta, wrong_predictions
+from training import train
+from utils import export_to_space, plot_confusion
+
+s = settings.resolve(settings.SWITCHES)
+few = [Images(part.images[:n], part.labels[:n]) for part, n in zip(sample_splits("space/examples")[:3], (64, 20, 20))]
+recipe = replace(s.recipe, epochs=1, batch_size=32, micro_batch=0)
+run = train(recipe, CIFAR10DataModule(batch_size=32, num_workers=0, splits=Splits(*few, "a few")), "checkpoints")
+wrong = wrong_predictions(few[2].images[:3], few[2].labels[:3])
+confusion = plot_confusion(wrong, few[2].labels, CLASSES)
+export_to_space("out/space", run.model, space_meta(), wrong, denormalize, confusion)
+"""
+
+
+def insert(path: Path, place: str, text: str) -> None:
+    """Write a text behind the only place where the other one stands."""
+    before, after = path.read_text(encoding="utf-8").split(place)
+    path.write_text(before + place + text + after, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A copy of the project in which exercise 5 is done as its text says, with the given solution."""
+    folder = tmp_path_factory.mktemp("copy") / "project"
+    others = shutil.ignore_patterns(".git", ".venv", "__pycache__", "data", "runs", "checkpoints", "logs")
+    shutil.copytree(PROJECT, folder, ignore=others)
+    said = dict(enumerate(re.findall(r"`([^`\n]+)`", CELLS["ex-5"])))
+    _, file, imports, more, registry, line, entry, _, recipes, recipe, _, arch = said.values()
+    assert (file, registry, recipes, arch) == (
+        "models/deeper.py", "models/registry.py", "models/lit.py", 'ARCH = "Deeper"'
+    )  # fmt: skip
+    kind = CELLS["solution-5"].split("\nexercises.")[0]
+    (folder / file).write_text(f"{imports}\n{more}\n\n\n{kind}", encoding="utf-8")
+    insert(folder / registry, "from models.fastnet import FastNet\n", f"{line}\n")
+    insert(folder / registry, '"FastNet": FastNet', f", {entry}")
+    insert(folder / recipes, "RECIPES = {\n", f"    {recipe},\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def own_space(project) -> Path:
+    """The Space of the network of exercise 5, trained for an epoch."""
+    environment = os.environ | {"ERA_ARCH": "Deeper", "PYTHONPATH": str(project)}
+    environment.pop("SMOKE_TEST", None)
+    done = subprocess.run([sys.executable, "-c", RUN], cwd=project, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return project / "out/space"
+
+
+def test_a_network_of_the_reader_s_own_becomes_a_space_that_starts_alone(own_space, project, tmp_path):
+    space = shutil.move(own_space, tmp_path / "space")
+    shutil.rmtree(project)  # nothing of it is left
+    assert {path.name for path in (space / "models").glob("*.py")} == {
+        "__init__.py", "bundle.py", "deeper.py", "explain.py", "resnet.py", "stage.py"
+    }  # fmt: skip
+    with serve(space, tmp_path) as address:
+        client = Client(address, verbose=False, download_files=tmp_path)
+        picture = handle_file(space / "examples/cat.png")
+        assert client.predict(picture, 3, api_name="/classify")[1]["label"] in CLASSES
+        maps = client.predict(picture, True, 2, "layer5", "GradCAM", 0.4, api_name="/explain")
+        assert len(maps) == 2

@@ -124,7 +124,7 @@ def bundle(exported_space, tmp_path_factory) -> Path:
 def with_sums(folder: Path, meta: object) -> None:
     """Write model.json, with right checksums if it can have any."""
     if isinstance(meta, dict):
-        meta["sha256"] = {"weights": sha256(folder / "model.safetensors"), "keys": sha256_of_keys(meta)}
+        meta["sha256"] |= {"weights": sha256(folder / "model.safetensors"), "keys": sha256_of_keys(meta)}
     (folder / "model.json").write_text(json.dumps(meta))
 
 

@@ -141,8 +141,9 @@ def test_the_committed_space_is_of_the_same_run(results):
     assert sum(p.numel() for p in model.parameters()) == results["parameters"] == 11_173_962
     assert meta["classes"] == list(CLASSES)
     assert (tuple(meta["mean"]), tuple(meta["std"])) == (CIFAR10_MEAN, CIFAR10_STD)
-    for name in (meta["source"], "explain.py", "bundle.py"):
-        assert (PROJECT / "space" / name).read_bytes() == (PROJECT / "models" / name).read_bytes(), name
+    for path in (PROJECT / "space/models").glob("*.py"):
+        fresh = path.read_bytes() == (PROJECT / "models" / path.name).read_bytes()
+        assert fresh, f"{path}: `python -c 'import utils; utils.refresh_sources(\"space\")'` brings it up to date"
 
 
 def test_the_space_shows_at_most_fifty_tiles_that_are_errors():
@@ -248,14 +249,13 @@ def test_no_file_of_cifar10_and_no_checkpoint_is_committed():
 # ---- make run and make publish ----
 
 
-def a_run(folder: Path, data: str, error: bool = False) -> Path:
+def a_run(folder: Path, data: str, space: Path, error: bool = False) -> Path:
     cell = nbformat.v4.new_code_cell("1")
     if error:
         cell.outputs = [nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]
     (folder / "images").mkdir(parents=True)
-    (folder / "space").mkdir()
     (folder / "images/loss_metrics.png").write_text("curve")
-    (folder / "space/model.json").write_text("{}")
+    shutil.copytree(space, folder / "space", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "results.json").write_text(json.dumps({"data": data}))
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / run.NOTEBOOK)
     return folder
@@ -267,19 +267,33 @@ def project(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_publish_promotes_the_newest_run_on_cifar10(project):
-    a_run(project / "runs/20260101-000000", "CIFAR-10")
-    a_run(project / "runs/20260102-000000", "built-in sample, not CIFAR-10")
+def test_publish_promotes_the_newest_run_on_cifar10(project, exported_space):
+    """The bundle, not the app, which is the project's; of another network nothing stays."""
+    a_run(project / "runs/20260101-000000", "CIFAR-10", exported_space)
+    a_run(project / "runs/20260102-000000", "built-in sample, not CIFAR-10", exported_space)
+    (project / "space/models").mkdir(parents=True)
+    for name in ("app.py", "notes.txt", "models/fastnet.py"):
+        (project / "space" / name).write_text("of the project")
     assert run.publish(None) == 0
     assert (project / "images/loss_metrics.png").read_text() == "curve"
     assert {"space", "results.json", run.NOTEBOOK} <= {path.name for path in project.iterdir()}
+    assert load_bundle(project / "space")[1] == load_bundle(exported_space)[1]
+    assert not (project / "space/models/fastnet.py").exists()
+    assert {(project / "space" / name).read_text() for name in ("app.py", "notes.txt")} == {"of the project"}
 
 
 @pytest.mark.parametrize(("data", "error"), [("built-in sample, not CIFAR-10", False), ("CIFAR-10", True)])
-def test_publish_refuses_the_sample_and_a_run_that_failed(project, capsys, data, error):
-    a_run(project / "runs/20260101-000000", data, error)
+def test_publish_refuses_the_sample_and_a_run_that_failed(project, capsys, exported_space, data, error):
+    a_run(project / "runs/20260101-000000", data, exported_space, error)
     assert run.publish(None) == 1 and not (project / "results.json").exists()
     assert "No finished run on CIFAR-10" in capsys.readouterr().out or error
+
+
+def test_publish_refuses_a_space_that_was_changed_and_changes_nothing(project, capsys, exported_space):
+    folder = a_run(project / "runs/20260101-000000", "CIFAR-10", exported_space)
+    (folder / "space/models/resnet.py").write_text("changed")
+    assert run.publish(None) == 1 and "models/resnet.py has the sha256" in capsys.readouterr().out
+    assert {path.name for path in project.iterdir()} == {"runs"}
 
 
 def test_a_failing_cell_is_reported_and_the_notebook_up_to_it_is_kept(project, capsys, monkeypatch):

@@ -557,12 +557,13 @@ def stop_before(step):
     sys.addaudithook(hook)
 
 os.chdir(project)
-export(pristine, "FastNet", 3)
+export(pristine, "CustomResNet", 3)
 (pristine / "mine").mkdir()
 (pristine / "mine/notes.txt").write_text("of the user")
-export(finished / "space", "CustomResNet", 12)
+export(finished / "space", "FastNet", 12)
 utils.check_bundle = lambda *_: None  # it changes nothing in the folder, and takes seconds
-action = {"export": lambda: export(space, "CustomResNet", 12), "publish": publish}[sys.argv[2]]
+utils.save_figure = lambda _, path: path.write_bytes(b"figure")  # so does this
+action = {"export": lambda: export(space, "FastNet", 12), "publish": publish}[sys.argv[2]]
 old, killed, results = files(pristine), 0, []
 while True:
     shutil.rmtree(space, ignore_errors=True)
@@ -582,7 +583,7 @@ while True:
         name[7:] for name in meta["sha256"]["files"] if name.startswith("models/")}
     assert not (space / ".ready").exists()
     results.append(meta["architecture"])
-    if results[-1] == "FastNet":
+    if results[-1] == "CustomResNet":
         assert found | {Path("mine/notes.txt"): b"of the user"} == old
     else:
         assert len(json.loads(found[Path("misclassified.json")])) == 12
@@ -590,8 +591,8 @@ while True:
         break
     assert os.WTERMSIG(status) == signal.SIGKILL, status
     killed += 1
-assert results == sorted(results, reverse=True)  # one step, and no way back
-print(killed, results.count("FastNet"), results.count("CustomResNet"))
+assert results == sorted(results)  # one step, and no way back
+print(killed, results.count("CustomResNet"), results.count("FastNet"))
 """
 
 
