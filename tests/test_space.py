@@ -625,7 +625,6 @@ NO_PICTURES = {
     "cut.png": encoded(NOISE, "PNG")[:5000],
     "cut.jpg": encoded(NOISE, "JPEG")[:1500],
     "half of one grey.jpg": encoded(ONE_GREY.resize((999, 999)), "JPEG")[:5000],
-    "half of one colour.png": encoded(ONE_GREY, "PNG")[:80],
     "cut.bmp": encoded(NOISE, "BMP")[:5000],
     "cut.tif": encoded(NOISE, "TIFF")[:5000],
     "hardly anything.jpg": encoded(NOISE, "JPEG")[:700],
