@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 import run
 from checkpoints import load_classifier
-from download import BatchUnpickler, read_batch
+from download import read_batch
 from models import build
 from models.bundle import load_bundle, sha256, sha256_of_keys
 from models.lit import LitClassifier
 from settings import SWITCHES, resolve
-from tests.conftest import INJECTED
+from tests.faults import FAULTS
 from training import read_facts, read_metrics
 
 EXAMPLES = 500 if os.environ.get("FAULTS") == "long" else 40
@@ -57,13 +57,15 @@ def edited(content: bytes, edits: list[tuple[str, float, int]]) -> bytes:
 
 def refused_or(what: str, read: Callable[[], object], check: Callable[[object], None]) -> None:
     """Read; a ValueError or OSError names what is wrong, another exception fails; an answer has to be right."""
+    fault = FAULTS[f"changed at random: {what}"]
+    fault.injected += 1
     try:
         answer = read()
     except (ValueError, OSError) as problem:
         assert str(problem)
     else:
         check(answer)
-    INJECTED[f"changed at random: {what}"] = INJECTED.get(f"changed at random: {what}", 0) + 1
+    fault.survived += 1
 
 
 def test_the_edits_change_what_they_should():
@@ -87,11 +89,10 @@ def test_a_batch(batch, tmp_path, edits):
 
     def check(answer):
         images, labels = answer
-        assert images.dtype == np.uint8 and images.shape == (len(labels), 32, 32, 3)
-        assert 0 <= labels.min() and labels.max() <= 9
+        assert images.dtype == np.uint8 and images.shape == (3, 32, 32, 3)
+        assert labels.shape == (3,) and 0 <= labels.min() and labels.max() <= 9
 
     refused_or("a batch", lambda: read_batch(tmp_path / "batch"), check)
-    assert BatchUnpickler.ALLOWED  # and what it refers to is checked by name: see test_download
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +109,12 @@ def checkpoint(tmp_path_factory) -> Path:
 @given(edits=EDITS)
 def test_a_checkpoint_whose_checksum_is_right(checkpoint, tmp_path, edits):
     (tmp_path / "last.ckpt").write_bytes(edited(checkpoint.read_bytes(), edits))
-    refused_or(
-        "a checkpoint",
-        lambda: load_classifier(tmp_path / "last.ckpt", "FastNet"),
-        lambda answer: answer.recipe.network == "FastNet",
-    )
+    shapes = shapes_of(build("FastNet"))
+
+    def check(answer):
+        assert answer.recipe.network == "FastNet" and shapes_of(answer.model) == shapes
+
+    refused_or("a checkpoint", lambda: load_classifier(tmp_path / "last.ckpt", "FastNet"), check)
 
 
 @pytest.fixture(scope="module")
