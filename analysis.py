@@ -19,20 +19,31 @@ from evaluation import BINS, accuracy, calibration_error, predict, reliability
 from models.lit import Recipe, triangle
 from utils import Misclassified, read_table, rgb, with_note
 
-# Five ways to spoil a picture, each in three strengths. Albumentations draws them; a range of one value is that value.
+
+def lower_contrast(image: np.ndarray, part: float) -> np.ndarray:
+    """Blend an image (H, W, 3), uint8, with its own mean colour: `part`, 0..1, of the mean.
+
+    As in CIFAR-10-C (Hendrycks & Dietterich 2019, arXiv:1903.12261): the image stays as bright as it was.
+    """
+    mean = image.mean((0, 1))
+    return np.uint8(np.round(mean + (1 - part) * (image - mean)))
+
+
+# Five ways to corrupt a picture, each in three strengths. Albumentations draws them; a range of one value is that value.
 CORRUPTIONS: dict[str, Callable[[float], A.BasicTransform]] = {
     "noise": lambda s: A.GaussNoise(std_range=(s, s), p=1),
     "blur": lambda s: A.GaussianBlur(blur_limit=0, sigma_limit=(s, s), p=1),
     "JPEG": lambda s: A.ImageCompression(quality_range=(round(s), round(s)), p=1),
-    "dark": lambda s: A.RandomBrightnessContrast(brightness_limit=(-s, -s), contrast_limit=0, p=1),
-    "pale": lambda s: A.RandomBrightnessContrast(brightness_limit=0, contrast_limit=(-s, -s), p=1),
+    # What albumentations calls contrast multiplies each value: black stays, white becomes grey. That is less light.
+    "dark": lambda s: A.RandomBrightnessContrast(brightness_limit=0, contrast_limit=(-s, -s), p=1),
+    "contrast": lambda s: A.Lambda(image=lambda image, **_: lower_contrast(image, s)),
 }
 STRENGTHS = {
     "noise": (0.04, 0.08, 0.16),  # standard deviation, of values in 0..1
     "blur": (0.6, 1.0, 1.6),  # standard deviation, pixels
     "JPEG": (50, 25, 10),  # quality
-    "dark": (0.2, 0.4, 0.6),  # how much of the full brightness is taken away
-    "pale": (0.4, 0.6, 0.8),  # how much of the contrast is taken away
+    "dark": (0.4, 0.6, 0.8),  # how much of the light is taken away
+    "contrast": (0.4, 0.6, 0.8),  # how much of the distance to the mean colour is taken away
 }
 
 # ---- errors and confidence ------------------------------------------------------------------------------------------
@@ -74,25 +85,29 @@ def plot_reliability(logits: Tensor, labels: Tensor, temperature: float, note: s
     return fig
 
 
-# ---- disturbances ---------------------------------------------------------------------------------------------------
+# ---- corruptions ----------------------------------------------------------------------------------------------------
 
 
 def corrupt(images: np.ndarray, name: str, strength: int, seed: int = 0) -> np.ndarray:
-    """Images (N, 32, 32, 3), uint8, spoiled: name is a key of CORRUPTIONS, strength 1 to 3; 0 leaves them alone."""
+    """Corrupt images (N, 32, 32, 3), uint8: name is a key of CORRUPTIONS, strength 1 to 3; 0 leaves them alone.
+
+    Raises:
+        ValueError: there is no such corruption or strength.
+    """
     if name not in CORRUPTIONS or strength not in (0, 1, 2, 3):
         raise ValueError(f"expected one of {', '.join(CORRUPTIONS)} and a strength of 0 to 3, got {name!r}, {strength}")
     if strength == 0:
         return images
-    spoil = A.Compose([CORRUPTIONS[name](STRENGTHS[name][strength - 1])], seed=seed, strict=True)
-    return np.stack([spoil(image=image)["image"] for image in images])
+    transform = A.Compose([CORRUPTIONS[name](STRENGTHS[name][strength - 1])], seed=seed, strict=True)
+    return np.stack([transform(image=image)["image"] for image in images])
 
 
 def robustness(model: nn.Module, device: str, part: Images) -> pd.DataFrame:
     """Accuracy (fraction) on these images: a row for each strength, 0 to 3, a column for each corruption."""
 
     def score(name: str, strength: int) -> float:
-        spoiled = Images(corrupt(part.images, name, strength), part.labels)
-        return accuracy(*predict(model, device, make_loader(spoiled, 250, 0, train=False)))
+        corrupted = Images(corrupt(part.images, name, strength), part.labels)
+        return accuracy(*predict(model, device, make_loader(corrupted, 250, 0, train=False)))
 
     clean = score("noise", 0)
     columns = {name: [clean, *(score(name, strength) for strength in (1, 2, 3))] for name in CORRUPTIONS}
@@ -100,24 +115,24 @@ def robustness(model: nn.Module, device: str, part: Images) -> pd.DataFrame:
 
 
 def plot_robustness(table: pd.DataFrame, image: np.ndarray, note: str = "") -> Figure:
-    """The table of `robustness` as curves, and above them what the corruptions do to one image, uint8 (32, 32, 3)."""
-    fig = plt.figure(figsize=(8.5, 7), layout="constrained")
-    above, below = fig.subfigures(2, 1, height_ratios=(1.15, 1))
-    axes = above.subplots(3, len(table.columns))
+    """Draw the table of `robustness`, and above it one image, uint8 (32, 32, 3): clean, and in each strength."""
+    fig = plt.figure(figsize=(8.5, 8.2), layout="constrained")
+    above, below = fig.subfigures(2, 1, height_ratios=(1.5, 1))
+    axes = above.subplots(4, len(table.columns))
     for column, name in enumerate(table.columns):
-        for row in range(3):
-            axes[row, column].imshow(corrupt(image[None], name, row + 1)[0], interpolation="nearest")
-            axes[row, column].set(xticks=[], yticks=[])
+        for strength, axis in enumerate(axes[:, column]):
+            axis.imshow(corrupt(image[None], name, strength)[0], interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
         axes[0, column].set_title(name, fontsize=9)
-    for row in range(3):
-        axes[row, 0].set_ylabel(f"strength {row + 1}")
+    for axis, label in zip(axes[:, 0], ("clean", "strength 1", "strength 2", "strength 3"), strict=True):
+        axis.set_ylabel(label)
     axis = below.subplots()
     for name, values in table.items():
         axis.plot(table.index, values, "o-", markersize=4, label=name)
-    axis.set(xlabel="strength (0: as it was)", ylabel="accuracy (fraction)", xticks=table.index, ylim=(0, 1))
+    axis.set(xlabel="strength (0: clean)", ylabel="accuracy (fraction)", xticks=table.index, ylim=(0, 1))
     axis.grid(alpha=0.3)
     axis.legend(ncols=len(table.columns), fontsize=8)
-    fig.suptitle(with_note("Test images, spoiled", note))
+    fig.suptitle(with_note("Accuracy on corrupted test images", note))
     plt.close(fig)
     return fig
 

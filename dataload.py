@@ -223,6 +223,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         self.data_dir, self.batch_size, self.num_workers = data_dir, batch_size, num_workers
         self.seed, self.splits, self.padding, self.cutout, self.fast = seed, splits, padding, cutout, fast
         self.resident: FastLoader | None = None  # its images stay on the device from epoch to epoch
+        self.resident_of: tuple = (None, None)  # the splits and the settings that it was made of
 
     def prepare_data(self) -> None:
         if self.splits is None:
@@ -239,12 +240,12 @@ class CIFAR10DataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader | FastLoader:
         epoch, place = self.trainer.current_epoch if self.trainer else 0, self.place()
         if self.fast:
-            if self.resident is None:
-                device = self.trainer.strategy.root_device if self.trainer else "cpu"
-                self.resident = FastLoader(
-                    *self.splits.train, CIFAR10_MEAN, CIFAR10_STD, self.batch_size, self.seed, 0, self.padding,
-                    self.cutout, device, *place,
-                )  # fmt: skip
+            device = self.trainer.strategy.root_device if self.trainer else "cpu"
+            settings = (self.batch_size, self.seed, 0, self.padding, self.cutout, torch.device(device), *place)
+            splits, made_with = self.resident_of
+            if splits is not self.splits or made_with != settings:  # processes may have joined after the range test
+                self.resident = FastLoader(*self.splits.train, CIFAR10_MEAN, CIFAR10_STD, *settings)
+                self.resident_of = self.splits, settings
             self.resident.epoch = epoch
             return self.resident
         seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])  # one number from the pair

@@ -141,13 +141,17 @@ class ErrorExplorer(Explorer):
 
     Each column is an image; below it the map for the predicted class and the one for the true class. The network runs
     for new maps and for a new picture only: opacity, order and filters do not run it.
-    test: the test images. logits: (N, classes), what the model answers to them. temperature: divides the logits.
+    test: the test images. logits: (N, classes), what the model answers to them, in their order; ValueError for
+    another shape. temperature: divides the logits.
     """
 
     def __init__(
         self, model: nn.Module, test: Images, logits: Tensor, classes: Sequence[str], temperature: float = 1.0,
         opacity: float = 0.4,
     ):  # fmt: skip
+        wanted = (len(test.labels), len(classes))
+        if tuple(logits.shape) != wanted:
+            raise ValueError(f"expected logits of shape {wanted}, got {tuple(logits.shape)}")
         self.model, self.test, self.classes, self.temperature = model, test, classes, temperature
         self.probs = (logits / temperature).softmax(1)
         self.stages = {stage.name: stage for stage in model.stages()}

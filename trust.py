@@ -2,8 +2,9 @@
 
 Randomised weights (Adebayo et al. 2018, arXiv:1810.03292): a network that has learned nothing must give other maps. If
 it gives the same, the maps show the picture or the architecture, not what was learned.
-Deletion (Petsiuk et al. 2018, arXiv:1806.07421): what a map calls important, taken away first, must cost the network
-its confidence sooner than the same area taken away at random.
+Deletion (Petsiuk et al. 2018, arXiv:1806.07421): masking what a heatmap calls important must cost the network its
+confidence sooner than masking other places: random ones, but also the centre, where things usually are, and what the
+heatmap of another image calls important. A heatmap that is no better than these two says nothing about this image.
 """
 
 import copy
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from models import explain
 from utils import Misclassified, rgb, with_note
 
-CELL = 4  # pixels: images are taken away in squares of 4x4
+CELL = 4  # pixels: images are masked in squares of 4x4
 STEPS = 16  # of a deletion curve
 
 
@@ -71,15 +72,15 @@ def plot_randomised(
 
 
 def cell_means(maps: np.ndarray) -> np.ndarray:
-    """The mean of a map in each square of 4x4 pixels: (N, S, S) -> (N, S/4 * S/4)."""
+    """The mean of a heatmap in each square of 4x4 pixels: (N, S, S) -> (N, S/4 * S/4)."""
     count, side = len(maps), maps.shape[1] // CELL
     return maps.reshape(count, side, CELL, side, CELL).mean((2, 4)).reshape(count, -1)
 
 
-def delete(images: Tensor, order: np.ndarray, fraction: float) -> Tensor:
-    """Images (N, 3, S, S), normalised, with the first `fraction` of their squares grey, the mean colour.
+def mask_patches(images: Tensor, order: np.ndarray, fraction: float) -> Tensor:
+    """Mask the first `fraction` of the squares of images (N, 3, S, S), normalised, by 0, the mean colour.
 
-    order: (N, squares), for each image the numbers of its squares, row by row, in the order they are taken away.
+    order: (N, squares), for each image the numbers of its squares, row by row, in the order they are masked.
     """
     side = images.shape[2] // CELL
     gone = np.zeros(order.shape, dtype=bool)
@@ -89,45 +90,93 @@ def delete(images: Tensor, order: np.ndarray, fraction: float) -> Tensor:
 
 
 @torch.no_grad()
-def deletion_curve(model: nn.Module, images: Tensor, classes: Sequence[int], order: np.ndarray) -> np.ndarray:
-    """Mean probability of each image's class when 0, 1/16, ... 16/16 of its squares are taken away: (17,)."""
+def deletion_curves(
+    model: nn.Module, images: Tensor, classes: Sequence[int], order: np.ndarray
+) -> np.ndarray:
+    """Probability of each image's class when 0, 1/16, ... 16/16 of its squares are masked: (17, N)."""
     device, index = next(model.parameters()).device, torch.tensor(classes)[:, None]
-    curve = []
+    curves = []
     for step in range(STEPS + 1):
-        logits = model.eval()(delete(images, order, step / STEPS).to(device)).float().cpu()
-        curve.append(float(logits.softmax(1).gather(1, index).mean()))
-    return np.array(curve)
+        logits = model.eval()(mask_patches(images, order, step / STEPS).to(device)).float().cpu()
+        curves.append(logits.softmax(1).gather(1, index)[:, 0].numpy())
+    return np.stack(curves)
 
 
-def deletion(model: nn.Module, images: Tensor, draws: int = 3, seed: int = 0) -> pd.DataFrame:
-    """Deletion curves of normalised images (N, 3, S, S) for the class that the network predicts.
+def centre_first(side: int) -> np.ndarray:
+    """The numbers of side x side squares, those nearest to the middle of the image first."""
+    offsets = np.arange(side) - (side - 1) / 2
+    return np.argsort((offsets[:, None] ** 2 + offsets**2).ravel(), kind="stable")
 
-    Rows: the fraction taken away. Columns: 'by the map', the squares that Grad-CAM of the last stage calls most
-    important first; 'at random', the mean of some random orders.
+
+def mask_orders(cams: np.ndarray, draws: int, seed: int) -> dict[str, list[np.ndarray]]:
+    """For each way to mask images by their heatmaps (N, S, S) the orders, (N, squares), to be averaged over."""
+    own = np.argsort(-cell_means(cams), axis=1, kind="stable")
+    generator = np.random.default_rng(seed)
+    return {
+        "heatmap": [own],
+        "another image's heatmap": [np.roll(own, shift, axis=0) for shift in range(1, draws + 1)],
+        "centre first": [np.broadcast_to(centre_first(cams.shape[1] // CELL), own.shape)],
+        "random": [generator.permuted(own, axis=1) for _ in range(draws)],
+    }
+
+
+def deletion(model: nn.Module, images: Tensor, draws: int = 1, seed: int = 0) -> pd.DataFrame:
+    """Mask images bit by bit in four orders, and watch the probability of the class that the network predicts.
+
+    Args:
+        images: (N, 3, S, S), normalised.
+        draws: how many other images' heatmaps, and how many random orders, to average over; less than N.
+
+    Returns:
+        A row for each fraction masked (17) and image (N), a column for each order: 'heatmap', what Grad-CAM of the
+        last stage calls important first, and the controls "another image's heatmap", 'centre first', 'random'.
+
+    Raises:
+        ValueError: there are not enough images to give each the heatmaps of others.
     """
+    if not 1 <= draws < len(images):
+        raise ValueError(f"expected 1 <= draws < {len(images)}, the number of images, got {draws}")
     with torch.no_grad():
         classes = model.eval()(images.to(next(model.parameters()).device)).argmax(1).tolist()
     cams = explain.gradcam(model, model.stages()[-1].module, images, classes)
-    by_map = np.argsort(-cell_means(cams), axis=1, kind="stable")
-    chance = np.random.default_rng(seed)
-    random = [deletion_curve(model, images, classes, chance.permuted(by_map, axis=1)) for _ in range(draws)]
-    table = {"by the map": deletion_curve(model, images, classes, by_map), "at random": np.mean(random, axis=0)}
-    return pd.DataFrame(table, index=pd.Index(np.arange(STEPS + 1) / STEPS, name="taken away"))
+    table = {
+        name: np.mean([deletion_curves(model, images, classes, o) for o in orders], axis=0).ravel()
+        for name, orders in mask_orders(cams, draws, seed).items()
+    }
+    fractions = np.arange(STEPS + 1) / STEPS
+    rows = pd.MultiIndex.from_product([fractions, range(len(images))], names=["masked", "image"])
+    return pd.DataFrame(table, index=rows)
+
+
+def areas(table: pd.DataFrame) -> pd.DataFrame:
+    """The areas under the curves of `deletion`: the smaller, the sooner the confidence is lost.
+
+    Returns:
+        A row for each order. area: the mean over the images, 0..1, by trapezoids. more: by how much it is above that
+        of the first order, image by image; from, to: the 95 % interval of that, over images.
+    """
+    curves = table.unstack("image")
+    by_image = pd.Series(np.trapezoid(curves, curves.index, axis=0), curves.columns).unstack(0)[table.columns]
+    more = by_image.sub(by_image.iloc[:, 0], axis=0)
+    half = 1.96 * more.sem()
+    return pd.DataFrame({
+        "area": by_image.mean(), "more": more.mean(), "from": more.mean() - half, "to": more.mean() + half
+    })
 
 
 def plot_deletion(table: pd.DataFrame, note: str = "") -> Figure:
-    """The table of `deletion` as curves; the title tells the areas under them."""
-    fig, axis = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
-    for name, curve in table.items():
-        axis.plot(curve.index, curve, "o-", markersize=3, label=f"{name}: area {area(curve):.3f}")
-    axis.set(xlabel="fraction of the image taken away", ylabel="probability of the predicted class", ylim=(0, 1))
-    axis.set_title(note)
+    """Draw the table of `deletion` as mean curves with their 95 % intervals over images; the title says the areas."""
+    by_fraction = table.groupby("masked")
+    mean, half = by_fraction.mean(), 1.96 * by_fraction.sem()
+    fig, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for name in table:
+        axis.plot(mean.index, mean[name], "o-", markersize=3, label=name)
+        axis.fill_between(mean.index, mean[name] - half[name], mean[name] + half[name], alpha=0.15)
+    axis.set(xlabel="fraction of the image masked", ylabel="probability of the predicted class", ylim=(0, 1))
+    found = areas(table).area
+    title = "Areas under the curves: " + ", ".join(f"{name} {area:.3f}" for name, area in found.items())
+    axis.set_title(with_note(title.replace(", centre", ",\ncentre"), note), fontsize=9)
     axis.grid(alpha=0.3)
     axis.legend()
     plt.close(fig)
     return fig
-
-
-def area(curve: pd.Series) -> float:
-    """The area under a deletion curve, 0..1, by trapezoids: the smaller, the sooner the confidence was lost."""
-    return float(np.trapezoid(curve.to_numpy(), curve.index.to_numpy()))

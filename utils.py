@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from evaluation import predict
 from models import bundle, explain
@@ -158,21 +158,48 @@ def plot_confusion(
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
 
+def check_sequential(loader: DataLoader) -> None:
+    """Raise ValueError unless a loader gives the images of its dataset in their order, so that they can be numbered."""
+    batches = getattr(loader, "batch_sampler", None)
+    if isinstance(batches, list):  # the numbers themselves: of CIFAR10DataModule
+        if sum(batches, []) == list(range(len(loader.dataset))):
+            return
+        got = "batches of other numbers"
+    elif type(batches) is BatchSampler and type(batches.sampler) is SequentialSampler:
+        return
+    else:
+        ordered = batches.sampler if type(batches) is BatchSampler else batches or loader
+        got = f"one ordered by {type(ordered).__name__}"
+    raise ValueError(
+        f"expected a loader that gives all images in order, got {got}; make it with shuffle=False and no sampler"
+    )
+
+
 def get_misclassified_data(
     model: nn.Module, device: str | torch.device, test_loader: DataLoader, temperature: float = 1.0,
     predictions: tuple[Tensor, Tensor] | None = None,
 ) -> list[Misclassified]:  # fmt: skip
     """All wrong predictions, in the loader's order. temperature: divides the logits before the softmax.
 
-    predictions: logits and labels of these images, if `predict` gave them before.
+    test_loader: gives each image once, in order: not shuffled. predictions: logits and labels of these images, if
+    `predict` gave them before. Raises ValueError if the loader or the predictions have another order or length.
     """
-    logits, labels = predictions or predict(model, device, test_loader)
-    probs, preds = (logits / temperature).softmax(1), logits.argmax(1)
+    check_sequential(test_loader)
     dataset = test_loader.dataset
-    return [
-        Misclassified(dataset[i][0], int(labels[i]), int(preds[i]), float(probs[i, preds[i]]), probs[i])
-        for i in (preds != labels).nonzero().flatten().tolist()
-    ]
+    logits, labels = predictions or predict(model, device, test_loader)
+    if not len(logits) == len(labels) == len(dataset):
+        raise ValueError(f"expected predictions of {len(dataset)} images, got {len(logits)} and {len(labels)} labels")
+    probs, preds = (logits / temperature).softmax(1), logits.argmax(1)
+    found = []
+    for i in (preds != labels).nonzero().flatten().tolist():
+        image, label = dataset[i]
+        if int(label) != int(labels[i]):
+            raise ValueError(
+                f"image {i} has the label {label}, its prediction was made for label {int(labels[i])};"
+                " the predictions must be of the same loader"
+            )
+        found.append(Misclassified(image, int(label), int(preds[i]), float(probs[i, preds[i]]), probs[i]))
+    return found
 
 
 def caption(sample: Misclassified, classes: Sequence[str]) -> str:

@@ -19,12 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from dataload import Images, Splits, load_splits
 from evaluation import accuracy, calibration_error, fit_temperature, predict
-from machine import choose_device, choose_precision, hardware
+from machine import choose_device, hardware
 from models import lit
 from models.fastnet import FastNet
 from models.lit import RECIPES, Recipe, parameter_groups
@@ -72,15 +71,17 @@ def store(path: Path, row: dict) -> None:
 def measure(
     name: str, recipe: Recipe, splits: Splits, seed: int, root: str, fast: bool, compiled: bool = False
 ) -> dict:
-    """One run: its figures as fractions, its training time in seconds. Without a name no test image is looked at."""
+    """One run: its figures as fractions, its training time in seconds. Without a name no test image is looked at.
+
+    Validation, temperature and test are all computed in fp32, as the Space computes, whatever the training used.
+    """
     data = data_for(recipe, splits, seed, fast)
     run = train(recipe, data, root, seed, compiled=compiled)
     figures = {"seconds": run.facts["seconds"]}
     device = choose_device().type
     if len(splits.val.labels):
-        with torch.autocast(device, torch.bfloat16, enabled=choose_precision() == "bf16-mixed"):
-            logits, labels = predict(run.model, device, data.val_dataloader())
-            six, _ = predict(run.model, device, data.val_dataloader(), tta=True)
+        logits, labels = predict(run.model, device, data.val_dataloader())
+        six, _ = predict(run.model, device, data.val_dataloader(), tta=True)
         figures |= {"val_single": accuracy(logits, labels), "val_tta": accuracy(six, labels)}
         figures["temperature"] = fit_temperature(logits, labels)
     if recipe == RECIPES.get(name):

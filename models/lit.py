@@ -211,7 +211,7 @@ class LitClassifier(pl.LightningModule):
         # To read a number back from a GPU stops it, so there this waits until the epoch's last batch.
         if self.trainer.is_last_batch or not loss.is_cuda:
             self.check_finite()
-        self.rates[self.global_step] = self.lr_schedulers().get_last_lr()[0]
+        self.rates[self.global_step] = self.logged_rate()
         if self.trainer.is_last_batch:
             self.log_epoch()
         return loss * self.loss_share(len(labels), index)
@@ -227,6 +227,10 @@ class LitClassifier(pl.LightningModule):
         step_images = self.trainer.datamodule.step_images(index, steps)
         return images * steps * self.trainer.world_size / step_images
 
+    def logged_rate(self) -> float:
+        """The learning rate that stands for all: of Muon, whose group is the first, or else of SGD, the last."""
+        return self.lr_schedulers().get_last_lr()[0 if self.recipe.muon_lr else -1]
+
     def check_finite(self) -> None:
         """Raise Diverged if a loss of this epoch is no number; it names the step of the first."""
         finite = torch.stack([loss for loss, _, _ in self.history]).isfinite()
@@ -235,7 +239,7 @@ class LitClassifier(pl.LightningModule):
             step = self.global_step + 1 - ((len(self.history) - 1) // parts - first // parts)
             raise Diverged(
                 f"the loss is {float(self.history[first][0])} at step {step}, epoch {self.current_epoch + 1}, with a"
-                f" learning rate of {self.lr_schedulers().get_last_lr()[0]:.3g}; the last checkpoint is kept"
+                f" learning rate of {self.logged_rate():.3g}; the last checkpoint is kept"
             )
 
     def log_epoch(self) -> None:
@@ -245,7 +249,7 @@ class LitClassifier(pl.LightningModule):
         self.log_dict({
             "train_loss": (torch.stack(losses) * torch.tensor(counts, device=self.device)).sum() / images,
             "train_acc": torch.stack(rightly).sum() / images,
-            "lr": self.lr_schedulers().get_last_lr()[0],
+            "lr": self.logged_rate(),
         }, on_step=False, on_epoch=True, logger=False, batch_size=float(images), sync_dist=True)  # fmt: skip
         self.history.clear()
 

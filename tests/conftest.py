@@ -13,6 +13,7 @@ from PIL import Image
 
 from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES, Images, Splits, denormalize, normalize
 from models.registry import build
+from tests.faults import faults, pytest_runtest_makereport, pytest_terminal_summary  # noqa: F401  found by pytest
 from utils import Misclassified, export_to_space, plot_confusion
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -78,26 +79,3 @@ def exported_space(tmp_path_factory, tiny_splits) -> Path:
     confusion = plot_confusion(wrong, tiny_splits.test.labels, CLASSES)
     export_to_space(folder, model, space_meta(), wrong, denormalize, confusion)
     return folder
-
-
-# ---- faults ---------------------------------------------------------------------------------------------------------
-
-INJECTED: dict[str, int] = {}  # fault -> how often it was injected and survived
-
-
-@pytest.fixture
-def faults():
-    """A function for the end of a test: this fault was injected so often, it was survived, and nothing was lost."""
-
-    def survived(name: str, times: int) -> None:
-        INJECTED[name] = INJECTED.get(name, 0) + times
-
-    return survived
-
-
-def pytest_terminal_summary(terminalreporter) -> None:
-    """The table of `make faults`."""
-    if os.environ.get("FAULTS") == "long":
-        terminalreporter.write_line(f"\n{'fault':45s} {'times':>6s} {'survived':>9s}  lost")
-        for name, times in INJECTED.items():
-            terminalreporter.write_line(f"{name:45s} {times:6d} {times:9d}  nothing")

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import analysis
-from dataload import CLASSES, Images, denormalize, normalize
+from dataload import CLASSES, CIFAR10DataModule, Images, denormalize, normalize
 from evaluation import accuracy, reliability
 from models.lit import Recipe
 from models.registry import build
 from tests.conftest import wrong_predictions
+from training import train
 from utils import Misclassified
 
 
@@ -77,10 +78,37 @@ def test_noise_has_the_deviation_that_is_said():
         assert got == pytest.approx(deviation, rel=0.05)
 
 
-def test_dark_takes_away_as_much_of_the_brightness_as_is_said(image):
+@pytest.mark.numeric
+def test_dark_multiplies_and_so_does_not_clip(image):
     for strength, part in enumerate(analysis.STRENGTHS["dark"], 1):
         got = analysis.corrupt(image[None], "dark", strength)[0].astype(float)
-        assert np.abs(got - np.clip(image - 255 * part, 0, 255)).max() <= 1
+        assert np.abs(got - (1 - part) * image).max() <= 1 and got.min() > 0
+
+
+@pytest.mark.numeric
+def test_contrast_blends_towards_the_mean_of_the_image(image):
+    for strength, part in enumerate(analysis.STRENGTHS["contrast"], 1):
+        got = analysis.corrupt(image[None], "contrast", strength)[0].astype(float)
+        mean = image.mean((0, 1))
+        assert np.abs(got - (mean + (1 - part) * (image - mean))).max() <= 0.5001
+        assert got.mean() == pytest.approx(image.mean(), abs=0.5)  # as bright as before
+        assert got.std((0, 1)) == pytest.approx((1 - part) * image.std((0, 1)), abs=0.5)
+
+
+def test_contrast_by_hand():
+    """Half black, half (200, 100, 40): the mean is (100, 50, 20). At 0.6 less contrast, 40 % of the distance stays."""
+    image = np.zeros((1, 32, 32, 3), np.uint8)
+    image[:, 16:] = (200, 100, 40)
+    assert analysis.STRENGTHS["contrast"] == (0.4, 0.6, 0.8)
+    got = analysis.corrupt(image, "contrast", 2)
+    assert (got[:, :16] == (60, 30, 12)).all() and (got[:, 16:] == (140, 70, 28)).all()
+    assert got.dtype == np.uint8 and got.shape == image.shape
+
+
+def test_dark_by_hand():
+    assert analysis.STRENGTHS["dark"] == (0.4, 0.6, 0.8)
+    got = analysis.corrupt(np.full((1, 32, 32, 3), (200, 100, 40), np.uint8), "dark", 2)
+    assert (got == (80, 40, 16)).all()
 
 
 @pytest.mark.parametrize(("name", "strength"), [("fog", 1), ("noise", 4), ("noise", -1)])
@@ -101,19 +129,18 @@ def test_robustness_is_the_accuracy_on_spoiled_images():
     bright = np.full((8, 32, 32, 3), 180, np.uint8)
     table = analysis.robustness(Brightness(), "cpu", Images(bright, np.ones(8, np.int64)))
     assert table.shape == (4, 5) and (table.loc[0] == 1).all()
-    assert table["dark"].tolist() == [
-        1,
-        1,
-        0,
-        0,
-    ]  # 180 - 0.2 * 255 = 129 is above the mean of 120, 180 - 0.4 * 255 below
-    assert table["blur"].tolist() == [1, 1, 1, 1]
+    assert table["dark"].tolist() == [1, 0, 0, 0]  # 0.6 * 180 = 108 is below the mean of 120
+    assert table["blur"].tolist() == table["contrast"].tolist() == [1, 1, 1, 1]
 
 
-def test_the_curves_of_robustness_hold_the_table(image):
+def test_the_curves_of_robustness_hold_the_table_below_the_images_from_clean_to_worst(image):
     table = pd.DataFrame({name: [0.9, 0.8, 0.7, 0.1 * i] for i, name in enumerate(analysis.CORRUPTIONS)})
-    lines = analysis.plot_robustness(table, image).axes[-1].lines
-    assert [list(line.get_ydata()) for line in lines] == [table[name].tolist() for name in table]
+    *panels, axis = analysis.plot_robustness(table, image).axes
+    assert [list(line.get_ydata()) for line in axis.lines] == [table[name].tolist() for name in table]
+    shown = np.stack([panel.images[0].get_array() for panel in panels]).reshape(4, len(table.columns), 32, 32, 3)
+    assert (shown[0] == image).all() and [panel.get_ylabel() for panel in panels[::5]][0] == "clean"
+    for column, name in enumerate(table):
+        assert np.array_equal(shown[3, column], analysis.corrupt(image[None], name, 3)[0])
 
 
 # ---- inside the network ----
@@ -138,7 +165,7 @@ def test_the_channels_that_are_drawn_are_the_strongest(tiny_splits):
     fig = analysis.plot_stages(model, image, denormalize, channels=4)
     strengths = analysis.stage_outputs(model, image)["resblock4"].abs().mean((1, 2)).numpy()
     titles = [int(axis.get_title()) for axis in fig.axes[-4:]]
-    assert titles == np.argsort(-strengths)[:4].tolist()
+    assert len(set(titles)) == 4 and strengths[titles] == pytest.approx(np.sort(strengths)[:-5:-1], rel=1e-4)
 
 
 # ---- learning rate ----
@@ -155,6 +182,28 @@ def test_the_schedule_is_the_one_that_was_logged_and_tells_its_peak(tmp_path):
     assert analysis.plot_schedule(tmp_path / "metrics.csv", recipe)[1:] == (0.3, 0.4375)
     table.drop(columns="lr_step").to_csv(tmp_path / "metrics.csv", index=False)
     assert analysis.plot_schedule(tmp_path / "metrics.csv", recipe)[0] is None
+
+
+LOGGED = {  # recipe: the rate that is logged and drawn, Muon's if it is used, otherwise that of SGD
+    "Muon and fast biases": ({"muon_lr": 0.24, "bias_lr": 10.0}, 0.24),
+    "Muon": ({"muon_lr": 0.24}, 0.24),
+    "SGD and fast biases": ({"bias_lr": 10.0}, 0.02),
+    "SGD": ({}, 0.02),
+}
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("name", LOGGED)
+def test_the_rate_that_is_logged_is_the_one_that_is_named(tiny_splits, tmp_path, name):
+    changes, peak = LOGGED[name]
+    recipe = Recipe("FastNet", epochs=2, batch_size=32, max_lr=0.02, warmup=0.5, **changes)
+    data = CIFAR10DataModule(batch_size=32, num_workers=0, splits=tiny_splits, fast=True)
+    run = train(recipe, data, tmp_path, precision="32-true")
+    fig, largest, wanted = analysis.plot_schedule(run.metrics_csv, recipe)
+    assert largest == pytest.approx(wanted) and wanted == pytest.approx(0.75 * peak)  # 1.5 of 2 steps to the peak
+    assert fig.axes[0].get_ylabel() == f"learning rate ({'Muon' if 'Muon' in name else 'SGD'})"
+    table = pd.read_csv(run.metrics_csv)
+    assert table.lr.dropna().iloc[0] == pytest.approx(0.75 * peak)  # of an epoch's last step
 
 
 def test_the_range_test_s_figure_marks_the_recipe_s_peak():

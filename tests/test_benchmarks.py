@@ -1,6 +1,8 @@
 """The benchmarks measure what they say, and report what was measured."""
 
 import json
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,15 +32,25 @@ def test_the_work_of_fastnet_is_the_published_petaflops(row, monkeypatch):
 
 
 def test_the_table_shows_percent_of_the_fractions_and_the_number_of_runs(row):
-    line = report.table([row]).splitlines()[2]
-    assert line == "| FastNet | 1,972,792 | 8 | 50,000 | 93.21 % | 94.00 % | 0.85 % | 2 | 5 min | a machine |"
+    header, _, line, *_ = report.table([row]).splitlines()
+    assert header == (
+        "| network | parameters | epochs | training images | PFLOP | accuracy | accuracy with TTA | ECE | runs |"
+    )
+    assert line == "| FastNet | 1,972,792 | 8 | 50,000 | 0.23 | 93.21 % | 94.00 % | 0.85 % | 2 |"
+
+
+def test_times_of_different_machines_do_not_stand_in_one_table(row):
+    """An 'AMD EPYC' may be any of several CPUs: 47 minutes for 10 epochs on one, 58 for 24 on another."""
+    rows = [row | {"seconds": 2828}, row | {"seconds": 3483, "epochs": 24, "machine": "another"}]
+    text = report.table(rows + report.unmeasured(rows))
+    assert not re.search(r"\bmin\b|\d s\b|\d h\b|machine", text)
 
 
 def test_a_recipe_without_a_run_is_listed_as_not_measured(row, monkeypatch):
     monkeypatch.setattr(report, "RECIPES", {name: RECIPES[name] for name in ("fastnet-8", "fastnet-2")})
     (missing,) = report.unmeasured([row])
     line = report.table([row, missing]).splitlines()[2]  # the cheaper one comes first
-    assert line == "| FastNet | 1,972,792 | 2 | 50,000 |  |  |  |  | not measured |  |"
+    assert line == "| FastNet | 1,972,792 | 2 | 50,000 | 0.06 | not measured |  |  |  |"
 
 
 def test_the_speed_is_that_of_the_slowest_and_the_fastest_step():
@@ -116,6 +128,25 @@ def test_a_measurement_stores_the_means_of_its_runs_and_what_none_could_measure(
     (row,) = json.loads((tmp_path / "accuracy.json").read_text())
     assert row["single"] == pytest.approx(0.85) and row["seconds"] == 15 and row["ece"] is None
     assert row["recipe"] == "custom-24" and row["train_images"] == 96 and row["n"] == 2 and row["seeds"] == [3, 4]
+
+
+def test_validation_and_test_are_measured_in_the_same_precision(tiny_splits, monkeypatch):
+    """In fp32, as the Space computes: on a machine that trains in bf16 too."""
+    recipe, seen = RECIPES["fastnet-2"], []
+
+    class Noting(nn.Module):
+        def forward(self, images):
+            dtype = nn.functional.conv2d(images, torch.ones(10, 3, 32, 32)).dtype  # half under autocast
+            seen.append((len(images), dtype, torch.is_autocast_enabled("cpu")))
+            return nn.functional.pad(images.mean((2, 3)), (0, 7))
+
+    run = SimpleNamespace(model=Noting(), facts={"seconds": 1.0})
+    monkeypatch.setattr(accuracy, "train", lambda *_, **__: run)
+    monkeypatch.setattr(accuracy, "choose_precision", lambda: "bf16-mixed", raising=False)
+    found = accuracy.measure("fastnet-2", recipe, tiny_splits, 0, "nowhere", fast=True)
+    assert {"val_single", "val_tta", "temperature", "single", "tta", "ece"} <= set(found)
+    assert {count for count, *_ in seen} == {32, 40}  # validation and test images
+    assert {(dtype, autocast) for _, dtype, autocast in seen} == {(torch.float32, False)}
 
 
 def test_all_images_gives_the_validation_images_back(tiny_splits):

@@ -1,5 +1,7 @@
 """Images arrive whole, split, augmented only where they should be, and differently each time."""
 
+from types import SimpleNamespace
+
 import albumentations as A
 import numpy as np
 import pytest
@@ -258,7 +260,8 @@ def test_the_fast_loader_s_epoch_follows_from_its_seed_and_number(tiny_splits):
     assert not np.array_equal(drawn(images, epoch=3), drawn(images, epoch=5))
     data = CIFAR10DataModule(batch_size=24, splits=tiny_splits, fast=True)
     batches = list(data.train_dataloader())
-    data.trainer = type("Trainer", (), {"current_epoch": 3, "global_rank": 0, "world_size": 1})()
+    place = {"global_rank": 0, "world_size": 1, "strategy": SimpleNamespace(root_device="cpu")}
+    data.trainer = SimpleNamespace(current_epoch=3, **place)
     assert data.train_dataloader().epoch == 3 and data.train_dataloader() is data.resident  # nothing is copied again
     assert len(data.resident) == len(batches) == 3 and len(batches[-1][1]) == 64 - 48
     assert np.bincount(torch.cat([labels for _, labels in batches])).tolist() == [7, 7, 7, 7, 6, 6, 6, 6, 6, 6]

@@ -193,7 +193,7 @@ def test_after_one_of_two_is_killed_they_go_on_as_if_nothing_had_happened(two, t
     (weights, table), (wanted, whole) = weights_and_metrics(tmp_path), weights_and_metrics(two[0])
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
     pd.testing.assert_frame_equal(table, whole, check_like=True)
-    faults("one of two processes killed (SIGKILL)", 1)
+    faults("one of two processes killed (SIGKILL)", 1, len(whole), len(table), "epochs")
 
 
 # ---- in a notebook --------------------------------------------------------------------------------------------------

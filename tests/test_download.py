@@ -120,6 +120,11 @@ def prepare(server, folder: Path, timeout: float = 10, archive: bytes = ARCHIVE,
     return prepare_cifar10(folder, CHECKSUMS, mirrors, md5(archive), len(archive), timeout)
 
 
+def kept(asked: tuple[str, str | None]) -> int:
+    """The bytes of an earlier attempt that this request does not ask for again."""
+    return int(asked[1].removeprefix("bytes=").rstrip("-")) if asked[1] else 0
+
+
 def holds_only_the_right_files(data_dir: Path) -> bool:
     there = {path.name: path.read_bytes() for path in (data_dir / FOLDER).iterdir()}
     return os.listdir(data_dir) == [FOLDER] and there == FILES
@@ -143,14 +148,14 @@ def test_a_download_that_broke_off_is_continued(server, tmp_path, faults):
     prepare(server, tmp_path, a=[breaks, ranges])
     assert server.asked == [("/a", None), ("/a", f"bytes={HALF}-")]
     assert holds_only_the_right_files(tmp_path)
-    faults("download: cut off", 1)
+    faults("download: cut off", 1, HALF, kept(server.asked[-1]), "bytes")
 
 
 def test_a_server_that_cannot_continue_sends_everything_again(server, tmp_path, faults):
     prepare(server, tmp_path, a=[breaks, whole])
     assert [path for path, _ in server.asked] == ["/a", "/a"]
     assert holds_only_the_right_files(tmp_path)
-    faults("download: server ignores ranges", 1)
+    faults("download: server ignores ranges", 1, len(FILES), len(os.listdir(tmp_path / FOLDER)), "files")
 
 
 @pytest.mark.parametrize("trouble", [missing, page, breaks], ids=["404", "login page", "breaks again"])
@@ -158,7 +163,7 @@ def test_the_next_mirror_continues_what_the_first_began(server, tmp_path, troubl
     prepare(server, tmp_path, a=[breaks, trouble], b=[ranges])
     assert server.asked[2:] == [("/b", f"bytes={HALF}-")]
     assert holds_only_the_right_files(tmp_path)
-    faults("download: first mirror fails half way", 1)
+    faults("download: first mirror fails half way", 1, HALF, kept(server.asked[-1]), "bytes")
 
 
 def test_the_next_call_continues_what_the_last_began(server, tmp_path):
@@ -174,7 +179,7 @@ def test_wrong_bytes_are_dropped_for_the_next_mirror(server, tmp_path, faults):
     prepare(server, tmp_path, a=[wrong], b=[ranges])
     assert server.asked == [("/a", None), ("/b", None)]
     assert holds_only_the_right_files(tmp_path)
-    faults("download: wrong bytes", 1)
+    faults("download: wrong bytes", 1, len(FILES), len(os.listdir(tmp_path / FOLDER)), "files")
 
 
 def test_one_mirror_is_enough_after_wrong_bytes_and_a_break(server, tmp_path):
@@ -189,7 +194,7 @@ def test_wrong_bytes_of_an_earlier_time_are_replaced(server, tmp_path, size, fau
     prepare(server, tmp_path, a=[ranges])
     assert server.asked[-1] == ("/a", None)
     assert holds_only_the_right_files(tmp_path)
-    faults("download: wrong bytes of an earlier time", 1)
+    faults("download: wrong bytes of an earlier time", 1, len(FILES), len(os.listdir(tmp_path / FOLDER)), "files")
 
 
 @pytest.mark.parametrize("status", [404, 500])
@@ -197,14 +202,14 @@ def test_an_http_error_leads_to_the_next_mirror(server, tmp_path, status, faults
     prepare(server, tmp_path, a=[sends(b"", status)], b=[whole])
     assert [path for path, _ in server.asked] == ["/a", "/b"]
     assert holds_only_the_right_files(tmp_path)
-    faults("download: HTTP 404, 500", 1)
+    faults("download: HTTP 404, 500", 1, len(FILES), len(os.listdir(tmp_path / FOLDER)), "files")
 
 
 def test_a_redirect_is_followed(server, tmp_path, faults):
     server.plan["/elsewhere"] = [whole]
     prepare(server, tmp_path, a=[sends(b"", 302, Location="/elsewhere")])
     assert holds_only_the_right_files(tmp_path)
-    faults("download: redirected", 1)
+    faults("download: redirected", 1, len(FILES), len(os.listdir(tmp_path / FOLDER)), "files")
 
 
 @pytest.mark.parametrize("stall", [stalls, stalls_half_way])
@@ -213,7 +218,7 @@ def test_a_stalled_host_leads_to_the_next_mirror(server, tmp_path, stall, faults
     prepare(server, tmp_path, timeout=0.3, a=[stall], b=[whole])
     assert time.monotonic() - start < 3
     assert holds_only_the_right_files(tmp_path)
-    faults("download: server stalls", 1)
+    faults("download: server stalls", 1, len(FILES), len(os.listdir(tmp_path / FOLDER)), "files")
 
 
 def test_the_error_names_each_mirror_its_problem_and_what_to_do(server, tmp_path):
@@ -245,7 +250,7 @@ def test_two_at_a_time_both_get_the_files(server, tmp_path, faults):
         calls = [pool.submit(prepare, server, tmp_path, a=[to_both_at_once]) for _ in range(2)]
     assert [call.result() for call in calls] == [tmp_path / FOLDER] * 2
     assert holds_only_the_right_files(tmp_path)
-    faults("download: two processes at once", 1)
+    faults("download: two processes at once", 1, len(FILES), len(os.listdir(tmp_path / FOLDER)), "files")
 
 
 def test_files_that_another_process_put_there_meanwhile_are_taken(server, tmp_path):
@@ -298,7 +303,7 @@ def test_ctrl_c_half_way_leaves_what_came_and_the_next_call_continues(server, tm
     assert 32768 <= came <= HALF and os.listdir(tmp_path) == [PART]
     prepare(server, tmp_path, a=[ranges])
     assert server.asked[1:] == [("/a", f"bytes={came}-")] and holds_only_the_right_files(tmp_path)
-    faults("download: Ctrl-C half way", 1)
+    faults("download: Ctrl-C half way", 1, came, kept(server.asked[-1]), "bytes")
 
 
 # ---- verify and unpack ----------------------------------------------------------------------------------------------
@@ -322,7 +327,7 @@ def test_a_damaged_folder_is_reported_and_left_alone(server, tmp_path, faults):
         prepare(server, tmp_path, a=[whole])
     assert (tmp_path / FOLDER / TEST_FILE).read_bytes() == b"abc"
     assert len(server.asked) == 1
-    faults("a damaged file of CIFAR-10", 1)
+    faults("a damaged file of CIFAR-10", 1, len(FILES), len(os.listdir(tmp_path / FOLDER)), "files")
 
 
 ALL_BUT_ONE = {name: content for name, content in FILES.items() if name != TEST_FILE}

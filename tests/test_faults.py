@@ -116,7 +116,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(tm
     assert all(torch.equal(killed[0][name], quiet[0][name]) for name in quiet[0])
     pd.testing.assert_frame_equal(killed[1], quiet[1], check_like=True)
     for phase in PHASES:
-        faults(f"killed (SIGKILL) in: {phase}", injected.count(phase))
+        faults(f"killed (SIGKILL) in: {phase}", injected.count(phase), len(quiet[1]), len(killed[1]), "epochs")
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "no checksum"])
@@ -137,7 +137,7 @@ def test_a_damaged_last_checkpoint_is_noticed_and_the_one_before_is_used(data, t
     assert "last.ckpt is incomplete or damaged and is not used" in capsys.readouterr().out
     pairs = zip(run.model.state_dict().values(), again.model.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    faults("damaged last.ckpt", 1)
+    faults("damaged last.ckpt", 1, run.facts["epochs"], again.facts["epochs"], "epochs")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"epochs": 3}', "\0\0\0"])
@@ -149,7 +149,7 @@ def test_a_damaged_result_is_noticed_and_made_again(data, tmp_path, capsys, cont
     again = train(recipe, data, tmp_path, seed=1, precision="32-true")
     assert "is damaged" in capsys.readouterr().out
     assert again.facts["val_acc"] == run.facts["val_acc"] and json.loads(path.read_text())["epochs"] == 1
-    faults("damaged finished.json", 1)
+    faults("damaged finished.json", 1, run.facts["epochs"], again.facts["epochs"], "epochs")
 
 
 def test_an_interrupt_says_how_to_go_on_and_leaves_a_usable_network(data, tmp_path, monkeypatch, faults):
@@ -173,7 +173,7 @@ def test_an_interrupt_says_how_to_go_on_and_leaves_a_usable_network(data, tmp_pa
     assert so_far.model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
     run = train(RECIPE, data, tmp_path, seed=1, precision="32-true")
     assert run.facts["epochs"] == 3 and len(pd.read_csv(run.metrics_csv).dropna(subset="train_loss")) == 3
-    faults("interrupted (SIGINT) while training", 1)
+    faults("interrupted (SIGINT) while training", 1, RECIPE.epochs, run.facts["epochs"], "epochs")
 
 
 # ---- places that cannot be written to -------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_the_last_checkpoint_usable(data, 
         assert newest_checkpoint(folder).name in ("last.ckpt", "epoch000.ckpt")
         run = train(RECIPE, data, disk, seed=1, precision="32-true")
         assert run.facts["epochs"] == 3
-    faults("disk full in the second epoch", 1)
+    faults("disk full in the second epoch", 1, RECIPE.epochs, run.facts["epochs"], "epochs")
 
 
 def test_a_read_only_folder_is_said_before_the_first_epoch(data, faults):
@@ -238,7 +238,7 @@ def test_a_file_in_the_place_of_the_folder_is_said(data, tmp_path, faults):
     with pytest.raises(OSError, match="cannot write into"):
         train(RECIPE, data, tmp_path / "checkpoints", precision="32-true")
     assert (tmp_path / "checkpoints").read_text() == "a file"
-    faults("no folder but a file", 1)
+    faults("no folder but a file", 1, len("a file"), (tmp_path / "checkpoints").stat().st_size, "bytes")
 
 
 def test_a_folder_removed_meanwhile_is_made_again_with_what_is_known(data, tmp_path, capsys, monkeypatch, faults):
@@ -261,7 +261,7 @@ def test_a_folder_removed_meanwhile_is_made_again_with_what_is_known(data, tmp_p
     steps = [pd.read_csv(r.metrics_csv).dropna(subset="train_loss").step.tolist() for r in (run, wanted)]
     assert steps == [[1, 3, 5]] * 2
     assert train(RECIPE, data, tmp_path / "removed", seed=1, precision="32-true").facts == run.facts
-    faults("folder removed while training", 1)
+    faults("folder removed while training", 1, len(theirs), len(ours), "epochs")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\0\xff\0", b"epoch,train_loss\n0", b"nothing\nof,the,sort"])
@@ -275,7 +275,7 @@ def test_a_damaged_table_of_a_finished_run_is_made_again(data, tmp_path, capsys,
     printed = capsys.readouterr().out
     assert "it is made again" in printed and "epoch   1/1" in printed
     pd.testing.assert_frame_equal(pd.read_csv(path), whole)
-    faults("damaged metrics.csv of a finished run", 1)
+    faults("damaged metrics.csv of a finished run", 1, len(whole), len(pd.read_csv(path)), "rows")
 
 
 # ---- numbers and memory ---------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from models.lit import LitClassifier
 from models.registry import build
 from run_folder import FACTS, read_json
 from settings import SWITCHES, resolve
-from tests.conftest import INJECTED
+from tests.faults import FAULTS
 from training import read_metrics
 
 EXAMPLES = 500 if os.environ.get("FAULTS") == "long" else 40
@@ -58,13 +58,15 @@ def edited(content: bytes, edits: list[tuple[str, float, int]]) -> bytes:
 
 def refused_or(what: str, read: Callable[[], object], check: Callable[[object], None]) -> None:
     """Read; a ValueError or OSError names what is wrong, another exception fails; an answer has to be right."""
+    fault = FAULTS[f"changed at random: {what}"]
+    fault.injected += 1
     try:
         answer = read()
     except (ValueError, OSError) as problem:
         assert str(problem)
     else:
         check(answer)
-    INJECTED[f"changed at random: {what}"] = INJECTED.get(f"changed at random: {what}", 0) + 1
+    fault.survived += 1
 
 
 def test_the_edits_change_what_they_should():
@@ -109,11 +111,13 @@ def checkpoint(tmp_path_factory) -> Path:
 @given(edits=EDITS)
 def test_a_checkpoint_whose_checksum_is_right(checkpoint, tmp_path, edits):
     (tmp_path / "last.ckpt").write_bytes(edited(checkpoint.read_bytes(), edits))
-    refused_or(
-        "a checkpoint",
-        lambda: load_checkpoint(tmp_path / "last.ckpt", "FastNet"),
-        lambda answer: answer[0].recipe.network == "FastNet",
-    )
+    shapes = shapes_of(build("FastNet"))
+
+    def check(answer):
+        classifier, epochs = answer
+        assert classifier.recipe.network == "FastNet" and shapes_of(classifier.model) == shapes and epochs == 1
+
+    refused_or("a checkpoint", lambda: load_checkpoint(tmp_path / "last.ckpt", "FastNet"), check)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,61 @@
+"""The table of `make faults`: what was injected, what was survived, what was lost."""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+
+@dataclass
+class Fault:
+    """How often a fault was injected and survived; of what was there before, how much was there after."""
+
+    injected: int = 0
+    survived: int = 0
+    before: int = 0
+    after: int = 0
+    unit: str = ""
+
+    def lost(self) -> str:
+        return f"{self.before - self.after} of {self.before} {self.unit}" if self.unit else "not measured"
+
+
+FAULTS: dict[str, Fault] = defaultdict(Fault)
+
+
+@pytest.fixture
+def faults(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """A function that tells what a test has injected; it was survived if the whole test passes."""
+    told = request.node.faults = []
+
+    def tell(name: str, times: int = 1, before: int = 0, after: int = 0, unit: str = "") -> None:
+        told.append((name, times, before, after, unit))
+
+    return tell
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    """Count what a test of a fault told, or, where it failed before it could, the test itself."""
+    report = yield
+    ended = report.when == "call" or (report.when == "setup" and report.failed)
+    if ended and not report.skipped and "faults" in getattr(item, "fixturenames", ()):
+        for name, times, before, after, unit in getattr(item, "faults", []) or [(f"({item.name})", 1, 0, 0, "")]:
+            fault = FAULTS[name]
+            fault.injected, fault.survived = fault.injected + times, fault.survived + times * report.passed
+            fault.before, fault.after = fault.before + before, fault.after + after
+            fault.unit = unit or fault.unit
+    return report
+
+
+def fault_lines(found: dict[str, Fault]) -> list[str]:
+    """The table of `make faults`: its header, and a line for each fault."""
+    rows = [(name, fault.injected, fault.survived, fault.lost()) for name, fault in found.items()]
+    return [f"{name:60s} {n:>8} {m:>8}  {lost}" for name, n, m, lost in [("fault", "injected", "survived", "lost"), *rows]]
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if os.environ.get("FAULTS") == "long":
+        terminalreporter.write_line("\n" + "\n".join(fault_lines(FAULTS)))
