@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dataload import Images, make_loader
 from evaluation import BINS, accuracy, calibration_error, predict, reliability
+from models.errors import InvalidValue
 from models.lit import Recipe, triangle
 from utils import Misclassified, read_table, rgb, with_note
 
@@ -29,7 +30,7 @@ def lower_contrast(image: np.ndarray, part: float) -> np.ndarray:
     return np.uint8(np.round(mean + (1 - part) * (image - mean)))
 
 
-# Five ways to corrupt a picture, each in three strengths. Albumentations draws them; a range of one value is that value.
+# Five ways to corrupt a picture, each in three strengths, drawn by Albumentations; a range of one value is that value.
 CORRUPTIONS: dict[str, Callable[[float], A.BasicTransform]] = {
     "noise": lambda s: A.GaussNoise(std_range=(s, s), p=1),
     "blur": lambda s: A.GaussianBlur(blur_limit=0, sigma_limit=(s, s), p=1),
@@ -95,7 +96,8 @@ def corrupt(images: np.ndarray, name: str, strength: int, seed: int = 0) -> np.n
         ValueError: there is no such corruption or strength.
     """
     if name not in CORRUPTIONS or strength not in (0, 1, 2, 3):
-        raise ValueError(f"expected one of {', '.join(CORRUPTIONS)} and a strength of 0 to 3, got {name!r}, {strength}")
+        names = ", ".join(CORRUPTIONS)
+        raise InvalidValue(f"expected one of {names} and a strength of 0 to 3, got {name!r}, {strength}")
     if strength == 0:
         return images
     transform = A.Compose([CORRUPTIONS[name](STRENGTHS[name][strength - 1])], seed=seed, strict=True)

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from download import DataUnavailable, prepare_cifar10, read_cifar10
 from fastload import FastLoader
+from models.errors import InvalidValue
 from sample import draw_sample
 
 __all__ = [
@@ -123,9 +124,9 @@ class AlbumentationImageDataset(Dataset):
         for index, (image, label) in enumerate(image_list):
             if getattr(image, "shape", None) != (IMAGE_SIZE, IMAGE_SIZE, 3) or image.dtype != np.uint8:
                 got = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
-                raise ValueError(f"image {index}: expected a uint8 array (32, 32, 3), got {got}")
+                raise InvalidValue(f"image {index}: expected a uint8 array (32, 32, 3), got {got}")
             if not 0 <= label < len(CLASSES):
-                raise ValueError(f"image {index}: expected a label from 0 to {len(CLASSES) - 1}, got {label}")
+                raise InvalidValue(f"image {index}: expected a label from 0 to {len(CLASSES) - 1}, got {label}")
         self.image_list = image_list
         # strict: albumentations 2 ignores arguments it does not know otherwise
         self.transform = A.Compose(augmentation(padding, cutout) if train else [], strict=True)
@@ -170,13 +171,13 @@ def shares(count: int, batch_size: int, seed: int | None = None, rank: int = 0, 
     there are too few images in a batch for all of them.
     """
     if batch_size < 1:
-        raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
+        raise InvalidValue(f"expected a batch size of at least 1, got {batch_size}")
     order = torch.arange(count)
     if seed is not None:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     batches = order.split(batch_size) if count else ()
     if any(len(batch) < processes for batch in batches):
-        raise ValueError(
+        raise InvalidValue(
             f"batches of {batch_size} of {count} images: one has fewer images than there are processes, {processes};"
             " choose another BATCH_SIZE"
         )
@@ -307,7 +308,7 @@ class Draw:
     ) -> Figure:  # fmt: skip
         """The same with transforms of your own and a title that names them."""
         if not 1 <= len(images) <= 20 or len(labels) != len(images):
-            raise ValueError(f"expected 1 to 20 images and a label for each, got {len(images)} and {len(labels)}")
+            raise InvalidValue(f"expected 1 to 20 images and a label for each, got {len(images)} and {len(labels)}")
         augment = A.Compose(transforms, seed=seed, strict=True)
         rows = [images, *([augment(image=image)["image"] for image in images] for _ in range(draws))]
         fig, axes = plt.subplots(

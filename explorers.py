@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dataload import IMAGE_SIZE, MEAN_COLOUR, Draw, Images, normalize
 from models import explain
+from models.errors import InvalidValue
 from utils import MAX_SAMPLES
 
 ANY = "any class"
@@ -119,12 +120,12 @@ def read_upload(value: dict | Sequence) -> np.ndarray:
     """
     files = list(value.values()) if isinstance(value, dict) else list(value)
     if not files:
-        raise ValueError("Upload a picture first.")
+        raise InvalidValue("Upload a picture first.")
     try:
         with Image.open(io.BytesIO(bytes(files[-1]["content"]))) as image:
             upright = ImageOps.exif_transpose(image).convert("RGB")
     except Exception as problem:  # a broken file makes Pillow raise nearly anything
-        raise ValueError("This file is not a picture that can be read.") from problem
+        raise InvalidValue("This file is not a picture that can be read.") from problem
     return np.array(ImageOps.fit(upright, (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS))
 
 
@@ -151,7 +152,7 @@ class ErrorExplorer(Explorer):
     ):  # fmt: skip
         wanted = (len(test.labels), len(classes))
         if tuple(logits.shape) != wanted:
-            raise ValueError(f"expected logits of shape {wanted}, got {tuple(logits.shape)}")
+            raise InvalidValue(f"expected logits of shape {wanted}, got {tuple(logits.shape)}")
         self.model, self.test, self.classes, self.temperature = model, test, classes, temperature
         self.probs = (logits / temperature).softmax(1)
         self.stages = {stage.name: stage for stage in model.stages()}

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.errors import InvalidValue
+
 
 class FastLoader:
     """Batches as LitClassifier wants them: normalised (B, 3, S, S) in channels_last, and labels (B,).
@@ -27,7 +29,7 @@ class FastLoader:
     ):  # fmt: skip
         smallest = min(batch_size, len(labels) % batch_size or batch_size)
         if smallest < processes:
-            raise ValueError(
+            raise InvalidValue(
                 f"batches of {batch_size} of {len(labels)} images: one has fewer images than there are processes,"
                 f" {processes}; choose another BATCH_SIZE"
             )

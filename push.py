@@ -11,6 +11,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from machine import forgive_output
 from models.bundle import bundle_files, load_bundle
+from models.errors import InvalidValue
 from utils import APP_FILES
 
 SPACE = Path(__file__).resolve().parent / "space"
@@ -72,7 +73,7 @@ def push_space(
         ValueError: for another form of repo_id, and for a bundle with a wrong checksum.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
-        raise ValueError(f"expected the Space as user/name, got {repo_id!r}")
+        raise InvalidValue(f"expected the Space as user/name, got {repo_id!r}")
     space, api = Path(space), api or HfApi()
     _, meta = load_bundle(space)
     sent, deleted = files_to_send(space, meta), []

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from models.errors import InvalidValue
+
 SIDE = 32
 BOX = Image.Resampling.BOX
 
@@ -17,7 +19,7 @@ def read_picture(folder: Path, name: str) -> Image.Image:
         with Image.open(path) as picture:
             return picture.convert("RGBA").resize((2 * SIDE, 2 * SIDE), BOX)
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"expected a picture of the class {name} in {path}: {error}") from error
+        raise InvalidValue(f"expected a picture of the class {name} in {path}: {error}") from error
 
 
 def background(rng: np.random.Generator) -> Image.Image:

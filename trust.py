@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from models import explain
+from models.errors import InvalidValue
 from utils import Misclassified, rgb, with_note
 
 CELL = 4  # pixels: images are masked in squares of 4x4
@@ -135,7 +136,7 @@ def deletion(model: nn.Module, images: Tensor, draws: int = 1, seed: int = 0) ->
         ValueError: there are not enough images to give each the heatmaps of others.
     """
     if not 1 <= draws < len(images):
-        raise ValueError(f"expected 1 <= draws < {len(images)}, the number of images, got {draws}")
+        raise InvalidValue(f"expected 1 <= draws < {len(images)}, the number of images, got {draws}")
     with torch.no_grad():
         classes = model.eval()(images.to(next(model.parameters()).device)).argmax(1).tolist()
     cams = explain.gradcam(model, model.stages()[-1].module, images, classes)

@@ -28,6 +28,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from evaluation import predict
 from models import bundle, explain
+from models.errors import InvalidValue
 from models.registry import FOLDER, source_files, source_of
 
 MAX_SAMPLES = 20
@@ -64,7 +65,7 @@ def save_figure(fig: Figure, path: str | Path) -> None:
 def check_count(wanted: int, available: int) -> None:
     """Raise ValueError unless 1 <= wanted <= 20 and there are so many samples."""
     if not 1 <= wanted <= min(MAX_SAMPLES, available):
-        raise ValueError(f"expected 1 to {MAX_SAMPLES} samples of the {available} there are, got {wanted}")
+        raise InvalidValue(f"expected 1 to {MAX_SAMPLES} samples of the {available} there are, got {wanted}")
 
 
 def with_note(title: str, note: str) -> str:
@@ -87,7 +88,7 @@ class Plot:
         """images: 1 to 20 of them, RGB (H, W, 3), uint8 or float in [0, 1]. titles: one for each."""
         check_count(len(images), len(images))
         if len(titles) != len(images) or columns < 1:
-            raise ValueError(f"expected {len(images)} titles and columns >= 1, got {len(titles)} and {columns}")
+            raise InvalidValue(f"expected {len(images)} titles and columns >= 1, got {len(titles)} and {columns}")
         self.images, self.titles, self.columns = images, titles, min(columns, len(images))
 
     def grid(self, title: str = "") -> Figure:
@@ -111,7 +112,7 @@ def read_table(metrics_csv: str | Path) -> pd.DataFrame:
     try:
         return pd.read_csv(metrics_csv).apply(pd.to_numeric, errors="coerce").dropna(subset="epoch")
     except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
-        raise ValueError(f"{metrics_csv} is damaged ({error})") from error
+        raise InvalidValue(f"{metrics_csv} is damaged ({error})") from error
 
 
 def plot_metrics(metrics_csv: str | Path, note: str = "") -> tuple[Figure, Figure]:
@@ -170,7 +171,7 @@ def check_sequential(loader: DataLoader) -> None:
     else:
         ordered = batches.sampler if type(batches) is BatchSampler else batches or loader
         got = f"one ordered by {type(ordered).__name__}"
-    raise ValueError(
+    raise InvalidValue(
         f"expected a loader that gives all images in order, got {got}; make it with shuffle=False and no sampler"
     )
 
@@ -188,13 +189,13 @@ def get_misclassified_data(
     dataset = test_loader.dataset
     logits, labels = predictions or predict(model, device, test_loader)
     if not len(logits) == len(labels) == len(dataset):
-        raise ValueError(f"expected predictions of {len(dataset)} images, got {len(logits)} and {len(labels)} labels")
+        raise InvalidValue(f"expected predictions of {len(dataset)} images, got {len(logits)} and {len(labels)} labels")
     probs, preds = (logits / temperature).softmax(1), logits.argmax(1)
     found = []
     for i in (preds != labels).nonzero().flatten().tolist():
         image, label = dataset[i]
         if int(label) != int(labels[i]):
-            raise ValueError(
+            raise InvalidValue(
                 f"image {i} has the label {label}, its prediction was made for label {int(labels[i])};"
                 " the predictions must be of the same loader"
             )
@@ -238,9 +239,9 @@ def display_gradcam_output(
     check_count(number_of_samples, len(data))
     chosen = data[:number_of_samples]
     if targets is not None and len(targets) < len(chosen):
-        raise ValueError(f"expected a target for each of {len(chosen)} samples, got {len(targets)}")
+        raise InvalidValue(f"expected a target for each of {len(chosen)} samples, got {len(targets)}")
     if not target_layers:
-        raise ValueError("expected at least one target layer, got none")
+        raise InvalidValue("expected at least one target layer, got none")
     explained = [sample.pred for sample in chosen] if targets is None else list(targets[: len(chosen)])
     batch = torch.stack([sample.image for sample in chosen])
     cams = np.mean([explain.gradcam(model, layer, batch, explained) for layer in target_layers], axis=0)
@@ -380,7 +381,7 @@ def logits_of_bundle(folder: Path, images: Tensor) -> Tensor:
             timeout=60 * TRIAL_MINUTES,
         )
         if done.returncode:
-            raise ValueError(f"the exported Space does not work on its own: {done.stderr.strip()[-2000:]}")
+            raise InvalidValue(f"the exported Space does not work on its own: {done.stderr.strip()[-2000:]}")
         return load_file(answered)["logits"]
 
 
@@ -390,7 +391,7 @@ def check_bundle(folder: Path, model: nn.Module, image_size: int) -> None:
     with torch.no_grad():
         difference = float((logits_of_bundle(folder, images) - model.cpu()(images)).abs().max())
     if not difference < 0.05:  # also catches NaN
-        raise ValueError(f"the exported network's logits differ by {difference}, expected less than 0.05")
+        raise InvalidValue(f"the exported network's logits differ by {difference}, expected less than 0.05")
 
 
 def copy_app(folder: Path) -> None:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from models.errors import InvalidValue
+
 
 def orthogonalize(matrix: Tensor, steps: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
     """The nearest (semi-)orthogonal matrix, roughly: (R, C) -> (R, C), all singular values near 1.
@@ -38,7 +40,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if group["muon"] and p.ndim != 4:
-                    raise ValueError(f"expected 4-D filters for Muon, got a parameter of shape {tuple(p.shape)}")
+                    raise InvalidValue(f"expected 4-D filters for Muon, got a parameter of shape {tuple(p.shape)}")
 
     @torch.no_grad()
     def step(self, closure=None):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from models.errors import InvalidValue
 from models.fastnet import FastNet
 from models.resnet import CustomResNet, ResNet18
 
@@ -22,7 +23,7 @@ def build(arch: str, num_classes: int = 10) -> nn.Module:
             exported: see source_of and source_files. It is better to know that before the training.
     """
     if arch not in NETWORKS:
-        raise ValueError(f"unknown network {arch!r}, expected one of {', '.join(NETWORKS)}")
+        raise InvalidValue(f"unknown network {arch!r}, expected one of {', '.join(NETWORKS)}")
     model = NETWORKS[arch](num_classes)
     source_files(source_of(model))
     return model
@@ -40,7 +41,7 @@ def source_of(model: nn.Module) -> Path:
     module = sys.modules.get(network.__module__)
     path = Path(getattr(module, "__file__", None) or "a cell").resolve()
     if path.parent != FOLDER or getattr(module, network.__name__, None) is not network:
-        raise ValueError(
+        raise InvalidValue(
             f"expected the class {network.__name__} at the top level of a file in {FOLDER}, got it from"
             f" {inspect.getmodule(network)}: only what is in that folder travels to the Space"
         )
@@ -86,4 +87,4 @@ def imported_file(path: Path, name: str) -> Path | None:
             return file
     elif top == "models" or not ((project / f"{top}.py").is_file() or any((project / top).glob("*.py"))):
         return None
-    raise ValueError(f"{path} imports {name}, expected only files of {path.parent} and libraries")
+    raise InvalidValue(f"{path} imports {name}, expected only files of {path.parent} and libraries")

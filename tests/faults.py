@@ -53,7 +53,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
 def fault_lines(found: dict[str, Fault]) -> list[str]:
     """The table of `make faults`: its header, and a line for each fault."""
     rows = [(name, fault.injected, fault.survived, fault.lost()) for name, fault in found.items()]
-    return [f"{name:60s} {n:>8} {m:>8}  {lost}" for name, n, m, lost in [("fault", "injected", "survived", "lost"), *rows]]
+    rows.insert(0, ("fault", "injected", "survived", "lost"))
+    return [f"{name:60s} {injected:>8} {survived:>8}  {lost}" for name, injected, survived, lost in rows]
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -48,7 +48,8 @@ def table(tmp_path_factory) -> dict[str, list[str]]:
     (folder / "conftest.py").write_text(f"from tests.faults import {names}")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", str(folder)], capture_output=True, text=True,
-        cwd=folder, env=os.environ | {"FAULTS": "long", "PYTHONPATH": str(PROJECT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        cwd=folder,
+        env=os.environ | {"FAULTS": "long", "PYTHONPATH": str(PROJECT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
     )  # fmt: skip
     found = re.findall(r"^(\S.*?) +(\d+) +(\d+)  (.*)$", done.stdout, re.M)
     return {name: numbers for name, *numbers in found}
