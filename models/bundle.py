@@ -12,6 +12,7 @@ import importlib
 import importlib.abc
 import importlib.util
 import json
+import os
 import re
 import shutil
 import sys
@@ -166,7 +167,24 @@ def read_bundle(folder: Path) -> tuple[dict, dict[str, bytes]]:
         ValueError: that says which file or key is not as it should be.
         OSError: if a file is missing.
     """
-    finish_export(folder)
+    while True:
+        finish_export(folder)
+        found = content_of(folder / "model.json")
+        try:
+            return read_checked(folder)
+        except (OSError, ValueError):
+            # A new bundle may have come while this one was read; then it is the one to read.
+            if content_of(folder / "model.json") == found and not (folder / READY).is_dir():
+                raise
+
+
+def content_of(path: Path) -> bytes:
+    """The content of a file, empty if it is not there."""
+    return path.read_bytes() if path.is_file() else b""
+
+
+def read_checked(folder: Path) -> tuple[dict, dict[str, bytes]]:
+    """Read the files that are in a folder now: read_bundle without an eye on other processes."""
     path = folder / "model.json"
     try:
         meta = json.loads(read_file(path))
@@ -313,22 +331,24 @@ def new_bundle(folder: Path) -> Iterator[Path]:
 
 
 def finish_export(folder: Path) -> None:
-    """Move the files of a whole new bundle into place, if there is one; model.json is the last."""
+    """Move the files of a whole new bundle into place, if there is one; model.json is the last.
+
+    Several processes may do so at once: what one does not find any more, another has moved.
+    """
     ready = folder / READY
-    if not ready.is_dir():
-        return
-    for path in [path for path in ready.rglob("*") if path.is_file() and path != ready / "model.json"]:
+    files = [Path(place) / name for place, _, names in os.walk(ready) for name in names]
+    for path in [path for path in files if path != ready / "model.json"]:
         target = folder / path.relative_to(ready)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # another process moved it
+        with contextlib.suppress(FileNotFoundError):
             path.replace(target)
     with contextlib.suppress(FileNotFoundError):
         listed = json.loads((ready / "model.json").read_bytes())["sha256"]["files"]
         for path in (folder / "models").glob("*.py"):
             if f"models/{path.name}" not in listed:
-                path.unlink()
+                path.unlink(missing_ok=True)  # of the network before
         shutil.rmtree(folder / "models" / "__pycache__", ignore_errors=True)
         (ready / "model.json").replace(folder / "model.json")
-    for path in sorted([ready, *ready.rglob("*")], reverse=True):  # the inner ones first
+    for place, _, _ in os.walk(ready, topdown=False):
         with contextlib.suppress(OSError):  # not empty: the next new bundle came meanwhile
-            path.rmdir()
+            os.rmdir(place)

@@ -20,12 +20,14 @@ def build(arch: str, num_classes: int = 10) -> nn.Module:
 
     Raises:
         ValueError: for another name, with those that there are, and for a network that could not be
-            exported: see source_of and source_files. It is better to know that before the training.
+            explained or exported. It is better to know that before the training.
     """
     if arch not in NETWORKS:
         raise InvalidValue(f"unknown network {arch!r}, expected one of {', '.join(NETWORKS)}")
     model = NETWORKS[arch](num_classes)
     source_files(source_of(model))
+    if not hasattr(model, "stages"):
+        raise ValueError(f"expected {arch} to name its stages for Grad-CAM, got no method stages()")
     return model
 
 
