@@ -24,18 +24,18 @@ from utils import Misclassified, read_table, rgb, with_note
 def lower_contrast(image: np.ndarray, part: float) -> np.ndarray:
     """Blend an image (H, W, 3), uint8, with its own mean colour: `part`, 0..1, of the mean.
 
-    As in CIFAR-10-C (Hendrycks & Dietterich 2019, arXiv:1903.12261): the image stays as bright as it was.
+    As in CIFAR-10-C (Hendrycks & Dietterich 2019, arXiv:1903.12261): the image stays as bright.
     """
     mean = image.mean((0, 1))
     return np.uint8(np.round(mean + (1 - part) * (image - mean)))
 
 
-# Five ways to corrupt a picture, each in three strengths, drawn by Albumentations; a range of one value is that value.
+# Five ways to corrupt a picture, each in three strengths. A range of one value is that value.
 CORRUPTIONS: dict[str, Callable[[float], A.BasicTransform]] = {
     "noise": lambda s: A.GaussNoise(std_range=(s, s), p=1),
     "blur": lambda s: A.GaussianBlur(blur_limit=0, sigma_limit=(s, s), p=1),
     "JPEG": lambda s: A.ImageCompression(quality_range=(round(s), round(s)), p=1),
-    # What albumentations calls contrast multiplies each value: black stays, white becomes grey. That is less light.
+    # What albumentations calls contrast multiplies each value: that is less light.
     "dark": lambda s: A.RandomBrightnessContrast(brightness_limit=0, contrast_limit=(-s, -s), p=1),
     "contrast": lambda s: A.Lambda(image=lambda image, **_: lower_contrast(image, s)),
 }
@@ -90,7 +90,12 @@ def plot_reliability(logits: Tensor, labels: Tensor, temperature: float, note: s
 
 
 def corrupt(images: np.ndarray, name: str, strength: int, seed: int = 0) -> np.ndarray:
-    """Corrupt images (N, 32, 32, 3), uint8: name is a key of CORRUPTIONS, strength 1 to 3; 0 leaves them alone.
+    """Corrupt images, always in the same way.
+
+    Args:
+        images: (N, 32, 32, 3), uint8.
+        name: a key of CORRUPTIONS.
+        strength: 1 to 3; 0 leaves the images alone.
 
     Raises:
         ValueError: there is no such corruption or strength.
@@ -117,7 +122,7 @@ def robustness(model: nn.Module, device: str, part: Images) -> pd.DataFrame:
 
 
 def plot_robustness(table: pd.DataFrame, image: np.ndarray, note: str = "") -> Figure:
-    """Draw the table of `robustness`, and above it one image, uint8 (32, 32, 3): clean, and in each strength."""
+    """Draw the table of `robustness`, above it an image, uint8 (32, 32, 3), in all strengths."""
     fig = plt.figure(figsize=(8.5, 8.2), layout="constrained")
     above, below = fig.subfigures(2, 1, height_ratios=(1.5, 1))
     axes = above.subplots(4, len(table.columns))

@@ -2,9 +2,10 @@
 
 Randomised weights (Adebayo et al. 2018, arXiv:1810.03292): a network that has learned nothing must give other maps. If
 it gives the same, the maps show the picture or the architecture, not what was learned.
-Deletion (Petsiuk et al. 2018, arXiv:1806.07421): masking what a heatmap calls important must cost the network its
-confidence sooner than masking other places: random ones, but also the centre, where things usually are, and what the
-heatmap of another image calls important. A heatmap that is no better than these two says nothing about this image.
+Deletion (Petsiuk et al. 2018, arXiv:1806.07421): masking what a heatmap calls important must cost
+the network its confidence sooner than masking other places: random ones, but also the centre, where
+things usually are, and what the heatmap of another image calls important. A heatmap that is no
+better than these two says nothing about this image.
 """
 
 import copy
@@ -79,9 +80,12 @@ def cell_means(maps: np.ndarray) -> np.ndarray:
 
 
 def mask_patches(images: Tensor, order: np.ndarray, fraction: float) -> Tensor:
-    """Mask the first `fraction` of the squares of images (N, 3, S, S), normalised, by 0, the mean colour.
+    """Mask the first `fraction` of the squares of images by 0, the mean colour.
 
-    order: (N, squares), for each image the numbers of its squares, row by row, in the order they are masked.
+    Args:
+        images: (N, 3, S, S), normalised.
+        order: (N, squares), for each image the numbers of its squares, counted row by row, in the
+            order they are masked.
     """
     side = images.shape[2] // CELL
     gone = np.zeros(order.shape, dtype=bool)
@@ -91,10 +95,8 @@ def mask_patches(images: Tensor, order: np.ndarray, fraction: float) -> Tensor:
 
 
 @torch.no_grad()
-def deletion_curves(
-    model: nn.Module, images: Tensor, classes: Sequence[int], order: np.ndarray
-) -> np.ndarray:
-    """Probability of each image's class when 0, 1/16, ... 16/16 of its squares are masked: (17, N)."""
+def deletion_curves(model: nn.Module, images: Tensor, classes: Sequence[int], order: np.ndarray) -> np.ndarray:
+    """Return the probability of each image's class, (17, N), with 0, 1/16 ... 16/16 masked."""
     device, index = next(model.parameters()).device, torch.tensor(classes)[:, None]
     curves = []
     for step in range(STEPS + 1):
@@ -110,7 +112,12 @@ def centre_first(side: int) -> np.ndarray:
 
 
 def mask_orders(cams: np.ndarray, draws: int, seed: int) -> dict[str, list[np.ndarray]]:
-    """For each way to mask images by their heatmaps (N, S, S) the orders, (N, squares), to be averaged over."""
+    """Return, for each way to mask images, the orders (N, squares) that are averaged over.
+
+    Args:
+        cams: the images' heatmaps, (N, S, S).
+        draws: how many other images' heatmaps and how many random orders.
+    """
     own = np.argsort(-cell_means(cams), axis=1, kind="stable")
     generator = np.random.default_rng(seed)
     return {
@@ -122,15 +129,17 @@ def mask_orders(cams: np.ndarray, draws: int, seed: int) -> dict[str, list[np.nd
 
 
 def deletion(model: nn.Module, images: Tensor, draws: int = 1, seed: int = 0) -> pd.DataFrame:
-    """Mask images bit by bit in four orders, and watch the probability of the class that the network predicts.
+    """Mask images bit by bit in four orders and follow the probability of the predicted class.
 
     Args:
         images: (N, 3, S, S), normalised.
-        draws: how many other images' heatmaps, and how many random orders, to average over; less than N.
+        draws: how many other images' heatmaps, and how many random orders, to average over; less
+            than N.
 
     Returns:
-        A row for each fraction masked (17) and image (N), a column for each order: 'heatmap', what Grad-CAM of the
-        last stage calls important first, and the controls "another image's heatmap", 'centre first', 'random'.
+        A row for each fraction masked (17) and image (N), a column for each order: 'heatmap', what
+        Grad-CAM of the last stage calls important first, and the controls "another image's
+        heatmap", 'centre first' and 'random'.
 
     Raises:
         ValueError: there are not enough images to give each the heatmaps of others.
@@ -153,20 +162,20 @@ def areas(table: pd.DataFrame) -> pd.DataFrame:
     """The areas under the curves of `deletion`: the smaller, the sooner the confidence is lost.
 
     Returns:
-        A row for each order. area: the mean over the images, 0..1, by trapezoids. more: by how much it is above that
-        of the first order, image by image; from, to: the 95 % interval of that, over images.
+        A row for each order. area: the mean over the images, 0..1, by trapezoids. more: by how much
+        it is above that of the first order, image by image; from, to: the 95 % interval of more.
     """
     curves = table.unstack("image")
-    by_image = pd.Series(np.trapezoid(curves, curves.index, axis=0), curves.columns).unstack(0)[table.columns]
+    each = pd.Series(np.trapezoid(curves, curves.index, axis=0), curves.columns)
+    by_image = each.unstack(0)[table.columns]
     more = by_image.sub(by_image.iloc[:, 0], axis=0)
     half = 1.96 * more.sem()
-    return pd.DataFrame({
-        "area": by_image.mean(), "more": more.mean(), "from": more.mean() - half, "to": more.mean() + half
-    })
+    mean = more.mean()
+    return pd.DataFrame({"area": by_image.mean(), "more": mean, "from": mean - half, "to": mean + half})
 
 
 def plot_deletion(table: pd.DataFrame, note: str = "") -> Figure:
-    """Draw the table of `deletion` as mean curves with their 95 % intervals over images; the title says the areas."""
+    """Draw the mean curves of `deletion` with their 95 % intervals; the title says the areas."""
     by_fraction = table.groupby("masked")
     mean, half = by_fraction.mean(), 1.96 * by_fraction.sem()
     fig, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
@@ -175,8 +184,8 @@ def plot_deletion(table: pd.DataFrame, note: str = "") -> Figure:
         axis.fill_between(mean.index, mean[name] - half[name], mean[name] + half[name], alpha=0.15)
     axis.set(xlabel="fraction of the image masked", ylabel="probability of the predicted class", ylim=(0, 1))
     found = areas(table).area
-    title = "Areas under the curves: " + ", ".join(f"{name} {area:.3f}" for name, area in found.items())
-    axis.set_title(with_note(title.replace(", centre", ",\ncentre"), note), fontsize=9)
+    said = ", ".join(f"{name} {area:.3f}" for name, area in found.items())
+    axis.set_title(with_note(f"Areas under the curves:\n{said}", note), fontsize=9)
     axis.grid(alpha=0.3)
     axis.legend()
     plt.close(fig)

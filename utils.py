@@ -160,7 +160,7 @@ def plot_confusion(
 
 
 def check_sequential(loader: DataLoader) -> None:
-    """Raise ValueError unless a loader gives the images of its dataset in their order, so that they can be numbered."""
+    """Raise ValueError unless a loader gives the images of its dataset in their order."""
     batches = getattr(loader, "batch_sampler", None)
     if isinstance(batches, list):  # the numbers themselves: of CIFAR10DataModule
         if sum(batches, []) == list(range(len(loader.dataset))):

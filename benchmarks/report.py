@@ -74,8 +74,8 @@ def unmeasured(rows: list[dict]) -> list[dict]:
 def table(rows: list[dict]) -> str:
     """The rows as a Markdown table, cheapest first. ECE: of an image without test-time augmentation.
 
-    Compute stands in the place of time: the rows were measured on different machines, whose names ('AMD EPYC') do not
-    tell them apart, so their times, which the files keep, say little of each other.
+    Compute stands in the place of time: the rows were measured on different machines, whose names
+    ('AMD EPYC') do not tell them apart, so their times, which the files keep, do not compare.
     """
     names = ["network", "parameters", "epochs", "training images", "PFLOP"]
     names += ["accuracy", "accuracy with TTA", "ECE", "runs"]

@@ -10,7 +10,7 @@ import pytest
 
 @dataclass
 class Fault:
-    """How often a fault was injected and survived; of what was there before, how much was there after."""
+    """How often a fault was injected and survived, and what was there before and after it."""
 
     injected: int = 0
     survived: int = 0
@@ -42,9 +42,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     report = yield
     ended = report.when == "call" or (report.when == "setup" and report.failed)
     if ended and not report.skipped and "faults" in getattr(item, "fixturenames", ()):
-        for name, times, before, after, unit in getattr(item, "faults", []) or [(f"({item.name})", 1, 0, 0, "")]:
+        nothing_told = [(f"({item.name})", 1, 0, 0, "")]
+        for name, times, before, after, unit in getattr(item, "faults", []) or nothing_told:
             fault = FAULTS[name]
-            fault.injected, fault.survived = fault.injected + times, fault.survived + times * report.passed
+            fault.injected += times
+            fault.survived += times * report.passed
             fault.before, fault.after = fault.before + before, fault.after + after
             fault.unit = unit or fault.unit
     return report
@@ -53,7 +55,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
 def fault_lines(found: dict[str, Fault]) -> list[str]:
     """The table of `make faults`: its header, and a line for each fault."""
     rows = [(name, fault.injected, fault.survived, fault.lost()) for name, fault in found.items()]
-    rows.insert(0, ("fault", "injected", "survived", "lost"))
+    rows = [("fault", "injected", "survived", "lost"), *rows]
     return [f"{name:60s} {injected:>8} {survived:>8}  {lost}" for name, injected, survived, lost in rows]
 
 

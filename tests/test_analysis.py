@@ -42,6 +42,7 @@ def test_the_surest_errors_come_first():
     assert probs == [0.9, 0.5, 0.3]
 
 
+@pytest.mark.numeric
 def test_the_bins_of_four_answers_by_hand():
     """Confidences 0.9, 0.9 (one right) and 0.65, 0.65 (both right): bins 14 and 10 of 15, counted from 1."""
     confidence = torch.tensor([0.9, 0.9, 0.65, 0.65])
@@ -51,6 +52,7 @@ def test_the_bins_of_four_answers_by_hand():
     assert filled[10] == pytest.approx((1.3, 2, 2)) and filled[14] == pytest.approx((1.8, 1, 2))
 
 
+@pytest.mark.numeric
 def test_bars_of_the_reliability_diagram_are_the_accuracies_of_the_bins():
     confidence = torch.tensor([0.9, 0.9, 0.65, 0.65])
     logits = torch.stack([confidence, 1 - confidence], 1).log()
@@ -63,6 +65,7 @@ def test_bars_of_the_reliability_diagram_are_the_accuracies_of_the_bins():
 # ---- disturbances ----
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", analysis.CORRUPTIONS)
 def test_a_stronger_corruption_changes_more_and_the_same_each_time(name):
     images = np.random.default_rng(0).integers(40, 216, (4, 8, 8, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
@@ -71,6 +74,7 @@ def test_a_stronger_corruption_changes_more_and_the_same_each_time(name):
     assert np.array_equal(analysis.corrupt(images, name, 2), analysis.corrupt(images, name, 2))
 
 
+@pytest.mark.numeric
 def test_noise_has_the_deviation_that_is_said():
     grey = np.full((20, 32, 32, 3), 128, np.uint8)
     for strength, deviation in enumerate(analysis.STRENGTHS["noise"], 1):
@@ -95,6 +99,7 @@ def test_contrast_blends_towards_the_mean_of_the_image(image):
         assert got.std((0, 1)) == pytest.approx((1 - part) * image.std((0, 1)), abs=0.5)
 
 
+@pytest.mark.numeric
 def test_contrast_by_hand():
     """Half black, half (200, 100, 40): the mean is (100, 50, 20). At 0.6 less contrast, 40 % of the distance stays."""
     image = np.zeros((1, 32, 32, 3), np.uint8)
@@ -105,6 +110,7 @@ def test_contrast_by_hand():
     assert got.dtype == np.uint8 and got.shape == image.shape
 
 
+@pytest.mark.numeric
 def test_dark_by_hand():
     assert analysis.STRENGTHS["dark"] == (0.4, 0.6, 0.8)
     got = analysis.corrupt(np.full((1, 32, 32, 3), (200, 100, 40), np.uint8), "dark", 2)
@@ -125,6 +131,7 @@ class Brightness(torch.nn.Module):
         return torch.stack([-mean, mean], 1)
 
 
+@pytest.mark.numeric
 def test_robustness_is_the_accuracy_on_spoiled_images():
     bright = np.full((8, 32, 32, 3), 180, np.uint8)
     table = analysis.robustness(Brightness(), "cpu", Images(bright, np.ones(8, np.int64)))
@@ -160,6 +167,7 @@ def test_stage_outputs_have_the_size_that_each_stage_names_and_no_hook_stays(arc
     assert model.training and not any(module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.numeric
 def test_the_channels_that_are_drawn_are_the_strongest(tiny_splits):
     model, image = build("CustomResNet").eval(), normalize(tiny_splits.test.images[:1])[0]
     fig = analysis.plot_stages(model, image, denormalize, channels=4)
@@ -171,6 +179,7 @@ def test_the_channels_that_are_drawn_are_the_strongest(tiny_splits):
 # ---- learning rate ----
 
 
+@pytest.mark.numeric
 def test_the_schedule_is_the_one_that_was_logged_and_tells_its_peak(tmp_path):
     recipe = Recipe("ResNet18", epochs=2, max_lr=0.5, warmup=0.5)
     rates = [0.0625, 0.1875, 0.3125, 0.4375, 0.4375, 0.3125, 0.1875, 0.0625]  # a triangle in the middle of 8 steps

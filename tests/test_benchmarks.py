@@ -24,6 +24,7 @@ def row() -> dict:
     }  # fmt: skip
 
 
+@pytest.mark.numeric
 def test_the_work_of_fastnet_is_the_published_petaflops(row, monkeypatch):
     monkeypatch.setitem(report.RECIPES, "fastnet-8", report.RECIPES["fastnet-8"].__class__("FastNet", 8))
     assert report.petaflop(row) == pytest.approx(0.283, abs=0.001)  # 8 epochs of 50,000, all at full resolution
@@ -130,6 +131,7 @@ def test_a_measurement_stores_the_means_of_its_runs_and_what_none_could_measure(
     assert row["recipe"] == "custom-24" and row["train_images"] == 96 and row["n"] == 2 and row["seeds"] == [3, 4]
 
 
+@pytest.mark.numeric
 def test_validation_and_test_are_measured_in_the_same_precision(tiny_splits, monkeypatch):
     """In fp32, as the Space computes: on a machine that trains in bf16 too."""
     recipe, seen = RECIPES["fastnet-2"], []
@@ -155,6 +157,7 @@ def test_all_images_gives_the_validation_images_back(tiny_splits):
     assert np.array_equal(whole.train.images[64:], tiny_splits.val.images)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", accuracy.WITHOUT)
 def test_what_is_left_out_is_left_out(name, monkeypatch):
     changes, instead = accuracy.WITHOUT[name]
@@ -170,11 +173,12 @@ def test_what_is_left_out_is_left_out(name, monkeypatch):
     model.whiten(torch.randn(8, 3, 32, 32))
     assert torch.equal(before, model.stem.weight) == (name == "whitening")
     x = torch.rand(1, 24, 4, 4)
-    assert torch.allclose(model.group1[0](x)[:, :24], x, atol=1e-6) == (name != "dirac")
+    assert torch.allclose(model.group1[0](x)[:, :24], x, atol=1e-5) == (name != "dirac")
     groups = lit.parameter_groups(model, recipe)
     assert any(group.get("muon") for group in groups) == (name != "muon")
 
 
+@pytest.mark.numeric
 def test_the_reference_mirrors_in_turn_and_shifts_by_up_to_two_pixels():
     torch.manual_seed(0)
     images = torch.arange(32.0).expand(300, 3, 32, 32).contiguous()  # each pixel carries its column
@@ -187,6 +191,7 @@ def test_the_reference_mirrors_in_turn_and_shifts_by_up_to_two_pixels():
         assert set((straight - 16).tolist()) == {-2, -1, 0, 1, 2}
 
 
+@pytest.mark.numeric
 def test_the_reference_trains_the_same_network_by_the_published_schedule(monkeypatch):
     monkeypatch.setattr(reference, "BATCH_SIZE", 16)
     images = torch.rand(64, 3, 32, 32)

@@ -48,6 +48,7 @@ def test_the_unsolved_cell_is_told_what_is_missing(number, namespace, capsys):
     assert re.fullmatch(r"Not yet: .{15,}\.\n", capsys.readouterr().out)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_solution_is_right(number, namespace, capsys):
     exec(CELLS[f"exercise-{number}"], namespace)
@@ -55,6 +56,7 @@ def test_the_solution_is_right(number, namespace, capsys):
     assert capsys.readouterr().out.endswith("Right.\n")
 
 
+@pytest.mark.numeric
 def test_answers_that_are_nearly_right_are_told_why_not(capsys, namespace):
     import albumentations as A
 

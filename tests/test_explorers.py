@@ -106,6 +106,7 @@ def test_filters_show_only_what_fits(explorer, logits, tiny_splits):
     assert all(title.startswith(f"true: {CLASSES[label]}\npredicted: {CLASSES[pred]}") for title in found)
 
 
+@pytest.mark.numeric
 def test_the_filter_by_predicted_class_is_one(explorer, logits):
     preds = logits.argmax(1).numpy()
     for label in range(10):
@@ -113,6 +114,7 @@ def test_the_filter_by_predicted_class_is_one(explorer, logits):
         assert found == np.flatnonzero(preds == label).tolist()
 
 
+@pytest.mark.numeric
 def test_errors_are_errors_and_sorted_as_asked(explorer, logits, tiny_splits):
     preds, probs = logits.argmax(1).numpy(), logits.softmax(1).amax(1).numpy()
     wrong = np.flatnonzero(preds != tiny_splits.test.labels)
@@ -137,6 +139,7 @@ def test_moving_the_opacity_does_not_run_the_network(explorer, model, monkeypatc
     assert png(explorer) != before
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("version", [7, 8])
 def test_an_uploaded_picture_is_shown_with_its_classes(explorer, version):
     content = picture_file()

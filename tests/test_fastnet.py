@@ -11,6 +11,8 @@ from models.lit import RECIPES, parameter_groups
 from models.muon import Muon, orthogonalize
 from models.registry import build
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def images() -> torch.Tensor:
@@ -54,7 +56,7 @@ def test_the_stem_decorrelates_the_images_it_was_made_from(images):
 
 def test_a_new_convolution_passes_its_input_on():
     conv, x = dirac_conv(8, 20), torch.rand(2, 8, 5, 5)
-    assert torch.allclose(conv(x)[:, :8], x, atol=1e-6) and conv(x).shape == (2, 20, 5, 5)
+    assert torch.allclose(conv(x)[:, :8], x, atol=1e-5) and conv(x).shape == (2, 20, 5, 5)
 
 
 def test_the_scale_of_batchnorm_is_one_and_stays():
@@ -97,7 +99,7 @@ def test_without_muon_groups_it_is_torch_s_sgd_with_nesterov_momentum():
             optimizer.zero_grad()
             ((filters * (step + 1)).sin().sum() + (bias**2).sum()).backward()
             optimizer.step()
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours, torchs, strict=True))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, torchs, strict=True))
 
 
 def test_a_muon_step_turns_every_direction_of_the_filters_alike():

@@ -1,4 +1,4 @@
-"""`make faults` counts what it says: injected, survived, and what was there before and is not there after."""
+"""`make faults` counts what it says: injected, survived, and lost between before and after."""
 
 import os
 import re
@@ -46,11 +46,9 @@ def table(tmp_path_factory) -> dict[str, list[str]]:
     (folder / "test_small.py").write_text(TESTS)
     names = "faults, pytest_runtest_makereport, pytest_terminal_summary"
     (folder / "conftest.py").write_text(f"from tests.faults import {names}")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", str(folder)], capture_output=True, text=True,
-        cwd=folder,
-        env=os.environ | {"FAULTS": "long", "PYTHONPATH": str(PROJECT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-    )  # fmt: skip
+    environment = {"FAULTS": "long", "PYTHONPATH": str(PROJECT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=os.environ | environment)
     found = re.findall(r"^(\S.*?) +(\d+) +(\d+)  (.*)$", done.stdout, re.M)
     return {name: numbers for name, *numbers in found}
 

