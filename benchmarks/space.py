@@ -135,12 +135,9 @@ def measure_opacity(address: str, moves: int) -> float:
     """Median milliseconds of a move of the opacity slider, by the page's own protocol."""
     http, session = httpx.Client(base_url=f"{address}/gradio_api", timeout=60), "benchmark"
     config = httpx.get(f"{address}/config").json()
-    labels = {part["id"]: part["props"].get("label") for part in config["components"]}
     explain = next(event for event in config["dependencies"] if event.get("api_name") == "explain")
-    blend = next(
-        event for event in config["dependencies"]
-        if len(event["inputs"]) == 2 and labels[event["inputs"][1]] == "Opacity of the map"
-    )  # fmt: skip
+    opacity = explain["inputs"][-1]
+    recolor = next(event for event in config["dependencies"] if [opacity, "input"] in map(list, event["targets"]))
 
     def run(event: dict, data: list) -> float:
         start = time.perf_counter()
@@ -155,7 +152,7 @@ def measure_opacity(address: str, moves: int) -> float:
 
     picture = Visitor(address).upload(SPACE / "examples/cat.png")
     run(explain, [picture, True, 2, STAGES[-1], "GradCAM", 0.4])
-    seconds = [run(blend, [None, i / moves]) for i in range(moves)]
+    seconds = [run(recolor, [None, picture, True, 2, STAGES[-1], "GradCAM", i / moves]) for i in range(moves)]
     return round(1000 * statistics.median(seconds), 1)
 
 

@@ -10,8 +10,18 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from dataload import CLASSES
 from tests.conftest import PROJECT
-from tests.test_space import copy_space, serve
+from tests.test_space import (
+    NO_LONGER_THERE,
+    NO_MISTAKES,
+    NOT_A_PICTURE,
+    copy_space,
+    export_other,
+    files_of,
+    serve,
+    wait_until,
+)
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARGUMENTS = [
@@ -44,7 +54,7 @@ def open_page(browser: Browser, server):
     """Opens the page; at the end of the test nothing may have left this machine, and no error been logged."""
     errors, requests, contexts = [], [], []
 
-    def opened(width: int = 1280, height: int = 900, query: str = "") -> Page:
+    def opened(width: int = 1280, height: int = 900, query: str = "", address: str = server) -> Page:
         contexts.append(browser.new_context(viewport={"width": width, "height": height}))
         contexts[-1].grant_permissions(["clipboard-read", "clipboard-write"])
         page = contexts[-1].new_page()
@@ -52,7 +62,7 @@ def open_page(browser: Browser, server):
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
-        page.goto(f"{server}/{query}")
+        page.goto(f"{address}/{query}")
         expect(page.get_by_role("button", name="Classify")).to_be_visible(timeout=30_000)
         return page
 
@@ -60,7 +70,7 @@ def open_page(browser: Browser, server):
     for context in contexts:
         context.close()
     assert errors == []
-    assert [url for url in requests if not url.startswith((server, "data:", "blob:"))] == []
+    assert [url for url in requests if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))] == []
 
 
 @pytest.fixture
@@ -281,18 +291,100 @@ def test_the_page_of_the_committed_space_has_its_picture_taken(browser, tmp_path
         shutil.copyfile(file, PROJECT / "images/space.png")
 
 
-def test_a_file_that_is_no_picture_gets_a_sentence(open_page, tmp_path):
+def is_said_once(page: Page, words: str) -> bool:
+    """Whether this and nothing else is said; the message is closed then."""
+    expect(page.get_by_text(words).first).to_be_visible()
+    page.wait_for_timeout(2500)
+    texts = page.locator(".toast-body").all_inner_texts()
+    page.locator(".toast-close").first.click()
+    expect(page.locator(".toast-body")).to_have_count(0)
+    return len(texts) == 1 and texts[0].count(words) == 1
+
+
+def test_a_file_that_is_no_picture_gets_one_sentence(open_page, tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     page = open_page()
     page.set_input_files("input[type=file]", tmp_path / "text.png")
-    expect(page.get_by_text("not a picture that can be read").first).to_be_visible()
+    assert is_said_once(page, NOT_A_PICTURE)
+    for label, value in (("Top classes", 5), ("Number of maps", 3), ("Opacity of the map", 0.1)):
+        set_number(page, label, value)
+        assert is_said_once(page, NOT_A_PICTURE)
+
+
+def are_whole(page: Page) -> bool:
+    """Whether the browser has the pixels of every image that it shows."""
+    return page.evaluate(
+        """[...document.querySelectorAll('img')].filter(image => image.offsetParent)
+           .every(image => image.complete && image.naturalWidth > 0)"""
+    )
+
+
+def test_what_is_deleted_is_computed_again_or_said_to_be_gone(open_page, browser, exported_space, picture, tmp_path):
+    """With a time of three seconds instead of fifty minutes."""
+    folder = copy_space(exported_space, tmp_path / "space")
+    (tmp_path / "uploads").mkdir()
+    with serve(folder, tmp_path / "uploads", UPLOADS_KEEP_SECONDS="3") as server:
+        kept = files_of(tmp_path / "uploads")
+
+        def wait_for_the_sweep() -> None:
+            wait_until(lambda: files_of(tmp_path / "uploads") <= kept)
+            page.wait_for_timeout(3000)  # what the server remembers of the page goes as well
+
+        page = open_page(address=server)
+        page.get_by_role("tab", name="Misclassified images").click()
+        shown(page, 6, [])
+        page.get_by_role("tab", name="Classify").click()
+        page.set_input_files("input[type=file]", picture)
+        shown(page, 2, [])
+        wait_for_the_sweep()
+        for label, value in (("Top classes", 5), ("Number of maps", 3), ("Opacity of the map", 0.1)):
+            set_number(page, label, value)
+            assert is_said_once(page, NO_LONGER_THERE)
+        assert len(sources(page)) == 2  # nothing is emptied
+        page.get_by_role("tab", name="Misclassified images").click()
+        shown(page, 6, [])
+        assert are_whole(page)
+        wait_for_the_sweep()
+        old = sources(page)
+        set_number(page, "Opacity of the map", 0.1)
+        shown(page, 6, old)
+        assert are_whole(page)
+
+
+def test_an_example_can_be_explained_again_after_any_time(open_page, exported_space, tmp_path):
+    folder = copy_space(exported_space, tmp_path / "space")
+    (tmp_path / "uploads").mkdir()
+    with serve(folder, tmp_path / "uploads", UPLOADS_KEEP_SECONDS="3") as server:
+        kept = files_of(tmp_path / "uploads")
+        page = open_page(address=server)
+        page.locator("button:has(img[src*='frog.png'])").click()
+        shown(page, 2, [])
+        wait_until(lambda: files_of(tmp_path / "uploads") <= kept)
+        page.wait_for_timeout(3000)
+        old = sources(page)
+        set_number(page, "Opacity of the map", 1)  # its panels are no longer stored
+        shown(page, 2, old)
+        assert are_whole(page) and page.locator(".toast-body").count() == 0
+
+
+def test_no_mistakes_and_no_evidence_are_said(open_page, tmp_path):
+    folder = export_other(tmp_path / "space", list(CLASSES), 0)
+    with serve(folder, tmp_path) as server:
+        page = open_page(address=server)
+        page.locator("button:has(img[src*='frog.png'])").click()
+        shown(page, 2, [])
+        set_number(page, "Number of maps", 10)
+        shown(page, 10, [])
+        expect(page.get_by_text("no evidence found for truck")).to_be_visible()
+        page.get_by_role("tab", name="Misclassified images").click()
+        expect(page.get_by_text(NO_MISTAKES)).to_be_visible()
+        assert page.locator(".thumbnail-item:visible").count() == 0
 
 
 def test_asking_without_a_picture_is_refused_once(open_page):
     page = open_page()
     page.get_by_role("button", name="Classify").click()
-    page.wait_for_timeout(2500)
-    assert page.locator(".toast-body").inner_text().count("Upload a picture or pick an example first.") == 1
+    assert is_said_once(page, "Upload a picture or pick an example first.")
 
 
 def test_a_phone_shows_one_column_without_scrolling_sideways(open_page, picture):

@@ -267,7 +267,8 @@ def test_misclassified_images_come_with_two_maps_each(app):
     assert len(gallery) == 15
     for image, predicted, true in zip(panels[::3], panels[1::3], panels[2::3], strict=True):
         names = image[2].split(" (")[0].split(", taken for ")
-        assert [true[2], predicted[2]] == [f"why {names[0]} (true)", f"why {names[1]} (predicted)"]
+        assert true[2].startswith(f"why {names[0]} (true)")
+        assert predicted[2].startswith(f"why {names[1]} (predicted)")
         assert image[1] is None and predicted[1].shape == true[1].shape == (32, 32)
     assert any(not np.array_equal(a[1], b[1]) for a, b in zip(panels[1::3], panels[2::3], strict=True))
 
@@ -318,9 +319,10 @@ def test_a_bundle_with_few_mistakes_or_classes_is_served(tmp_path, classes, mist
         assert sorted(entry["label"] for entry in label["confidences"]) == sorted(classes)
         with pytest.raises(Exception, match=f"Top classes: a number from 1 to {len(classes)}, please"):
             client.predict(picture, len(classes) + 1, api_name="/classify")
-        maps = client.predict(picture, True, len(classes), STAGE, METHOD, 0.4, api_name="/explain")
-        without = [one["caption"] for one in maps if "no evidence found" in one["caption"]]
-        assert [caption.split(": ")[1] for caption in without] == [f"no evidence found for {classes[-1]}"]
+        maps = client.predict(picture, True, len(classes), STAGE, METHOD, 1, api_name="/explain")
+        empty = [one["caption"].split()[0] for one in maps if np.ptp(Image.open(one["image"]), axis=(0, 1)).max() == 0]
+        said = [one["caption"].split(": ")[1] for one in maps if ": " in one["caption"]]
+        assert said == [f"no evidence found for {name}" for name in empty] and classes[-1] in empty
 
 
 @pytest.mark.numeric
@@ -409,9 +411,9 @@ OF_ANY_TYPE = [None, True, -1.5, 99, "", "x", [], [[1]], {}, {"path": 5}, {"a": 
 
 
 def upload(server: str, folder: Path) -> dict:
-    """An example as a program uploads it."""
-    with (folder / "examples" / "cat.png").open("rb") as file:
-        path = httpx.post(f"{server}/gradio_api/upload", files={"files": file}).json()[0]
+    """A picture as a program uploads it: an example, and a byte that makes it another file."""
+    content = (folder / "examples" / "cat.png").read_bytes() + b"."
+    path = httpx.post(f"{server}/gradio_api/upload", files={"files": ("cat.png", content)}).json()[0]
     return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
 
@@ -821,16 +823,15 @@ def test_a_folder_that_cannot_be_written_is_named_with_its_variable(folder, tmp_
 
 
 def test_a_folder_of_another_user_is_named_with_its_variable(folder):
-    """As root the app runs as nobody; as anybody else the folder is closed to oneself."""
+    """Root may write everywhere: as root the process becomes nobody first."""
+    script = "import os, tempfile, uploads; os.getuid() or os.setuid(65534); uploads.own_folder()"
     with tempfile.TemporaryDirectory() as place:
-        os.chmod(place, 0o755)
-        shutil.copytree(folder, Path(place) / "space")
-        uploads = Path(place) / "uploads"
-        uploads.mkdir(mode=0o555)
-        user = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
-        environment = {"PATH": os.environ["PATH"], "HOME": place, "GRADIO_TEMP_DIR": str(uploads)}
-        said = start_fails(Path(place) / "space", env=environment, **user)
-        assert f"{uploads}" in said and "Permission denied" in said and "Set GRADIO_TEMP_DIR" in said
+        os.chmod(place, 0o555)
+        environment = os.environ | {"GRADIO_TEMP_DIR": place}
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+        assert f"{place}/cifar10-space (Permission denied). Set GRADIO_TEMP_DIR to" in done.stderr
 
 
 # ---- hostile --------------------------------------------------------------------------------------------------------
