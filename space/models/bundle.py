@@ -30,6 +30,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn, no_grad, zeros
 
+from models.errors import InvalidValue
+
 WEIGHTS = "model.safetensors"
 PICTURES = {"confusion_matrix.png", "misclassified.json", "misclassified.png"}
 SOURCES = {"models/__init__.py", "models/bundle.py", "models/explain.py"}  # and what the network needs
@@ -122,7 +124,7 @@ def check_form(meta: object, path: Path) -> None:
         for problem in error.errors():
             place = ".".join(map(str, problem["loc"])) or "all of it"
             wrong.append(f"{place}: {problem['msg']}, got {problem['input']!r:.60}")
-        raise ValueError(f"{path}: {'; '.join(wrong)}") from error
+        raise InvalidValue(f"{path}: {'; '.join(wrong)}") from error
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -143,7 +145,7 @@ def read_file(path: Path) -> bytes:
     """Read a file of a bundle. ValueError if Git wrote only a pointer to it."""
     content = path.read_bytes()
     if content.startswith(LFS_POINTER):
-        raise ValueError(
+        raise InvalidValue(
             f"{path} is a Git-LFS pointer, expected the file that it stands for: install Git LFS"
             f" (https://git-lfs.com) and run `git lfs pull` in {path.parent}"
         )
@@ -187,7 +189,7 @@ def read_checked(folder: Path) -> tuple[dict, dict[str, bytes]]:
     try:
         meta = json.loads(read_file(path))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise InvalidValue(f"{path} cannot be read: {error}") from error
     check_form(meta, path)
     contents = {name: read_file(folder / name) for name in bundle_files(meta)[:-1]}
     found = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
@@ -202,7 +204,7 @@ def read_checked(folder: Path) -> tuple[dict, dict[str, bytes]]:
 def compare(folder: Path, what: str, got: str, expected: str) -> None:
     """Raise ValueError where two checksums differ."""
     if got != expected:
-        raise ValueError(f"{folder}: {what} the sha256 {got}, expected {expected}")
+        raise InvalidValue(f"{folder}: {what} the sha256 {got}, expected {expected}")
 
 
 class SourceFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -276,10 +278,10 @@ def load_bundle(folder: str | Path) -> tuple[nn.Module, dict]:
         model.load_state_dict(load(contents[WEIGHTS]), strict=True)
     except (RuntimeError, SafetensorError) as error:
         what = f"the weights are not those of a {meta['architecture']}"
-        raise ValueError(f"{folder}: {what}: {error}") from error
+        raise InvalidValue(f"{folder}: {what}: {error}") from error
     stages = [{"name": stage.name, "size": stage.size} for stage in model.stages()]
     if meta["stages"] != stages:
-        raise ValueError(f"{folder}: expected the stages {stages}, got {meta['stages']!r:.200}")
+        raise InvalidValue(f"{folder}: expected the stages {stages}, got {meta['stages']!r:.200}")
     model.source_file = folder / "models" / meta["source"]  # for whoever exports it again
     with no_grad():
         model.eval()(zeros(1, 3, meta["image_size"], meta["image_size"]))  # refuses images of another size
@@ -290,15 +292,15 @@ def import_network(folder: Path, meta: dict, contents: dict[str, bytes]) -> type
     """Import the class of a bundle's network. ValueError if it is not there."""
     if f"models/{meta['source']}" not in contents:
         got = meta["source"]
-        raise ValueError(f"{folder}: expected a Python file of the bundle as source, got {got!r}")
+        raise InvalidValue(f"{folder}: expected a Python file of the bundle as source, got {got!r}")
     try:
         with models_of(folder, contents):
             module = importlib.import_module(f"models.{meta['source'].removesuffix('.py')}")
     except ImportError as error:
-        raise ValueError(f"{folder}: {meta['source']} cannot be imported: {error}") from error
+        raise InvalidValue(f"{folder}: {meta['source']} cannot be imported: {error}") from error
     network = getattr(module, meta["architecture"], None)
     if not (isinstance(network, type) and issubclass(network, nn.Module)):
-        raise ValueError(f"{folder}: {meta['source']} has no network {meta['architecture']!r}")
+        raise InvalidValue(f"{folder}: {meta['source']} has no network {meta['architecture']!r}")
     return network
 
 

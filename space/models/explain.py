@@ -14,6 +14,8 @@ import torch
 from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, LayerCAM
 from torch import Tensor, nn
 
+from models.errors import InvalidValue
+
 METHODS = {"GradCAM": GradCAM, "GradCAM++": GradCAMPlusPlus, "LayerCAM": LayerCAM}
 LOCK = threading.Lock()  # grad-cam hooks the network: whatever runs it meanwhile would end in the maps
 
@@ -23,7 +25,7 @@ def logit_of(target: int) -> Callable[[Tensor], Tensor]:
 
     def pick(logits: Tensor) -> Tensor:
         if not 0 <= target < len(logits):  # grad-cam would swallow the IndexError
-            raise ValueError(f"expected a class from 0 to {len(logits) - 1}, got {target}")
+            raise InvalidValue(f"expected a class from 0 to {len(logits) - 1}, got {target}")
         return logits[target]
 
     return pick
@@ -40,11 +42,11 @@ def gradcam(
     network's modes and gradients are left as they were.
     """
     if method not in METHODS:
-        raise ValueError(f"expected a method of {', '.join(METHODS)}, got {method!r}")
+        raise InvalidValue(f"expected a method of {', '.join(METHODS)}, got {method!r}")
     if len(classes) != len(images):
-        raise ValueError(f"expected a class for each of {len(images)} images, got {len(classes)}")
+        raise InvalidValue(f"expected a class for each of {len(images)} images, got {len(classes)}")
     if not any(module is layer for module in model.modules()):
-        raise ValueError(f"expected a layer of the network, got {type(layer).__name__}, which is not in it")
+        raise InvalidValue(f"expected a layer of the network, got {type(layer).__name__}, which is not in it")
     with LOCK:
         modes = {module: module.training for module in model.modules()}
         parameters = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
@@ -75,8 +77,8 @@ def overlay(image: np.ndarray, cam: np.ndarray, opacity: float) -> np.ndarray:
     Raises ValueError if shapes or ranges do not fit.
     """
     if image.ndim != 3 or image.shape[2] != 3 or cam.shape != image.shape[:2]:
-        raise ValueError(f"expected an image (H, W, 3) and a map (H, W), got {image.shape} and {cam.shape}")
+        raise InvalidValue(f"expected an image (H, W, 3) and a map (H, W), got {image.shape} and {cam.shape}")
     for name, values in (("image", image), ("map", cam), ("opacity", np.float64(opacity))):
         if not (np.min(values) >= 0 and np.max(values) <= 1):
-            raise ValueError(f"expected values from 0 to 1, got {name} {np.min(values)} to {np.max(values)}")
+            raise InvalidValue(f"expected values from 0 to 1, got {name} {np.min(values)} to {np.max(values)}")
     return (1 - opacity) * image + opacity * heat(cam)
