@@ -16,6 +16,8 @@ from utils import APP_FILES
 
 SPACE = Path(__file__).resolve().parent / "space"
 ADDRESS = "https://huggingface.co/spaces/"
+# What this version or an earlier one, whose sources lay flat in the folder, may have sent.
+SENT_BEFORE = re.compile(r"models/[^/]+\.py|examples/[^/]+|(bundle|explain|resnet|fastnet)\.py")
 EXAMPLES = (".png", ".md", ".txt")
 
 
@@ -30,16 +32,16 @@ def files_to_send(space: Path, meta: dict) -> list[str]:
 
 
 def files_to_delete(api: HfApi, repo_id: str, sent: list[str]) -> list[str]:
-    """List what lies in a Space that nothing of ours replaces, such as the source of an earlier network.
+    """List what an earlier push has left in a Space, such as the source of another network.
 
-    .gitattributes is kept: it tells the Hub which files are large.
+    Files that no version of this project sends are kept: they are their owner's.
     """
     try:
         there = api.list_repo_files(repo_id, repo_type="space")
     except RepositoryNotFoundError:
         print(f"{repo_id} is not there yet, or cannot be seen with this login.")
         return []
-    return sorted(set(there) - set(sent) - {".gitattributes"})
+    return sorted(name for name in set(there) - set(sent) if SENT_BEFORE.fullmatch(name))
 
 
 def print_files(space: Path, repo_id: str, sent: list[str]) -> None:

@@ -81,8 +81,9 @@ def test_a_yes_creates_the_space_and_sends_the_allowed_files_only(exported_space
 
 def test_what_lies_there_from_before_is_named_and_deleted_in_the_same_commit(space, capsys):
     """fastnet.py of another network, the flat files of the older form, and a name that is a pattern."""
-    old = ["models/fastnet.py", "resnet.py", "explain.py", "bundle.py", "[1].png"]
+    old = ["models/fastnet.py", "resnet.py", "explain.py", "bundle.py", "examples/[1].png"]
     kept = [".gitattributes", "app.py", "models/resnet.py", "model.json"]
+    kept += ["notes.md", "assets/logo.png", "main.py", "models/other/weights.bin"]  # their owner's
     api, asked = Recorder([*old, *kept]), []
     push_space(space, "me/my-space", api, dry_run=True)
     told = capsys.readouterr().out
