@@ -12,7 +12,7 @@ from push import files_to_send, push_space
 from utils import APP_FILES
 
 BUNDLE_FILES = {"model.json", "model.safetensors", "confusion_matrix.png", "misclassified.json", "misclassified.png"}
-SOURCES = {f"models/{name}.py" for name in ("__init__", "bundle", "explain", "resnet", "stage")}
+SOURCES = {f"models/{name}.py" for name in ("__init__", "bundle", "errors", "explain", "resnet", "stage")}
 
 
 class Recorder:
