@@ -142,6 +142,7 @@ def test_an_example_and_a_pasted_picture_are_classified(open_page):
     shown(page, 2, old)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("stage", STAGES)
 def test_opacity_of_each_stage_goes_from_the_picture_to_the_map(open_page, picture, stage):
     page = open_page()
@@ -213,6 +214,7 @@ def test_misclassified_images_are_filtered_by_class(open_page):
     expect(page.get_by_text("Showing 0 of 0")).to_be_visible()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("method", ["GradCAM++", "LayerCAM"])
 def test_the_method_can_be_chosen(open_page, picture, method):
     page = open_page()
@@ -319,7 +321,7 @@ def are_whole(page: Page) -> bool:
     )
 
 
-def test_what_is_deleted_is_computed_again_or_said_to_be_gone(open_page, browser, exported_space, picture, tmp_path):
+def test_what_is_deleted_is_computed_again_or_said_to_be_gone(open_page, exported_space, picture, tmp_path):
     """With a time of three seconds instead of fifty minutes."""
     folder = copy_space(exported_space, tmp_path / "space")
     (tmp_path / "uploads").mkdir()
@@ -349,9 +351,10 @@ def test_what_is_deleted_is_computed_again_or_said_to_be_gone(open_page, browser
         set_number(page, "Opacity of the map", 0.1)
         shown(page, 6, old)
         assert are_whole(page)
+        page.close()  # before its server
 
 
-def test_an_example_can_be_explained_again_after_any_time(open_page, exported_space, tmp_path):
+def test_an_example_can_be_explained_again_at_any_time(open_page, exported_space, tmp_path):
     folder = copy_space(exported_space, tmp_path / "space")
     (tmp_path / "uploads").mkdir()
     with serve(folder, tmp_path / "uploads", UPLOADS_KEEP_SECONDS="3") as server:
@@ -365,6 +368,7 @@ def test_an_example_can_be_explained_again_after_any_time(open_page, exported_sp
         set_number(page, "Opacity of the map", 1)  # its panels are no longer stored
         shown(page, 2, old)
         assert are_whole(page) and page.locator(".toast-body").count() == 0
+        page.close()
 
 
 def test_no_mistakes_and_no_evidence_are_said(open_page, tmp_path):
@@ -379,6 +383,7 @@ def test_no_mistakes_and_no_evidence_are_said(open_page, tmp_path):
         page.get_by_role("tab", name="Misclassified images").click()
         expect(page.get_by_text(NO_MISTAKES)).to_be_visible()
         assert page.locator(".thumbnail-item:visible").count() == 0
+        page.close()
 
 
 def test_asking_without_a_picture_is_refused_once(open_page):
