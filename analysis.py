@@ -3,6 +3,7 @@
 Every drawing function takes data and returns a Figure.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from models.lit import Recipe, triangle
 from utils import Misclassified, read_table, rgb, with_note
 
 
-def lower_contrast(image: np.ndarray, part: float) -> np.ndarray:
+def lower_contrast(image: np.ndarray, part: float, **_: object) -> np.ndarray:
     """Blend an image (H, W, 3), uint8, with its own mean colour: `part`, 0..1, of the mean.
 
     As in CIFAR-10-C (Hendrycks & Dietterich 2019, arXiv:1903.12261): the image stays as bright.
@@ -37,7 +38,7 @@ CORRUPTIONS: dict[str, Callable[[float], A.BasicTransform]] = {
     "JPEG": lambda s: A.ImageCompression(quality_range=(round(s), round(s)), p=1),
     # What albumentations calls contrast multiplies each value: that is less light.
     "dark": lambda s: A.RandomBrightnessContrast(brightness_limit=0, contrast_limit=(-s, -s), p=1),
-    "contrast": lambda s: A.Lambda(image=lambda image, **_: lower_contrast(image, s)),
+    "contrast": lambda s: A.Lambda(image=functools.partial(lower_contrast, part=s)),
 }
 STRENGTHS = {
     "noise": (0.04, 0.08, 0.16),  # standard deviation, of values in 0..1
