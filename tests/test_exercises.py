@@ -146,7 +146,7 @@ def test_a_network_of_the_reader_s_own_becomes_a_space_that_starts_alone(own_spa
     space = shutil.move(own_space, tmp_path / "space")
     shutil.rmtree(project)  # nothing of it is left
     assert {path.name for path in (space / "models").glob("*.py")} == {
-        "__init__.py", "bundle.py", "deeper.py", "explain.py", "resnet.py", "stage.py"
+        "__init__.py", "bundle.py", "deeper.py", "errors.py", "explain.py", "resnet.py", "stage.py"
     }  # fmt: skip
     with serve(space, tmp_path) as address:
         client = Client(address, verbose=False, download_files=tmp_path)

@@ -210,7 +210,7 @@ def test_the_bundle_is_complete_and_its_code_is_a_copy(exported_space):
     }  # fmt: skip
     assert not [name for name in names if name.startswith((".", "_")) and name != ".gitattributes"]
     sources = {path.name: path.read_bytes() for path in (exported_space / "models").glob("*.py")}
-    assert set(sources) == {"__init__.py", "bundle.py", "explain.py", "resnet.py", "stage.py"}
+    assert set(sources) == {"__init__.py", "bundle.py", "errors.py", "explain.py", "resnet.py", "stage.py"}
     assert all((PROJECT / "models" / name).read_bytes() == content for name, content in sources.items())
 
 
@@ -501,7 +501,7 @@ def test_what_a_source_imports_of_models_travels_with_it(tmp_path, line):
     folder = shutil.copytree(PROJECT / "models", tmp_path / "models")
     (folder / "mine.py").write_text(f"import torch\n{line}\n")
     found = {path.name for path in registry.source_files(folder / "mine.py")}
-    assert found == {"__init__.py", "bundle.py", "explain.py", "fastnet.py", "mine.py", "stage.py"}
+    assert found == {"__init__.py", "bundle.py", "errors.py", "explain.py", "fastnet.py", "mine.py", "stage.py"}
 
 
 def test_a_bundle_that_needs_the_project_is_refused(tmp_path, model, wrong, tiny_splits, monkeypatch):
