@@ -214,7 +214,7 @@ def test_a_notebook_trains_on_two_devices_and_shows_each_epoch_once(two, tmp_pat
         " **placement(SWITCHES | {'DEVICES': '2'}))\nprint(run.facts['hardware'])"
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in (setup, fit)])
-    NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(PROJECT)}}).execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(PROJECT)}}).execute()
     printed = "".join(output.get("text", "") for output in notebook.cells[1].outputs)
     assert [printed.count(f"epoch   {number}/4") for number in (1, 2, 3, 4)] == [1] * 4 and "2 processes" in printed
     (weights, _), (wanted, _) = weights_and_metrics(tmp_path), weights_and_metrics(two[0])
