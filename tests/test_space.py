@@ -102,7 +102,7 @@ def client(server, tmp_path_factory) -> Client:
 def app(folder, tmp_path_factory):
     """The module app of the folder, imported into this process with the project itself out of reach."""
     out_of_reach = (PROJECT, PROJECT / "tests")
-    path = [p for p in sys.path if Path(p or ".").resolve() not in out_of_reach]
+    path = [str(folder), *(p for p in sys.path if Path(p or ".").resolve() not in out_of_reach)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", path)
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("imported")))
