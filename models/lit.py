@@ -228,8 +228,9 @@ class LitClassifier(pl.LightningModule):
         return images * steps * self.trainer.world_size / step_images
 
     def logged_rate(self) -> float:
-        """The learning rate that stands for all: of Muon, whose group is the first, or else of SGD, the last."""
-        return self.lr_schedulers().get_last_lr()[0 if self.recipe.muon_lr else -1]
+        """The learning rate that stands for all: Muon's where it trains anything, or else that of the last group."""
+        groups = self.trainer.optimizers[0].param_groups
+        return next((group for group in groups if group["muon"]), groups[-1])["lr"]
 
     def check_finite(self) -> None:
         """Raise Diverged if a loss of this epoch is no number; it names the step of the first."""

@@ -938,6 +938,7 @@ def test_an_app_with_tampered_weights_does_not_start_and_names_them(folder, tmp_
 
 
 def test_many_at_once_get_the_answers_that_each_gets_alone(server, folder, tmp_path):
+    """To the last bit: one process, with one number of threads, computes both."""
     pictures = [handle_file(folder / "examples" / f"{name}.png") for name in CLASSES[:4]]
     requests = [
         *(("/classify", (picture, 3 + i)) for i, picture in enumerate(pictures)),

@@ -200,8 +200,7 @@ def test_a_loss_that_is_no_number_stops_and_the_last_checkpoint_stays(data, tmp_
 def test_the_first_of_several_bad_losses_is_named_by_its_step(monkeypatch):
     """As on a GPU, where they are looked at when the epoch ends: ten batches, two to a step, the fifth is bad."""
     classifier = LitClassifier(network="FastNet")
-    scheduler = type("Scheduler", (), {"get_last_lr": lambda _: [0.1]})()
-    monkeypatch.setattr(classifier, "lr_schedulers", lambda: scheduler)
+    monkeypatch.setattr(classifier, "logged_rate", lambda: 0.1)
     state = {"is_last_batch": True, "global_step": 104, "current_epoch": 6, "accumulate_grad_batches": 2}
     classifier.trainer = type("Trainer", (), state)()
     values = [1.0, 1.0, 1.0, 1.0, float("inf"), float("nan"), 1.0, 1.0, 1.0, 1.0]
@@ -220,13 +219,21 @@ def test_a_compiled_run_compiles_the_network_and_keeps_its_names(data, tmp_path,
 @pytest.mark.numeric
 def test_an_epoch_s_metrics_weigh_each_image_alike(monkeypatch):
     classifier, logged = LitClassifier(network="FastNet"), {}
-    scheduler = type("Scheduler", (), {"get_last_lr": lambda _: [0.1]})()
-    monkeypatch.setattr(classifier, "lr_schedulers", lambda: scheduler)
+    monkeypatch.setattr(classifier, "logged_rate", lambda: 0.1)
     monkeypatch.setattr(classifier, "log_dict", lambda values, **_: logged.update(values))
     classifier.history = [(torch.tensor(1.0), torch.tensor(3), 6), (torch.tensor(4.0), torch.tensor(0), 2)]
     classifier.log_epoch()
     assert logged["train_loss"] == pytest.approx(14 / 8) and logged["train_acc"] == pytest.approx(3 / 8)
     assert logged["lr"] == 0.1 and classifier.history == []
+
+
+@pytest.mark.parametrize(("filters", "rate"), [(True, 0.24), (False, 0.5)])
+def test_the_logged_rate_is_muon_s_or_where_it_trains_nothing_the_last_group_s(filters, rate):
+    classifier = LitClassifier(network="FastNet", muon_lr=0.24, bias_lr=9.0, max_lr=0.5)
+    convolution = torch.nn.Conv2d(8, 8, 3 if filters else 1)
+    optimizer = lit.make_optimizer(torch.nn.Sequential(convolution, torch.nn.Linear(8, 8)), classifier.recipe, False)
+    classifier.trainer = SimpleNamespace(optimizers=[optimizer])
+    assert classifier.logged_rate() == rate
 
 
 # ---- budget ----
