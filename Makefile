@@ -10,7 +10,7 @@ NPY_FEATURES := from numpy._core._multiarray_umath import __cpu_dispatch__ as d,
 .PHONY: run test numeric app publish push space-check colab-check faults notebook bench lint clean
 
 run: $(READY) ## execute the notebook into runs/, then serve the Space that came out of it
-	@$(BIN)/python run.py run
+	@$(BIN)/python -m tools.run run
 
 test: $(READY) ## all tests, the notebook and the app in a browser among them
 	SMOKE_TEST=1 $(BIN)/python -m pytest tests $(NOTEBOOK) --nbval-lax --nbval-current-env --nbval-cell-timeout=600
@@ -21,19 +21,19 @@ numeric: $(READY) ## the tests that compare computed numbers, as on three other 
 	SMOKE_TEST=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m numeric
 
 app: $(READY) ## serve the committed Space
-	@$(BIN)/python run.py app
+	@$(BIN)/python -m tools.run app
 
 publish: $(READY) ## promote the newest finished run on CIFAR-10 (or RUN=runs/...) to the committed results
-	@$(BIN)/python run.py publish $(RUN)
+	@$(BIN)/python -m tools.publish $(RUN)
 
 push: $(READY) ## send the committed Space to Hugging Face: make push SPACE=user/name, with DRY_RUN=1 only say what
-	@$(BIN)/python push.py $(SPACE) $(if $(DRY_RUN),--dry-run)
+	@$(BIN)/python -m tools.push $(SPACE) $(if $(DRY_RUN),--dry-run)
 
 space-check: $(READY) ## install and try the Space in an empty environment, as Hugging Face does
-	@$(BIN)/python space_check.py
+	@$(BIN)/python -m tools.space_check
 
 colab-check: $(READY) ## run the notebook with what Colab preinstalls, in an environment of its own
-	@$(BIN)/python colab_check.py
+	@$(BIN)/python -m tools.colab_check
 
 faults: $(READY) ## inject faults into the real thing, the long form, and print what was survived
 	FAULTS=long $(BIN)/python -m pytest tests/test_faults.py tests/test_devices.py tests/test_fuzz.py tests/test_download.py -q

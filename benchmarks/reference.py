@@ -18,10 +18,10 @@ from torch import Tensor
 
 from benchmarks.accuracy import all_images
 from dataload import load_splits, normalize
-from evaluation import accuracy, six_views
-from machine import choose_precision
+from evaluation.predict import accuracy, tta_logits
 from models.fastnet import FastNet
-from models.muon import Muon
+from training.hardware import choose_precision
+from training.optimizer import MuonWithSGD
 
 EPOCHS, BATCH_SIZE = 8, 2000
 
@@ -40,7 +40,10 @@ def augmented_epoch(images: Tensor, epoch: int, flip: Tensor) -> Tensor:
 
 
 class Reference:
-    """FastNet on resident images (N, 3, 32, 32), normalised, with labels (N,); one call of `epoch` after the other."""
+    """FastNet on resident images (N, 3, 32, 32), normalised, with labels (N,).
+
+    One call of `epoch` after the other.
+    """
 
     def __init__(self, images: Tensor, labels: Tensor, seed: int):
         torch.manual_seed(seed)
@@ -52,16 +55,37 @@ class Reference:
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = 0.4
         filters = [p for p in self.net.parameters() if p.ndim == 4 and p.requires_grad]
-        biases = [p for p in self.net.parameters() if p.ndim == 1 and p.requires_grad and p is not self.net.stem.bias]
-        bias_lr, head_lr = 0.053 * BATCH_SIZE, 0.67 * BATCH_SIZE / 256**2  # published for the sum over the batch
+        biases = [
+            p
+            for p in self.net.parameters()
+            if p.ndim == 1 and p.requires_grad and p is not self.net.stem.bias
+        ]
+        bias_lr, head_lr = (
+            0.053 * BATCH_SIZE,
+            0.67 * BATCH_SIZE / 256**2,
+        )  # published for the sum over the batch
         decay = 2e-6 * BATCH_SIZE
         sgd = {"momentum": 0.85, "muon": False}
-        self.optimizer = Muon([
-            {"params": filters, "lr": 0.24, "momentum": 0.6, "muon": True},
-            {"params": biases, "lr": bias_lr, "weight_decay": decay / bias_lr, **sgd},
-            {"params": [self.net.head.weight], "lr": head_lr, "weight_decay": decay / head_lr, **sgd},
-            {"params": [self.net.stem.bias], "lr": bias_lr, "weight_decay": decay / bias_lr, **sgd},
-        ], lr=0.24, dtype=torch.bfloat16 if self.bf16 else torch.float32)  # fmt: skip
+        self.optimizer = MuonWithSGD(
+            [
+                {"params": filters, "lr": 0.24, "momentum": 0.6, "muon": True},
+                {"params": biases, "lr": bias_lr, "weight_decay": decay / bias_lr, **sgd},
+                {
+                    "params": [self.net.head.weight],
+                    "lr": head_lr,
+                    "weight_decay": decay / head_lr,
+                    **sgd,
+                },
+                {
+                    "params": [self.net.stem.bias],
+                    "lr": bias_lr,
+                    "weight_decay": decay / bias_lr,
+                    **sgd,
+                },
+            ],
+            lr=0.24,
+            dtype=torch.bfloat16 if self.bf16 else torch.float32,
+        )
         for group in self.optimizer.param_groups:
             group["peak"] = group["lr"]
         self.flip = torch.rand(len(images)) < 0.5
@@ -71,13 +95,21 @@ class Reference:
         """Train for one epoch; returns its seconds."""
         start = time.perf_counter()
         self.net.train()
-        images = augmented_epoch(self.images, self.done, self.flip).contiguous(memory_format=torch.channels_last)
-        for step, batch in enumerate(torch.randperm(len(images))[: self.steps * BATCH_SIZE].view(-1, BATCH_SIZE)):
+        images = augmented_epoch(self.images, self.done, self.flip).contiguous(
+            memory_format=torch.channels_last
+        )
+        for step, batch in enumerate(
+            torch.randperm(len(images))[: self.steps * BATCH_SIZE].view(-1, BATCH_SIZE)
+        ):
             now = self.done * self.steps + step
-            for group, epochs in zip(self.optimizer.param_groups, (EPOCHS, EPOCHS, EPOCHS, 3), strict=True):
+            for group, epochs in zip(
+                self.optimizer.param_groups, (EPOCHS, EPOCHS, EPOCHS, 3), strict=True
+            ):
                 group["lr"] = group["peak"] * max(0, 1 - now / (epochs * self.steps))
             with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-                loss = F.cross_entropy(self.net(images[batch]), self.labels[batch], label_smoothing=0.2)
+                loss = F.cross_entropy(
+                    self.net(images[batch]), self.labels[batch], label_smoothing=0.2
+                )
             loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -90,7 +122,7 @@ class Reference:
         self.net.eval()
         batches = images.contiguous(memory_format=torch.channels_last).split(500)
         single = torch.cat([self.net(batch) for batch in batches])
-        six = torch.cat([six_views(self.net, batch) for batch in batches])
+        six = torch.cat([tta_logits(self.net, batch) for batch in batches])
         return {"single": accuracy(single, labels), "tta": accuracy(six, labels)}
 
 

@@ -25,14 +25,21 @@ from benchmarks.accuracy import RESULTS
 from benchmarks.report import write_between_marks
 from benchmarks.speed import first_images
 from dataload import load_splits
-from machine import choose_precision, hardware, versions
-from models.lit import RECIPES, LitClassifier, Recipe, make_optimizer
-from settings import SWITCHES, placement
-from training import data_for, read_metrics, train
-from utils import write_json
+from training.classifier import LitClassifier
+from training.files import write_json
+from training.hardware import choose_precision, hardware, versions
+from training.history import read_metrics
+from training.optimizer import make_optimizer
+from training.recipes import RECIPES, Recipe
+from training.runs import build_datamodule, train
+from training.settings import SWITCHES, placement
 
 STEPS = {"FastNet": 4, "ResNet18": 6}  # an epoch of them takes half a minute or so on a core
-WAYS = {"one core": (1, 1), "two cores": (1, 2), "two processes": (2, 1)}  # processes, cores of each
+WAYS = {
+    "one core": (1, 1),
+    "two cores": (1, 2),
+    "two processes": (2, 1),
+}  # processes, cores of each
 DOC = Path(__file__).resolve().parent.parent / "docs/scaling.md"
 
 
@@ -62,42 +69,77 @@ def optimiser_seconds(recipe: Recipe) -> float:
 def work(network: str, root: Path) -> None:
     """What each process of a measurement does; the first writes what came out."""
     recipe, steps = chosen(network), STEPS[network]
-    splits = first_images(load_splits(os.environ.get("DATA_DIR", "data")), steps * recipe.batch_size)
-    data = data_for(recipe, splits, 0, fast=True)
+    splits = first_images(
+        load_splits(os.environ.get("DATA_DIR", "data")), steps * recipe.batch_size
+    )
+    data = build_datamodule(recipe, splits, 0, fast=True)
     run = train(recipe, data, root, **placement(SWITCHES))
     seconds = read_metrics(run.metrics_csv.parent / "logs").seconds.dropna()
     found = {"step": statistics.median(seconds[1:]) / steps, "optimiser": optimiser_seconds(recipe)}
     dist.is_initialized() or dist.init_process_group("gloo", timeout=timedelta(minutes=5))
-    gradients = torch.zeros(sum(p.numel() for p in LitClassifier(**asdict(recipe)).parameters() if p.requires_grad))
-    found |= {"megabytes": 4e-6 * len(gradients), "all_reduce": median_seconds(lambda: dist.all_reduce(gradients))}
+    gradients = torch.zeros(
+        sum(p.numel() for p in LitClassifier(**asdict(recipe)).parameters() if p.requires_grad)
+    )
+    found |= {
+        "megabytes": 4e-6 * len(gradients),
+        "all_reduce": median_seconds(lambda: dist.all_reduce(gradients)),
+    }
     if dist.get_rank() == 0:
         write_json(root / "found.json", found)
 
 
 def measured(network: str, processes: int, cores: int) -> dict:
     """Seconds of a step and of its parts, by torchrun in so many processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(processes),
+        "-m",
+    ]
     with tempfile.TemporaryDirectory() as root:
         subprocess.run(
-            [*command, "benchmarks.scaling", "--network", network, "--root", root], check=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(cores)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            [*command, "benchmarks.scaling", "--network", network, "--root", root],
+            check=True,
+            env=os.environ | {"OMP_NUM_THREADS": str(cores)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         return json.loads((Path(root) / "found.json").read_text())
 
 
 def predicted(one: dict, all_reduce: float, processes: int) -> float:
-    """Seconds of a step in so many processes, from a step on one core: the formula of docs/scaling.md."""
+    """Seconds of a step in so many processes, from a step on one core.
+
+    The formula of docs/scaling.md.
+    """
     return (one["step"] - one["optimiser"]) / processes + one["optimiser"] + all_reduce
 
 
 def val_acc(processes: int) -> float:
-    """Validation accuracy of FastNet after two epochs of CIFAR-10, trained by train.py in so many processes."""
+    """Validation accuracy of FastNet after two epochs of CIFAR-10, trained by `python -m training` in so many processes."""
     with tempfile.TemporaryDirectory() as root:
-        switches = {"ARCH": "FastNet", "RECIPE": "fastnet-2", "LOADER": "fast", "CHECKPOINT_DIR": root}
+        switches = {
+            "ARCH": "FastNet",
+            "RECIPE": "fastnet-2",
+            "LOADER": "fast",
+            "CHECKPOINT_DIR": root,
+        }
         subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "train.py"], check=True,
-            env=os.environ | {f"ERA_{name}": value for name, value in switches.items()}, cwd=DOC.parent.parent,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--nproc-per-node",
+                str(processes),
+                "-m",
+                "training",
+            ],
+            check=True,
+            env=os.environ | {f"ERA_{name}": value for name, value in switches.items()},
+            cwd=DOC.parent.parent,
+        )
         (finished,) = Path(root).glob("*/finished.json")
         return json.loads(finished.read_text())["val_acc"]
 
@@ -107,7 +149,7 @@ def images_per_second(fast: bool) -> float:
     torch.set_num_threads(1)
     recipe, count = chosen("FastNet"), 10_000
     splits = first_images(load_splits(os.environ.get("DATA_DIR", "data")), count)
-    batches = data_for(recipe, splits, 0, fast).train_dataloader()
+    batches = build_datamodule(recipe, splits, 0, fast).train_dataloader()
     return count / median_seconds(lambda: [None for _ in batches], 3)
 
 
@@ -121,7 +163,12 @@ def tables(found: dict) -> str:
         formula = predicted(ways["one core"], ways["two processes"]["all_reduce"], 2)
         steps = [f"{ways[way]['step']:.2f} s" for way in WAYS]
         error = formula / ways["two processes"]["step"] - 1
-        cells = [f"{network}, {chosen(network).batch_size:,}", *steps, f"{formula:.2f} s", f"{100 * error:+.0f} %"]
+        cells = [
+            f"{network}, {chosen(network).batch_size:,}",
+            *steps,
+            f"{formula:.2f} s",
+            f"{100 * error:+.0f} %",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
@@ -134,7 +181,9 @@ def tables(found: dict) -> str:
         cells = [network, f"{size:.1f} MB", f"{1000 * ways['two processes']['all_reduce']:.0f} ms"]
         cells += [f"{1000 * network_seconds:.0f} ms", f"{1000 * one['optimiser']:.0f} ms"]
         lines.append(f"| {' | '.join(cells)} |")
-    loaders = ", ".join(f"{value:,.0f} with {name}" for name, value in found["images_per_second"].items())
+    loaders = ", ".join(
+        f"{value:,.0f} with {name}" for name, value in found["images_per_second"].items()
+    )
     learned = ", ".join(f"{100 * value:.2f} % in {way}" for way, value in found["val_acc"].items())
     lines += [
         "",
@@ -145,7 +194,9 @@ def tables(found: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--network", help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

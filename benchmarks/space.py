@@ -1,9 +1,9 @@
 """How the Space holds up: `python -m benchmarks.space`, about five minutes on two cores.
 
-Starts the committed Space and measures: the time to its first answer; one Grad-CAM map for 1, 5 and 20 visitors at
-once; a change of opacity; 500 mixed requests of 50 visitors within a minute, each answer compared with the one given
-alone; and its memory after 200 and after 2,000 requests. Writes benchmarks/results/space.json. `--quick` is a trial,
-printed only.
+Starts the committed Space and measures: the time to its first answer; one Grad-CAM map for 1, 5 and
+20 visitors at once; a change of opacity; 500 mixed requests of 50 visitors within a minute, each
+answer compared with the one given alone; and its memory after 200 and after 2,000 requests. Writes
+benchmarks/results/space.json. `--quick` is a trial, printed only.
 """
 
 import argparse
@@ -26,8 +26,8 @@ import httpx
 from PIL import Image
 
 from benchmarks.accuracy import RESULTS
-from machine import hardware, versions
-from utils import write_json
+from training.files import write_json
+from training.hardware import hardware, versions
 
 SPACE = Path(__file__).resolve().parent.parent / "space"
 ANY = "any class"
@@ -50,28 +50,44 @@ class Visitor:
         event = self.http.post(f"/call/{endpoint}", json={"data": data}).json()["event_id"]
         with self.http.stream("GET", f"/call/{endpoint}/{event}") as answer:
             lines = [line for line in answer.iter_lines() if line.startswith(("event: ", "data: "))]
-        *_, kind, content = [line for line in lines if line != "event: heartbeat" and line != "data: null"] or ["", ""]
+        *_, kind, content = [
+            line for line in lines if line != "event: heartbeat" and line != "data: null"
+        ] or ["", ""]
         return kind.removeprefix("event: "), json.loads(content.removeprefix("data: ") or "null")
 
     def fingerprint(self, answer: object) -> object:
-        """An answer with a digest of its pixels in the place of each picture: what two equal answers share."""
+        """An answer with a digest of its pixels in the place of each picture.
+
+        What two equal answers share.
+        """
         if isinstance(answer, dict) and answer.get("path"):
-            pixels = Image.open(io.BytesIO(self.http.get(f"/file={answer['path']}").content)).tobytes()
+            pixels = Image.open(
+                io.BytesIO(self.http.get(f"/file={answer['path']}").content)
+            ).tobytes()
             return hashlib.sha256(pixels).hexdigest()
         if isinstance(answer, dict):
             return {key: self.fingerprint(value) for key, value in answer.items()}
-        return [self.fingerprint(value) for value in answer] if isinstance(answer, list | tuple) else answer
+        return (
+            [self.fingerprint(value) for value in answer]
+            if isinstance(answer, list | tuple)
+            else answer
+        )
 
 
 @contextlib.contextmanager
 def serve(space: Path, uploads: str):
-    """`python app.py` on a free port of 127.0.0.1: yields its address, its process and when it was started."""
+    """`python app.py` on a free port of 127.0.0.1.
+
+    Yields its address, its process and when it was started.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     environment = os.environ | {"GRADIO_SERVER_PORT": port, "GRADIO_TEMP_DIR": uploads}
     start = time.perf_counter()
-    app = subprocess.Popen([sys.executable, "app.py"], cwd=space, env=environment, stdout=subprocess.DEVNULL)
+    app = subprocess.Popen(
+        [sys.executable, "app.py"], cwd=space, env=environment, stdout=subprocess.DEVNULL
+    )
     try:
         while True:
             with contextlib.suppress(httpx.HTTPError):
@@ -102,15 +118,24 @@ def mixed_requests(visitor: Visitor) -> list[tuple]:
     methods = ("GradCAM", "GradCAM++", "LayerCAM")
     return [
         *(("classify", picture, count) for count, picture in enumerate(pictures, 1)),
-        *(("explain", p, True, 1 + i % 4, STAGES[i % 4], methods[i % 3], 0.4) for i, p in enumerate(pictures)),
-        *(("misclassified", True, 1 + i, ANY, ANY, i % 2 == 0, STAGES[i % 4], methods[i % 3], 0.5) for i in range(10)),
+        *(
+            ("explain", p, True, 1 + i % 4, STAGES[i % 4], methods[i % 3], 0.4)
+            for i, p in enumerate(pictures)
+        ),
+        *(
+            ("misclassified", True, 1 + i, ANY, ANY, i % 2 == 0, STAGES[i % 4], methods[i % 3], 0.5)
+            for i in range(10)
+        ),
         *(("classify", picture, 50) for picture in pictures[:5]),
         *(("explain", picture, True, 2, "layer99", "GradCAM", 0.4) for picture in pictures[:5]),
     ]
 
 
 def measure_explain(address: str, requests: int) -> dict[str, dict]:
-    """explain_ms[visitors]: percentiles of the time for one Grad-CAM map, with so many visitors at once."""
+    """explain_ms[visitors].
+
+    Percentiles of the time for one Grad-CAM map, with so many visitors at once.
+    """
     found = {}
     for count in (1, 5, 20):
         visitors = [Visitor(address) for _ in range(count)]
@@ -120,7 +145,9 @@ def measure_explain(address: str, requests: int) -> dict[str, dict]:
             seconds = []
             for _ in range(max(2, requests // len(visitors))):
                 start = time.perf_counter()
-                kind, _ = visitors[index].ask("explain", pictures[index], True, 1, STAGES[-1], "GradCAM", 0.4)
+                kind, _ = visitors[index].ask(
+                    "explain", pictures[index], True, 1, STAGES[-1], "GradCAM", 0.4
+                )
                 assert kind == "complete"
                 seconds.append(time.perf_counter() - start)
             return seconds
@@ -137,14 +164,22 @@ def measure_opacity(address: str, moves: int) -> float:
     config = httpx.get(f"{address}/config").json()
     explain = next(event for event in config["dependencies"] if event.get("api_name") == "explain")
     opacity = explain["inputs"][-1]
-    recolor = next(event for event in config["dependencies"] if [opacity, "input"] in map(list, event["targets"]))
+    recolor = next(
+        event
+        for event in config["dependencies"]
+        if [opacity, "input"] in map(list, event["targets"])
+    )
 
     def run(event: dict, data: list) -> float:
         start = time.perf_counter()
-        http.post("/queue/join", json={"data": data, "fn_index": event["id"], "session_hash": session})
+        http.post(
+            "/queue/join", json={"data": data, "fn_index": event["id"], "session_hash": session}
+        )
         with http.stream("GET", "/queue/data", params={"session_hash": session}) as stream:
             for line in stream.iter_lines():
-                message = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
+                message = (
+                    json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
+                )
                 if message.get("msg") == "process_completed":
                     assert message["success"], message
                     return time.perf_counter() - start
@@ -152,15 +187,24 @@ def measure_opacity(address: str, moves: int) -> float:
 
     picture = Visitor(address).upload(SPACE / "examples/cat.png")
     run(explain, [picture, True, 2, STAGES[-1], "GradCAM", 0.4])
-    seconds = [run(recolor, [None, picture, True, 2, STAGES[-1], "GradCAM", i / moves]) for i in range(moves)]
+    seconds = [
+        run(recolor, [None, picture, True, 2, STAGES[-1], "GradCAM", i / moves])
+        for i in range(moves)
+    ]
     return round(1000 * statistics.median(seconds), 1)
 
 
 def measure_load(address: str, visitors: int, requests: int, seconds: float) -> dict[str, int]:
-    """So many visitors send mixed requests, spread over that time: how many answers were wrong, how many failed."""
+    """So many visitors send mixed requests, spread over that time.
+
+    How many answers were wrong, how many failed.
+    """
     first = Visitor(address)
     wanted = mixed_requests(first)
-    alone = [(kind, first.fingerprint(answer)) for kind, answer in (first.ask(*request) for request in wanted)]
+    alone = [
+        (kind, first.fingerprint(answer))
+        for kind, answer in (first.ask(*request) for request in wanted)
+    ]
 
     def one(number: int) -> tuple[int, int]:
         visitor, wrong, failed = Visitor(address), 0, 0
@@ -179,17 +223,28 @@ def measure_load(address: str, visitors: int, requests: int, seconds: float) -> 
 
     start = time.perf_counter()
     with ThreadPoolExecutor(visitors) as pool:
-        wrong, failed = (sum(column) for column in zip(*pool.map(one, range(visitors)), strict=True))
-    return {"requests": requests, "wrong": wrong, "failed": failed, "load_s": round(time.perf_counter() - start, 1)}
+        wrong, failed = (
+            sum(column) for column in zip(*pool.map(one, range(visitors)), strict=True)
+        )
+    return {
+        "requests": requests,
+        "wrong": wrong,
+        "failed": failed,
+        "load_s": round(time.perf_counter() - start, 1),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
     with tempfile.TemporaryDirectory() as uploads, serve(SPACE, uploads) as (address, app, start):
         visitor = Visitor(address)
-        assert visitor.ask("classify", visitor.upload(SPACE / "examples/cat.png"), 3)[0] == "complete"
+        assert (
+            visitor.ask("classify", visitor.upload(SPACE / "examples/cat.png"), 3)[0] == "complete"
+        )
         found = {"cold_start_s": round(time.perf_counter() - start, 2)}
         print(found, flush=True)
         found["explain_ms"] = measure_explain(address, 20 if quick else 100)
@@ -201,7 +256,10 @@ def main() -> None:
         before = memory(app, "VmRSS")
         more = measure_load(address, 20, many, 0)
         found |= {f"memory_{key}": more[key] for key in ("wrong", "failed")}
-        found |= {"memory_growth": round(memory(app, "VmRSS") / before - 1, 3), "rss_mb": round(memory(app, "VmRSS"))}
+        found |= {
+            "memory_growth": round(memory(app, "VmRSS") / before - 1, 3),
+            "rss_mb": round(memory(app, "VmRSS")),
+        }
         found["peak_rss_mb"] = round(memory(app, "VmHWM"))
     found |= {"machine": hardware(), "versions": versions()}
     print(json.dumps(found, indent=1))

@@ -1,9 +1,9 @@
 """The bundle that travels to the Space: a network's weights, description, sources and pictures.
 
-model.json describes the network and holds a checksum of every other file; model.safetensors holds the
-weights in fp16; models/ holds the sources, byte for byte. Nothing is unpickled. Checksums find what was
-changed, lost or mixed up; they cannot stop a person who changes them as well, and this file runs before
-it can compare its own.
+model.json describes the network and holds a checksum of every other file; model.safetensors holds
+the weights in fp16; models/ holds the sources, byte for byte. Nothing is unpickled. Checksums find
+what was changed, lost or mixed up; they cannot stop a person who changes them as well, and this
+file runs before it can compare its own.
 """
 
 import contextlib
@@ -34,11 +34,18 @@ from models.errors import InvalidValue
 
 WEIGHTS = "model.safetensors"
 PICTURES = {"confusion_matrix.png", "misclassified.json", "misclassified.png"}
-SOURCES = {"models/__init__.py", "models/bundle.py", "models/explain.py"}  # and what the network needs
+SOURCES = {
+    "models/__init__.py",
+    "models/bundle.py",
+    "models/explain.py",
+}  # and what the network needs
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
-READY = ".ready"  # in the folder of a Space: a whole new bundle whose files are being moved into place
+READY = (
+    ".ready"  # in the folder of a Space: a whole new bundle whose files are being moved into place
+)
 SCRATCH = ".export-"  # a bundle that is not yet whole
 HOUR = 3600
+RENAMED = {"unsure_below": "confidence_threshold"}  # keys of model.json in earlier versions
 
 # ---- model.json ----------------------------------------------------------------------------------
 
@@ -51,7 +58,10 @@ def check_different(names: list[str]) -> list[str]:
 
 
 def check_file_names(sums: dict[str, str]) -> dict[str, str]:
-    """Return the checksums; ValueError unless they are of the pictures and of sources in models/."""
+    """Return the checksums.
+
+    ValueError unless they are of the pictures and of sources in models/.
+    """
     if missing := (PICTURES | SOURCES) - set(sums):
         raise ValueError(f"expected a checksum of {', '.join(sorted(missing))}")
     for name in set(sums) - PICTURES:
@@ -63,11 +73,16 @@ def check_file_names(sums: dict[str, str]) -> dict[str, str]:
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0, le=1e12)]
 Colour = Annotated[list[Fraction], Field(min_length=3, max_length=3)]
-Deviation = Annotated[list[Annotated[float, Field(ge=1e-3, le=1)]], Field(min_length=3, max_length=3)]
+Deviation = Annotated[
+    list[Annotated[float, Field(ge=1e-3, le=1)]], Field(min_length=3, max_length=3)
+]
 
 
 class Form(BaseModel):
-    """No key more or less, and no value that only resembles the right one: not true for 1, not '1'."""
+    """No key more or less, and no value that only resembles the right one.
+
+    Not true for 1, not '1'.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -108,7 +123,7 @@ class DescriptionForm(Form):
     image_size: Annotated[int, Field(ge=1, le=1024)]
     stages: list[StageForm]
     temperature: Annotated[float, Field(ge=1e-3, le=1e3)] | None
-    unsure_below: Fraction | None
+    confidence_threshold: Fraction | None
     test_acc: Fraction
     test_acc_tta: Fraction | None
     training: TrainingForm
@@ -123,6 +138,8 @@ def check_form(meta: object, path: Path) -> None:
         wrong = []
         for problem in error.errors():
             place = ".".join(map(str, problem["loc"])) or "all of it"
+            if place in RENAMED:
+                place = f"{place} (now called {RENAMED[place]}; export the Space again)"
             wrong.append(f"{place}: {problem['msg']}, got {problem['input']!r:.60}")
         raise InvalidValue(f"{path}: {'; '.join(wrong)}") from error
 
@@ -208,7 +225,10 @@ def compare(folder: Path, what: str, got: str, expected: str) -> None:
 
 
 class SourceFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports `models` out of what was read and checked: no other file, and no compiled older one."""
+    """Imports `models` out of what was read and checked.
+
+    No other file, and no compiled older one.
+    """
 
     def __init__(self, folder: Path, contents: dict[str, bytes]):
         self.folder, self.contents = folder, contents
@@ -284,7 +304,9 @@ def load_bundle(folder: str | Path) -> tuple[nn.Module, dict]:
         raise InvalidValue(f"{folder}: expected the stages {stages}, got {meta['stages']!r:.200}")
     model.source_file = folder / "models" / meta["source"]  # for whoever exports it again
     with no_grad():
-        model.eval()(zeros(1, 3, meta["image_size"], meta["image_size"]))  # refuses images of another size
+        model.eval()(
+            zeros(1, 3, meta["image_size"], meta["image_size"])
+        )  # refuses images of another size
     return model, meta
 
 
@@ -305,10 +327,11 @@ def import_network(folder: Path, meta: dict, contents: dict[str, bytes]) -> type
 
 
 # ---- replacing -----------------------------------------------------------------------------------
-# A bundle is many files, and no system replaces many files at once. So the new ones are written to a folder
-# of their own, and one rename makes that folder READY: before it the old bundle counts, after it the new one.
-# Then the files are moved into place. Who is killed meanwhile leaves some of them in READY, and whoever
-# reads the bundle next, the app at its start as well, moves these first. Other files are not touched.
+# A bundle is many files, and no system replaces many files at once. So the new ones are written to
+# a folder of their own, and one rename makes that folder READY: before it the old bundle counts,
+# after it the new one. Then the files are moved into place. Who is killed meanwhile leaves some of
+# them in READY, and whoever reads the bundle next, the app at its start as well, moves these first.
+# Other files are not touched.
 
 
 @contextlib.contextmanager

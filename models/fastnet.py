@@ -1,10 +1,12 @@
 """FastNet: about 94 % on CIFAR-10 in eight epochs, for machines without a GPU.
 
-In the family of Keller Jordan's airbench94 (arXiv:2404.00498): a stem that is computed from the data instead of
-learned, then three groups of two convolutions. No residual sums: a network this shallow learns without them if its
-convolutions begin as the identity. 1,972,792 parameters, 118 million multiply-adds per image.
+In the family of Keller Jordan's airbench94 (arXiv:2404.00498): a stem that is computed from the
+data instead of learned, then three groups of two convolutions. No residual sums: a network this
+shallow learns without them if its convolutions begin as the identity. 1,972,792 parameters, 118
+million multiply-adds per image.
 
-Takes normalised images (N, 3, 32, 32) and returns logits (N, num_classes). Nothing works in place, for Grad-CAM.
+Takes normalised images (N, 3, 32, 32) and returns logits (N, num_classes). Nothing works in place,
+for Grad-CAM.
 """
 
 import torch
@@ -17,7 +19,10 @@ STEM = 24  # filters: the 12 directions in which 2x2 patches of 3 colours vary, 
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
-    """BatchNorm whose scale stays 1: what follows can scale, and only the bias is left to learn, quickly."""
+    """BatchNorm whose scale stays 1.
+
+    What follows can scale, and only the bias is left to learn, quickly.
+    """
     norm = nn.BatchNorm2d(channels, eps=1e-12)
     norm.weight.requires_grad_(False)
     return norm
@@ -31,17 +36,27 @@ def dirac_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 
 class Group(nn.Sequential):
-    """(N, in, S, S) -> (N, out, S // 2, S // 2). Pooling comes early: it quarters the work of all that follows."""
+    """(N, in, S, S) -> (N, out, S // 2, S // 2).
+
+    Pooling comes early: it quarters the work of all that follows.
+    """
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(
-            dirac_conv(in_channels, out_channels), nn.MaxPool2d(2), batch_norm(out_channels), nn.GELU(),
-            dirac_conv(out_channels, out_channels), batch_norm(out_channels), nn.GELU(),
-        )  # fmt: skip
+            dirac_conv(in_channels, out_channels),
+            nn.MaxPool2d(2),
+            batch_norm(out_channels),
+            nn.GELU(),
+            dirac_conv(out_channels, out_channels),
+            batch_norm(out_channels),
+            nn.GELU(),
+        )
 
 
 class FastNet(nn.Module):
-    """Logits of normalised images: (N, 3, 32, 32) -> (N, num_classes). ValueError for another shape.
+    """Logits of normalised images: (N, 3, 32, 32) -> (N, num_classes).
+
+    ValueError for another shape.
 
     In training mode also (N, 3, 24, 24), for a start at low resolution.
     """
@@ -54,7 +69,9 @@ class FastNet(nn.Module):
         self.group2 = Group(64, 256)  #      (N, 256,  7,  7)
         self.group3 = Group(256, 256)  #     (N, 256,  3,  3)
         self.head = nn.Linear(256, num_classes, bias=False)
-        nn.init.normal_(self.head.weight, std=1 / 256)  # small logits: the first steps are not thrown far
+        nn.init.normal_(
+            self.head.weight, std=1 / 256
+        )  # small logits: the first steps are not thrown far
 
     @torch.no_grad()
     def whiten(self, images: Tensor) -> None:
@@ -64,12 +81,16 @@ class FastNet(nn.Module):
         """
         patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, 12).double()
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-        # 5e-4 keeps the directions of hardly any variance, which are mostly noise, from being blown up.
+        # 5e-4 keeps the directions of hardly any variance, which are mostly noise, from being blown
+        # up.
         filters = (vectors / (values + 5e-4).sqrt()).T.flip(0).reshape(12, 3, 2, 2)
         self.stem.weight.copy_(torch.cat([filters, -filters]))
 
     def stages(self) -> list[Stage]:
-        """The four maps, finest first; the last, before the pooling over the whole map, is the default for Grad-CAM."""
+        """The four maps, finest first.
+
+        The last, before the pooling over the whole map, is the default for Grad-CAM.
+        """
         sizes = {"stem": 31, "group1": 15, "group2": 7, "group3": 3}
         return [Stage(name, getattr(self, name), size) for name, size in sizes.items()]
 

@@ -57,7 +57,10 @@ def source_files(source: Path) -> list[Path]:
         ValueError: if one of them imports a module of the project that is not in models/.
     """
     folder = source.parent
-    found, left = set(), [source, *(folder / f"{name}.py" for name in ("__init__", "bundle", "explain"))]
+    found, left = (
+        set(),
+        [source, *(folder / f"{name}.py" for name in ("__init__", "bundle", "explain"))],
+    )
     while left:
         path = left.pop()
         if path not in found:
@@ -68,14 +71,21 @@ def source_files(source: Path) -> list[Path]:
 
 
 def imported_names(path: Path) -> list[str]:
-    """List the modules that a file imports, wherever in it; 'models.stage' for what is in models/."""
+    """List the modules that a file imports, wherever in it.
+
+    'models.stage' for what is in models/.
+    """
     names = []
     for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            module = ".".join(part for part in ("models" if node.level else "", node.module) if part)
-            names += [f"models.{alias.name}" for alias in node.names] if module == "models" else [module]
+            module = ".".join(
+                part for part in ("models" if node.level else "", node.module) if part
+            )
+            names += (
+                [f"models.{alias.name}" for alias in node.names] if module == "models" else [module]
+            )
     return names
 
 
@@ -87,6 +97,8 @@ def imported_file(path: Path, name: str) -> Path | None:
         file = path.parent / f"{module}.py"
         if file.is_file():
             return file
-    elif top == "models" or not ((project / f"{top}.py").is_file() or any((project / top).glob("*.py"))):
+    elif top == "models" or not (
+        (project / f"{top}.py").is_file() or any((project / top).glob("*.py"))
+    ):
         return None
     raise InvalidValue(f"{path} imports {name}, expected only files of {path.parent} and libraries")

@@ -23,19 +23,27 @@ from models.bundle import load_bundle
 from pictures import preprocess, refusal
 from uploads import keep_seconds, own_folder, start_sweeping
 
-with contextlib.suppress(ImportError):  # Hugging Face's ZeroGPU starts no app without a function for its GPU
+with contextlib.suppress(
+    ImportError
+):  # Hugging Face's ZeroGPU starts no app without a function for its GPU
     import spaces
 
     spaces.GPU(lambda: None)
 
-with contextlib.suppress(Exception):  # glibc: one heap for all threads, M_ARENA_MAX; with one each, memory grows
+with contextlib.suppress(
+    Exception
+):  # glibc: one heap for all threads, M_ARENA_MAX; with one each, memory grows
     ctypes.CDLL(None).mallopt(-8, 1)
 
 HERE = Path(__file__).resolve().parent
 MODEL, META = load_bundle(HERE)  # checks the other sources as well, so they are imported after it
 from models.explain import LOCK, METHODS, gradcam, overlay  # noqa: E402
 
-CLASSES, SIZE, STAGES = META["classes"], META["image_size"], {stage.name: stage for stage in MODEL.stages()}
+CLASSES, SIZE, STAGES = (
+    META["classes"],
+    META["image_size"],
+    {stage.name: stage for stage in MODEL.stages()},
+)
 STAGE_NAMES = [(f"{name} ({stage.size}x{stage.size} map)", name) for name, stage in STAGES.items()]
 EXAMPLES = [str(path) for name in CLASSES if (path := HERE / "examples" / f"{name}.png").is_file()]
 ANY = "any class"
@@ -43,11 +51,14 @@ MOST = min(10, len(CLASSES))  # of classes and maps
 KEEP_SECONDS, FOLDER = keep_seconds(), own_folder()
 os.environ["GRADIO_TEMP_DIR"] = str(FOLDER)
 
-# ---- what came in ---------------------------------------------------------------------------------------------------
+# ---- what came in --------------------------------------------------------------------------------
 
 
 def number(value: object, low: int, high: int, name: str) -> float:
-    """The value, if it is a number from low to high; gr.Error in words otherwise, for NaN and True as well."""
+    """The value, if it is a number from low to high.
+
+    Gr.Error in words otherwise, for NaN and True as well.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise refusal(f"{name}: a number from {low} to {high}, please; got {reprlib.repr(value)}.")
     return value
@@ -66,7 +77,9 @@ def check_flag(value: object, name: str) -> None:
 def load_tiles() -> list[dict]:
     """The misclassified test images, most confident first, each with its "image", uint8 RGB (32, 32, 3)."""
     tiles = json.loads((HERE / "misclassified.json").read_text(encoding="utf-8"))
-    pixels = np.asarray(Image.open(HERE / "misclassified.png").convert("RGB"))[::3, ::3]  # they were enlarged 3 times
+    pixels = np.asarray(Image.open(HERE / "misclassified.png").convert("RGB"))[
+        ::3, ::3
+    ]  # they were enlarged 3 times
     for i, tile in enumerate(tiles):
         top, left = i // 10 * SIZE, i % 10 * SIZE
         tile["image"] = np.ascontiguousarray(pixels[top : top + SIZE, left : left + SIZE])
@@ -82,7 +95,7 @@ def normalize(image: np.ndarray) -> torch.Tensor:
 TILES = load_tiles()
 MOST_TILES = max(2, len(TILES))  # a slider needs room
 
-# ---- what goes out --------------------------------------------------------------------------------------------------
+# ---- what goes out -------------------------------------------------------------------------------
 
 
 def draw(image: np.ndarray, cam: np.ndarray | None = None, opacity: float = 0) -> Image.Image:
@@ -92,7 +105,9 @@ def draw(image: np.ndarray, cam: np.ndarray | None = None, opacity: float = 0) -
         cam = np.asarray(Image.fromarray(cam).resize((256, 256), Image.Resampling.BILINEAR))
         pixels = np.uint8(np.round(255 * overlay(pixels / 255, np.clip(cam, 0, 1), opacity)))
     picture = Image.fromarray(pixels)
-    picture.info["id"] = os.urandom(8).hex()  # Gradio rewrites the file of an equal picture while others may read it
+    picture.info["id"] = os.urandom(
+        8
+    ).hex()  # Gradio rewrites the file of an equal picture while others may read it
     return picture
 
 
@@ -111,7 +126,10 @@ def top_k(image: np.ndarray, count: int) -> dict[int, float]:
 
 
 def cam_panels(image: np.ndarray, stage: str, method: str, captions: dict[int, str]) -> list[tuple]:
-    """The Grad-CAM panels of an image, one for each class in captions; a map of zeros is said to be one."""
+    """The Grad-CAM panels of an image, one for each class in captions.
+
+    A map of zeros is said to be one.
+    """
     images = normalize(image).repeat(len(captions), 1, 1, 1)
     cams = gradcam(MODEL, STAGES[stage].module, images, list(captions), method)
     panels = []
@@ -125,7 +143,7 @@ def classify(picture: dict | None, top_classes: float) -> tuple[Image.Image, dic
     """The 32x32 image that the network saw, its likeliest classes with their probabilities, and a remark."""
     count, image = round(number(top_classes, 1, MOST, "Top classes")), preprocess(picture, SIZE)
     best = top_k(image, count)
-    unsure = max(best.values()) < (META["unsure_below"] or 0)
+    unsure = max(best.values()) < (META["confidence_threshold"] or 0)
     remark = "**The network is unsure: this may be none of its classes.** " if unsure else ""
     remark += f"It saw the middle square of the picture, in {SIZE}x{SIZE} pixels."
     return draw(image), {CLASSES[i]: prob for i, prob in best.items()}, remark
@@ -134,7 +152,10 @@ def classify(picture: dict | None, top_classes: float) -> tuple[Image.Image, dic
 def explain(
     picture: dict | None, show: bool, maps: float, stage: str, method: str, opacity: float
 ) -> tuple[list, list[tuple]]:
-    """Grad-CAM of the likeliest classes, side by side: the gallery, and its panels for the next opacity."""
+    """Grad-CAM of the likeliest classes, side by side.
+
+    The gallery, and its panels for the next opacity.
+    """
     check_flag(show, "Show Grad-CAM")
     count = round(number(maps, 1, MOST, "Number of maps"))
     check_choice(stage, list(STAGES), "Stage")
@@ -148,7 +169,14 @@ def explain(
 
 
 def misclassified(
-    show: bool, count: float, true_class: str, predicted_class: str, maps: bool, stage: str, method: str, opacity: float
+    show: bool,
+    count: float,
+    true_class: str,
+    predicted_class: str,
+    maps: bool,
+    stage: str,
+    method: str,
+    opacity: float,
 ) -> tuple[list, list[tuple], str]:
     """Test images that the network got wrong, most confident first, with the maps for both classes if wanted."""
     check_flag(show, "Show misclassified images")
@@ -159,25 +187,39 @@ def misclassified(
     check_choice(stage, list(STAGES), "Stage")
     check_choice(method, list(METHODS), "Method")
     if not (show and TILES):
-        return blend([], opacity), [], "No misclassified images are stored with this network." if show else ""
+        return (
+            blend([], opacity),
+            [],
+            "No misclassified images are stored with this network." if show else "",
+        )
     fits = [tile for tile in TILES if true_class in (ANY, CLASSES[tile["true"]])]
     fits = [tile for tile in fits if predicted_class in (ANY, CLASSES[tile["predicted"]])]
     panels = [panel for tile in fits[:count] for panel in tile_panels(tile, maps, stage, method)]
-    return blend(panels, opacity), panels, f"Showing {min(count, len(fits))} of {len(fits)} stored images that fit."
+    return (
+        blend(panels, opacity),
+        panels,
+        f"Showing {min(count, len(fits))} of {len(fits)} stored images that fit.",
+    )
 
 
 def tile_panels(tile: dict, maps: bool, stage: str, method: str) -> list[tuple]:
-    """One misclassified image: itself, and with maps the map of the predicted class and that of the true class."""
+    """One misclassified image.
+
+    Itself, and with maps the map of the predicted class and that of the true class.
+    """
     image, predicted, true = tile["image"], tile["predicted"], tile["true"]
     prob = tile["probabilities"][predicted]
     panels = [(image, None, f"{CLASSES[true]}, taken for {CLASSES[predicted]} ({prob:.2f})")]
     if maps:
-        captions = {predicted: f"why {CLASSES[predicted]} (predicted)", true: f"why {CLASSES[true]} (true)"}
+        captions = {
+            predicted: f"why {CLASSES[predicted]} (predicted)",
+            true: f"why {CLASSES[true]} (true)",
+        }
         panels += cam_panels(image, stage, method, captions)
     return panels
 
 
-# ---- page -----------------------------------------------------------------------------------------------------------
+# ---- page ----------------------------------------------------------------------------------------
 
 
 class Blocks(gr.Blocks):
@@ -191,7 +233,9 @@ class Blocks(gr.Blocks):
             raise
         except Exception as error:
             got = reprlib.repr(inputs)
-            raise refusal(f"Arguments as the page 'Use via API' shows them, please; got {got}.") from error
+            raise refusal(
+                f"Arguments as the page 'Use via API' shows them, please; got {got}."
+            ) from error
 
 
 def refuse_address(file: dict) -> None:
@@ -200,21 +244,46 @@ def refuse_address(file: dict) -> None:
 
 
 def live(function: Callable) -> Callable:
-    """The function for controls that can be moved before there is a picture: then nothing happens."""
+    """The function for controls that can be moved before there is a picture.
+
+    Then nothing happens.
+    """
     return lambda picture, *options: function(picture, *options) if picture else gr.skip()
 
 
 def recolor(function: Callable) -> Callable:
-    """The function for a move of the opacity alone: blends the panels that are stored, and runs it if none are."""
-    return lambda panels, *options: (blend(panels, options[-1]), panels) if panels else function(*options)
+    """The function for a move of the opacity alone.
+
+    Blends the panels that are stored, and runs it if none are.
+    """
+    return lambda panels, *options: (
+        (blend(panels, options[-1]), panels) if panels else function(*options)
+    )
 
 
-AS_SENT = {"preprocess": False, "trigger_mode": "always_last"}  # our functions say in words what is wrong
-NETWORK = {"concurrency_id": "network", "concurrency_limit": 1, **AS_SENT}  # one at a time: all share one network
+AS_SENT = {
+    "preprocess": False,
+    "trigger_mode": "always_last",
+}  # our functions say in words what is wrong
+NETWORK = {
+    "concurrency_id": "network",
+    "concurrency_limit": 1,
+    **AS_SENT,
+}  # one at a time: all share one network
 LIVE = {"api_visibility": "private", **NETWORK}
-BLEND = {"show_progress": "hidden", **LIVE}  # in the same queue: after the maps that are being computed, not before
-THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # no web fonts
-GALLERY = {"format": "png", "height": "auto", "object_fit": "contain", "buttons": ["download", "download_all"]}
+BLEND = {
+    "show_progress": "hidden",
+    **LIVE,
+}  # in the same queue: after the maps that are being computed, not before
+THEME = gr.themes.Default(
+    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+)  # no web fonts
+GALLERY = {
+    "format": "png",
+    "height": "auto",
+    "object_fit": "contain",
+    "buttons": ["download", "download_all"],
+}
 CSS = """
 .grid-wrap.fixed-height { min-height: 0; max-height: none; padding-top: 36px }  /* galleries show all their panels */
 .thumbnail-lg, .thumbnail-lg > img { height: auto !important; aspect-ratio: auto !important }
@@ -223,67 +292,123 @@ CSS = """
 @media (max-width: 640px) { .tab-container button { padding: 0 8px } }  /* all three tabs fit on a phone */
 """
 
-with Blocks(title="CIFAR-10: what the network sees", delete_cache=(KEEP_SECONDS / 6, KEEP_SECONDS)) as demo:
+with Blocks(
+    title="CIFAR-10: what the network sees", delete_cache=(KEEP_SECONDS / 6, KEEP_SECONDS)
+) as demo:
     gr.Markdown(f"# CIFAR-10: what the network sees\nIt knows only these: {', '.join(CLASSES)}.")
     with gr.Tab("Classify"), gr.Row():
         with gr.Column():
             image = gr.Image(sources=["upload", "clipboard"], label="Your picture")
             if EXAMPLES:
                 gr.Examples(EXAMPLES, image, label="Examples")
-            top = gr.Slider(1, MOST, min(3, MOST), step=1, label="Top classes", info="how many, at most ten")
+            top = gr.Slider(
+                1, MOST, min(3, MOST), step=1, label="Top classes", info="how many, at most ten"
+            )
             run = gr.Button("Classify", variant="primary")
             label = gr.Label(label="Classes")
             remark = gr.Markdown()
         with gr.Column():
-            saw = gr.Image(label="What the network saw", format="png", height=280, buttons=["download"])
+            saw = gr.Image(
+                label="What the network saw", format="png", height=280, buttons=["download"]
+            )
             show = gr.Checkbox(True, label="Show Grad-CAM", info="where the network looked")
-            maps = gr.Slider(1, MOST, 2, step=1, label="Number of maps", info="for the likeliest classes")
-            stage = gr.Dropdown(STAGE_NAMES, value=list(STAGES)[-1], label="Stage", info="whose output is explained")
-            method = gr.Dropdown(list(METHODS), value="GradCAM", label="Method", info="of making the map")
-            opacity = gr.Slider(0, 1, 0.4, step=0.05, label="Opacity of the map", info="0: picture, 1: map alone")
+            maps = gr.Slider(
+                1, MOST, 2, step=1, label="Number of maps", info="for the likeliest classes"
+            )
+            stage = gr.Dropdown(
+                STAGE_NAMES, value=list(STAGES)[-1], label="Stage", info="whose output is explained"
+            )
+            method = gr.Dropdown(
+                list(METHODS), value="GradCAM", label="Method", info="of making the map"
+            )
+            opacity = gr.Slider(
+                0, 1, 0.4, step=0.05, label="Opacity of the map", info="0: picture, 1: map alone"
+            )
             gallery = gr.Gallery(label="Grad-CAM", columns=2, **GALLERY)
             panels = gr.State([], time_to_live=KEEP_SECONDS)
     with gr.Tab("Misclassified images") as wrong_tab, gr.Row():
         with gr.Column():
             wrong_show = gr.Checkbox(True, label="Show misclassified images")
-            wrong_count = gr.Slider(1, MOST_TILES, min(6, MOST_TILES), step=1, label="Number of images")
+            wrong_count = gr.Slider(
+                1, MOST_TILES, min(6, MOST_TILES), step=1, label="Number of images"
+            )
             wrong_true = gr.Dropdown([ANY, *CLASSES], value=ANY, label="True class")
             wrong_pred = gr.Dropdown([ANY, *CLASSES], value=ANY, label="Predicted class")
-            wrong_maps = gr.Checkbox(False, label="With Grad-CAM", info="for the predicted and for the true class")
+            wrong_maps = gr.Checkbox(
+                False, label="With Grad-CAM", info="for the predicted and for the true class"
+            )
             wrong_stage = gr.Dropdown(STAGE_NAMES, value=list(STAGES)[-1], label="Stage")
             wrong_method = gr.Dropdown(list(METHODS), value="GradCAM", label="Method")
-            wrong_opacity = gr.Slider(0, 1, 0.4, step=0.05, label="Opacity of the map", info="0: image, 1: map alone")
+            wrong_opacity = gr.Slider(
+                0, 1, 0.4, step=0.05, label="Opacity of the map", info="0: image, 1: map alone"
+            )
         with gr.Column(scale=2):
             wrong_remark = gr.Markdown()
             wrong_gallery = gr.Gallery(label="Most confident first", columns=3, **GALLERY)
             wrong_panels = gr.State([], time_to_live=KEEP_SECONDS)
     with gr.Tab("About"):
-        tta = "" if META["test_acc_tta"] is None else f", {META['test_acc_tta']:.2%} with test-time augmentation"
-        facts = {"parameters": sum(p.numel() for p in MODEL.parameters()), "minutes": META["training"]["seconds"] / 60}
-        facts["number"] = len(CLASSES)
-        gr.Markdown((HERE / "about.md").read_text(encoding="utf-8").format(**META, **facts, tta=tta))
-        gr.Image(str(HERE / "confusion_matrix.png"), label="Confusion matrix", show_label=False, interactive=False)
+        tta = (
+            ""
+            if META["test_acc_tta"] is None
+            else f", {META['test_acc_tta']:.2%} with test-time augmentation"
+        )
+        metadata = {
+            "parameters": sum(p.numel() for p in MODEL.parameters()),
+            "minutes": META["training"]["seconds"] / 60,
+        }
+        metadata["number"] = len(CLASSES)
+        gr.Markdown(
+            (HERE / "about.md").read_text(encoding="utf-8").format(**META, **metadata, tta=tta)
+        )
+        gr.Image(
+            str(HERE / "confusion_matrix.png"),
+            label="Confusion matrix",
+            show_label=False,
+            interactive=False,
+        )
 
     answers, maps_of = [saw, label, remark], [gallery, panels]
     chosen = [image, show, maps, stage, method, opacity]
     done = run.click(classify, [image, top], answers, api_name="classify", **NETWORK)
     done.success(explain, chosen, maps_of, api_name="explain", **NETWORK)
     done = image.change(live(classify), [image, top], answers, **LIVE)
-    done.success(live(explain), chosen, maps_of, **LIVE)  # not at once with it: the same error would be said twice
+    done.success(
+        live(explain), chosen, maps_of, **LIVE
+    )  # not at once with it: the same error would be said twice
     top.input(live(classify), [image, top], answers, **LIVE)
-    gr.on([show.input, maps.input, stage.input, method.input], live(explain), chosen, maps_of, **LIVE)
+    gr.on(
+        [show.input, maps.input, stage.input, method.input], live(explain), chosen, maps_of, **LIVE
+    )
     opacity.input(recolor(live(explain)), [panels, *chosen], maps_of, **BLEND)
 
-    chosen = [wrong_show, wrong_count, wrong_true, wrong_pred, wrong_maps, wrong_stage, wrong_method]
-    moves = [wrong_tab.select, *(control.input for control in chosen)]  # select: the files of the last time may be gone
+    chosen = [
+        wrong_show,
+        wrong_count,
+        wrong_true,
+        wrong_pred,
+        wrong_maps,
+        wrong_stage,
+        wrong_method,
+    ]
+    moves = [
+        wrong_tab.select,
+        *(control.input for control in chosen),
+    ]  # select: the files of the last time may be gone
     chosen, found = [*chosen, wrong_opacity], [wrong_gallery, wrong_panels, wrong_remark]
     gr.on(moves, misclassified, chosen, found, api_name="misclassified", **NETWORK)
     again = recolor(lambda *options: misclassified(*options)[:2])
     wrong_opacity.input(again, [wrong_panels, *chosen], found[:2], **BLEND)
 
 if __name__ == "__main__":
-    kept = set().union(*(block.keep_in_cache for block in demo.blocks.values() if hasattr(block, "keep_in_cache")))
+    kept = set().union(
+        *(block.keep_in_cache for block in demo.blocks.values() if hasattr(block, "keep_in_cache"))
+    )
     start_sweeping(FOLDER, kept, KEEP_SECONDS)
     demo.queue(max_size=64).launch(
-        max_file_size="10mb", state_session_capacity=200, run_history=False, show_error=True, theme=THEME, css=CSS
+        max_file_size="10mb",
+        state_session_capacity=200,
+        run_history=False,
+        show_error=True,
+        theme=THEME,
+        css=CSS,
     )

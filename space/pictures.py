@@ -45,11 +45,16 @@ def uploaded(path: str) -> bytes:
         raise refusal("This picture is no longer there, please upload it again.") from error
     except (OSError, ValueError):  # a folder, or no name that a file can have
         pass
-    raise refusal("Upload a picture first, and send the path that the upload gives: no other file is read.")
+    raise refusal(
+        "Upload a picture first, and send the path that the upload gives: no other file is read."
+    )
 
 
 def content_of(picture: object) -> bytes:
-    """The bytes of {"path": uploaded file} or {"url": "data:...;base64,..."}. Nothing is ever fetched."""
+    """The bytes of {"path".
+
+    Uploaded file} or {"url": "data:...;base64,..."}. Nothing is ever fetched.
+    """
     sent = picture if isinstance(picture, dict) else {}
     path, url = sent.get("path"), sent.get("url")
     if isinstance(path, str) and path:
@@ -63,7 +68,10 @@ def content_of(picture: object) -> bytes:
 
 
 def without_metadata(content: bytes) -> bytes:
-    """A PNG without its texts, profiles and animation, whatever is wrong with them; other files as they are."""
+    """A PNG without its texts, profiles and animation, whatever is wrong with them.
+
+    Other files as they are.
+    """
     if not content.startswith(PNG):
         return content
     kept, at = [content[:8]], 8
@@ -96,7 +104,10 @@ def decode(content: bytes) -> Image.Image:
 
 
 def load_broken(content: bytes) -> Image.Image:
-    """The first frame of a file that ends too early. Raises OSError if too much of it is missing."""
+    """The first frame of a file that ends too early.
+
+    Raises OSError if too much of it is missing.
+    """
     with tolerance():
         if content.startswith(PNG):
             image, missing = load(content), missing_of_png(content)
@@ -112,7 +123,10 @@ def load_broken(content: bytes) -> Image.Image:
 
 @contextlib.contextmanager
 def tolerance() -> Iterator[None]:
-    """Let Pillow fill what is missing, meanwhile. A switch of the process: the app reads one picture at a time."""
+    """Let Pillow fill what is missing, meanwhile.
+
+    A switch of the process: the app reads one picture at a time.
+    """
     ImageFile.LOAD_TRUNCATED_IMAGES = True
     try:
         yield
@@ -123,7 +137,9 @@ def tolerance() -> Iterator[None]:
 def missing_of_png(content: bytes) -> float:
     """The fraction of a PNG's pixels that are not in the file."""
     width, height, depth, colour = struct.unpack(">IIBB", content[16:26])
-    whole = height * (1 + -(-width * depth * PNG_CHANNELS[colour] // 8))  # bytes; interlacing adds a few
+    whole = height * (
+        1 + -(-width * depth * PNG_CHANNELS[colour] // 8)
+    )  # bytes; interlacing adds a few
     pixels, at = zlib.decompressobj(), content.index(b"IDAT") - 4
     there = 0
     while at + 8 < len(content) and there < whole:
@@ -150,8 +166,12 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         full = 65535.0
     else:  # nobody says what white is: 1, 255 or more bits, exceeded a little where the picture was resampled
         finite = values[np.isfinite(values)]
-        highest = np.percentile(finite, 99.9) if finite.size else 0  # one hot pixel does not make the others black
-        full = next((full for full in (1, 255, 1023, 4095, 65535) if highest <= 1.5 * full), highest)
+        highest = (
+            np.percentile(finite, 99.9) if finite.size else 0
+        )  # one hot pixel does not make the others black
+        full = next(
+            (full for full in (1, 255, 1023, 4095, 65535) if highest <= 1.5 * full), highest
+        )
     values = np.nan_to_num(values, nan=0, posinf=full, neginf=0)
     return Image.fromarray(np.uint8(255 / full * np.clip(values, 0, full)))
 
@@ -168,12 +188,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def preprocess(picture: object, size: int) -> np.ndarray:
     """What the network sees of a picture: the square in its middle, as uint8 RGB (size, size, 3).
 
-    picture: {"path": uploaded file} or {"url": "data:...;base64,..."}. Raises gr.Error, in words for the visitor.
+    picture: {"path": uploaded file} or {"url": "data:...;base64,..."}. Raises gr.Error, in words
+    for the visitor.
     """
     content = content_of(picture)
     try:
-        return np.asarray(ImageOps.fit(to_rgb(decode(content)), (size, size), Image.Resampling.LANCZOS))
+        return np.asarray(
+            ImageOps.fit(to_rgb(decode(content)), (size, size), Image.Resampling.LANCZOS)
+        )
     except Image.DecompressionBombError as error:
-        raise refusal("This picture has more than 25 million pixels; please make it smaller.") from error
+        raise refusal(
+            "This picture has more than 25 million pixels; please make it smaller."
+        ) from error
     except Exception as error:  # a broken file makes Pillow raise nearly anything
-        raise refusal(f"This file is not a picture that can be read ({', '.join(FORMATS)}).") from error
+        raise refusal(
+            f"This file is not a picture that can be read ({', '.join(FORMATS)})."
+        ) from error

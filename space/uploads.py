@@ -1,4 +1,7 @@
-"""Where uploads and answers lie: a folder of this app's own, swept of what is old when it starts and while it runs."""
+"""Where uploads and answers lie.
+
+A folder of this app's own, swept of what is old when it starts and while it runs.
+"""
 
 import contextlib
 import os
@@ -11,21 +14,29 @@ NAME = "cifar10-space"
 
 
 def keep_seconds() -> float:
-    """How long a file is kept, from UPLOADS_KEEP_SECONDS. Raises SystemExit if that is no such number."""
-    text = os.environ.get("UPLOADS_KEEP_SECONDS") or "3000"  # with a sixth of it between two sweeps: within an hour
+    """How long a file is kept, from UPLOADS_KEEP_SECONDS.
+
+    Raises SystemExit if that is no such number.
+    """
+    text = (
+        os.environ.get("UPLOADS_KEEP_SECONDS") or "3000"
+    )  # with a sixth of it between two sweeps: within an hour
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0
     if not 1 <= seconds <= 3000:
-        raise SystemExit(f"UPLOADS_KEEP_SECONDS: a number from 1 to 3000, please; got {text!r:.40}.")
+        raise SystemExit(
+            f"UPLOADS_KEEP_SECONDS: a number from 1 to 3000, please; got {text!r:.40}."
+        )
     return seconds
 
 
 def own_folder() -> Path:
     """The folder for uploads, below GRADIO_TEMP_DIR or else the system's temporary folder.
 
-    It holds nothing but this app's files, so it can be swept. Raises SystemExit if nothing can be written there.
+    It holds nothing but this app's files, so it can be swept. Raises SystemExit if nothing can be
+    written there.
     """
     folder = os.environ.get("GRADIO_TEMP_DIR")
     try:
@@ -47,7 +58,9 @@ def sweep(folder: Path, kept: set[str], seconds: float) -> None:
 
     kept: paths that are still needed. They are touched: another app that sweeps the same folder leaves them as well.
     """
-    for parent, folders, files in os.walk(folder, topdown=False):  # what is in a folder before the folder
+    for parent, folders, files in os.walk(
+        folder, topdown=False
+    ):  # what is in a folder before the folder
         for path in (os.path.join(parent, name) for name in (*files, *folders)):
             with contextlib.suppress(OSError):  # another app was faster, or the folder is not empty
                 if path in kept:

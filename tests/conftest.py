@@ -1,4 +1,7 @@
-"""What the tests share: small images, small networks, one exported Space. No test needs CIFAR-10 or a network."""
+"""What the tests share.
+
+Small images, small networks, one exported Space. No test needs CIFAR-10 or a network.
+"""
 
 import os
 from pathlib import Path
@@ -12,9 +15,10 @@ import torch
 from PIL import Image
 
 from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES, Images, Splits, denormalize, normalize
+from evaluation.errors import Misclassified, plot_confusion
 from models.registry import build
 from tests.faults import faults, pytest_runtest_makereport, pytest_terminal_summary  # noqa: F401  found by pytest
-from utils import Misclassified, export_to_space, plot_confusion
+from utils import export_to_space
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -60,13 +64,29 @@ def wrong_predictions(images: np.ndarray, labels: np.ndarray) -> list[Misclassif
 def space_meta() -> dict:
     """The keys that export_to_space is given, as the notebook gives them."""
     training = {
-        "epochs": 1, "batch_size": 32, "seed": 42, "data": "built-in sample, not CIFAR-10", "train_images": 64,
-        "seconds": 60.0, "precision": "32-true", "hardware": "a test", "versions": {}, "val_acc": 0.5, "recipe": "none",
-    }  # fmt: skip
+        "epochs": 1,
+        "batch_size": 32,
+        "seed": 42,
+        "data": "built-in sample, not CIFAR-10",
+        "train_images": 64,
+        "seconds": 60.0,
+        "precision": "32-true",
+        "hardware": "a test",
+        "versions": {},
+        "val_acc": 0.5,
+        "recipe": "none",
+    }
     return {
-        "classes": list(CLASSES), "mean": CIFAR10_MEAN, "std": CIFAR10_STD, "image_size": 32, "temperature": None,
-        "unsure_below": None, "test_acc": 0.1, "test_acc_tta": None, "training": training,
-    }  # fmt: skip
+        "classes": list(CLASSES),
+        "mean": CIFAR10_MEAN,
+        "std": CIFAR10_STD,
+        "image_size": 32,
+        "temperature": None,
+        "confidence_threshold": None,
+        "test_acc": 0.1,
+        "test_acc_tta": None,
+        "training": training,
+    }
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,11 @@ class Fault:
     unit: str = ""
 
     def lost(self) -> str:
-        return f"{self.before - self.after} of {self.before} {self.unit}" if self.unit else "not measured"
+        return (
+            f"{self.before - self.after} of {self.before} {self.unit}"
+            if self.unit
+            else "not measured"
+        )
 
 
 FAULTS: dict[str, Fault] = defaultdict(Fault)
@@ -56,7 +60,9 @@ def fault_lines(found: dict[str, Fault]) -> list[str]:
     """The table of `make faults`: its header, and a line for each fault."""
     rows = [(name, fault.injected, fault.survived, fault.lost()) for name, fault in found.items()]
     rows = [("fault", "injected", "survived", "lost"), *rows]
-    return [f"{name:60s} {injected:>8} {survived:>8}  {lost}" for name, injected, survived, lost in rows]
+    return [
+        f"{name:60s} {injected:>8} {survived:>8}  {lost}" for name, injected, survived, lost in rows
+    ]
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

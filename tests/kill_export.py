@@ -1,7 +1,8 @@
 """Exports, or publishes, again and again, killed before one or another of its changes of files.
 
-After each the folder is loaded: it has to be all of the old bundle or all of the new one. Prints how often it was the
-old one and how often the new one: `python tests/kill_export.py FOLDER export|publish`.
+After each the folder is loaded: it has to be all of the old bundle or all of the new one. Prints
+how often it was the old one and how often the new one: `python tests/kill_export.py FOLDER
+export|publish`.
 """
 
 import json
@@ -14,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-import run
 import utils
 from dataload import CLASSES, denormalize
+from evaluation.errors import plot_confusion
 from models.bundle import load_bundle
 from models.registry import build
 from tests.conftest import space_meta, wrong_predictions
+from tools import publish
 
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod")
 OLD, NEW = ("CustomResNet", 3), ("FastNet", 12)  # the network, and how many misclassified images
@@ -29,20 +31,25 @@ def export(folder: Path, arch: str, count: int) -> None:
     """Export an untrained network."""
     images, labels = np.zeros((count, 32, 32, 3), dtype=np.uint8), np.arange(count) % 10
     wrong = wrong_predictions(images, labels)
-    confusion = utils.plot_confusion(wrong, np.arange(count + 10) % 10, CLASSES)
+    confusion = plot_confusion(wrong, np.arange(count + 10) % 10, CLASSES)
     utils.export_to_space(folder, build(arch), space_meta(), wrong, denormalize, confusion)
 
 
 def watch(folder: Path, stop: int) -> Callable[[], tuple[int, int]]:
     """Kill this process before its change number `stop` in a folder, -1: never.
 
-    Returns a function that gives the number of the change from which on the new bundle counts, and how many there were.
+    Returns a function that gives the number of the change from which on the new bundle counts, and
+    how many there were.
     """
     seen, commit = 0, 0
 
     def hook(event: str, arguments: tuple) -> None:
         nonlocal seen, commit
-        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        writes = (
+            event == "open"
+            and isinstance(arguments[2], int)
+            and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        )
         if (writes or event in CHANGES) and any(str(folder) in str(value) for value in arguments):
             if seen == stop:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -55,7 +62,10 @@ def watch(folder: Path, stop: int) -> Callable[[], tuple[int, int]]:
 
 
 def attempt(project: Path, action: Callable[[], object], stop: int) -> int:
-    """Do it to a fresh copy of the old folder, in a process that is killed. Returns how that process ended."""
+    """Do it to a fresh copy of the old folder, in a process that is killed.
+
+    Returns how that process ended.
+    """
     shutil.rmtree(project / "space", ignore_errors=True)
     shutil.copytree(project / "pristine", project / "space")
     child = os.fork()
@@ -70,12 +80,19 @@ def attempt(project: Path, action: Callable[[], object], stop: int) -> int:
 def files(folder: Path) -> dict[Path, bytes]:
     """The content of all files, but of what a killed export left aside."""
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    kept = [path for path in paths if not path.parts[0].startswith(".export-") and "__pycache__" not in path.parts]
+    kept = [
+        path
+        for path in paths
+        if not path.parts[0].startswith(".export-") and "__pycache__" not in path.parts
+    ]
     return {path: (folder / path).read_bytes() for path in kept}
 
 
 def check(project: Path) -> str:
-    """Load the folder; it has to be the old bundle or the new one. Returns the name of its network."""
+    """Load the folder; it has to be the old bundle or the new one.
+
+    Returns the name of its network.
+    """
     space = project / "space"
     _, meta = load_bundle(space)
     found, old = files(space), files(project / "pristine")
@@ -91,7 +108,7 @@ def check(project: Path) -> str:
 
 def main() -> None:
     project, name = Path(sys.argv[1]), sys.argv[2]
-    run.PROJECT = project
+    publish.PROJECT = project
     utils.APP_FILES.discard("examples")  # many files that are moved like any other
     export(project / "pristine", *OLD)
     (project / "pristine/mine").mkdir()
@@ -101,14 +118,19 @@ def main() -> None:
     utils.save_figure = lambda _, path: path.write_bytes(b"figure")  # so does this
     actions = {
         "export": lambda: export(project / "space", *NEW),
-        "publish": lambda: run.publish(project / "runs/a"),
+        "publish": lambda: publish.publish(project / "runs/a"),
     }
     assert attempt(project, actions[name], -1) == 0
     commit, total = json.loads((project.parent / "numbers").read_text())
     found = []
-    for stop in [*range(0, commit - 3, 9), *range(commit - 3, total)]:  # all that are near the commit or after it
+    for stop in [
+        *range(0, commit - 3, 9),
+        *range(commit - 3, total),
+    ]:  # all that are near the commit or after it
         assert os.WTERMSIG(attempt(project, actions[name], stop)) == signal.SIGKILL
-        if (project / "space/.ready").exists() and len(found) % 9 == 0:  # as the Space itself begins
+        if (project / "space/.ready").exists() and len(
+            found
+        ) % 9 == 0:  # as the Space itself begins
             utils.logits_of_bundle(project / "space", utils.torch.zeros(1, 3, 32, 32))
         found.append(check(project))
     assert found == sorted(found)  # one step, and no way back

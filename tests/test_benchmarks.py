@@ -10,25 +10,43 @@ import torch
 from torch import nn
 
 from benchmarks import accuracy, reference, report, scaling, speed
-from models import lit
 from models.fastnet import FastNet
-from models.lit import RECIPES
 from models.registry import build
+from training import optimizer
+from training.recipes import RECIPES
 
 
 @pytest.fixture
 def row() -> dict:
     return {
-        "network": "FastNet", "recipe": "fastnet-8", "without": None, "epochs": 8, "train_images": 50_000, "n": 2,
-        "single": 0.93214, "tta": 0.94, "ece": 0.0085, "seconds": 301, "machine": "a machine", "seeds": [0, 1],
-    }  # fmt: skip
+        "network": "FastNet",
+        "recipe": "fastnet-8",
+        "without": None,
+        "epochs": 8,
+        "train_images": 50_000,
+        "n": 2,
+        "single": 0.93214,
+        "tta": 0.94,
+        "ece": 0.0085,
+        "seconds": 301,
+        "machine": "a machine",
+        "seeds": [0, 1],
+    }
 
 
 @pytest.mark.numeric
 def test_the_work_of_fastnet_is_the_published_petaflops(row, monkeypatch):
-    monkeypatch.setitem(report.RECIPES, "fastnet-8", report.RECIPES["fastnet-8"].__class__("FastNet", 8))
-    assert report.petaflop(row) == pytest.approx(0.283, abs=0.001)  # 8 epochs of 50,000, all at full resolution
-    monkeypatch.setitem(report.RECIPES, "fastnet-8", report.RECIPES["fastnet-8"].__class__("FastNet", 8, low_res=1.0))
+    monkeypatch.setitem(
+        report.RECIPES, "fastnet-8", report.RECIPES["fastnet-8"].__class__("FastNet", 8)
+    )
+    assert report.petaflop(row) == pytest.approx(
+        0.283, abs=0.001
+    )  # 8 epochs of 50,000, all at full resolution
+    monkeypatch.setitem(
+        report.RECIPES,
+        "fastnet-8",
+        report.RECIPES["fastnet-8"].__class__("FastNet", 8, low_res=1.0),
+    )
     assert report.petaflop(row) == pytest.approx(0.283 * 9 / 16, abs=0.001)
 
 
@@ -41,14 +59,19 @@ def test_the_table_shows_percent_of_the_fractions_and_the_number_of_runs(row):
 
 
 def test_times_of_different_machines_do_not_stand_in_one_table(row):
-    """An 'AMD EPYC' may be any of several CPUs: 47 minutes for 10 epochs on one, 58 for 24 on another."""
+    """An 'AMD EPYC' may be any of several CPUs.
+
+    47 minutes for 10 epochs on one, 58 for 24 on another.
+    """
     rows = [row | {"seconds": 2828}, row | {"seconds": 3483, "epochs": 24, "machine": "another"}]
     text = report.table(rows + report.unmeasured(rows))
     assert not re.search(r"\bmin\b|\d s\b|\d h\b|machine", text)
 
 
 def test_a_recipe_without_a_run_is_listed_as_not_measured(row, monkeypatch):
-    monkeypatch.setattr(report, "RECIPES", {name: RECIPES[name] for name in ("fastnet-8", "fastnet-2")})
+    monkeypatch.setattr(
+        report, "RECIPES", {name: RECIPES[name] for name in ("fastnet-8", "fastnet-2")}
+    )
     (missing,) = report.unmeasured([row])
     line = report.table([row, missing]).splitlines()[2]  # the cheaper one comes first
     assert line == "| FastNet | 1,972,792 | 2 | 50,000 | 0.06 | not measured |  |  |  |"
@@ -63,13 +86,27 @@ def test_the_speed_is_that_of_the_slowest_and_the_fastest_step():
 def test_the_tricks_are_listed_by_what_they_are_worth(row, tmp_path):
     def measured(val_single: float, without: str | None) -> dict:
         runs = [{"val_single": val_single + change} for change in (-0.001, 0.001)]
-        return row | {"train_images": 45_000, "val_single": val_single, "runs": runs, "without": without}
+        return row | {
+            "train_images": 45_000,
+            "val_single": val_single,
+            "runs": runs,
+            "without": without,
+        }
 
     (tmp_path / "accuracy.json").write_text(json.dumps([row, measured(0.93, None)]))
-    (tmp_path / "ablations.json").write_text(json.dumps([measured(0.925, "dirac"), measured(0.91, "muon")]))
+    (tmp_path / "ablations.json").write_text(
+        json.dumps([measured(0.925, "dirac"), measured(0.91, "muon")])
+    )
     first, second, third = report.trick_table("fastnet-8", tmp_path).splitlines()
-    assert "93.00 ± 0.14 %" in first and "n=2" in first  # of 92.9 and 93.1: the square root of 2 x 0.1^2 / (2 - 1)
-    assert "Muon" in second and "91.00 ± 0.14 % (-2.00)" in second and "identity" in third and "(-0.50)" in third
+    assert (
+        "93.00 ± 0.14 %" in first and "n=2" in first
+    )  # of 92.9 and 93.1: the square root of 2 x 0.1^2 / (2 - 1)
+    assert (
+        "Muon" in second
+        and "91.00 ± 0.14 % (-2.00)" in second
+        and "identity" in third
+        and "(-0.50)" in third
+    )
     assert set(report.TRICKS) == set(accuracy.WITHOUT)
 
 
@@ -93,10 +130,16 @@ def test_the_tables_of_scaling_hold_steps_the_formula_and_the_gradients():
 
     ways = {"one core": way(10.0), "two cores": way(6.0), "two processes": way(6.25)}
     rates = {"Albumentations": 4000.4, "the fast loader": 20_000}
-    found = {"networks": {"FastNet": ways}, "images_per_second": rates, "val_acc": {"one": 0.87, "two": 0.861}}
+    found = {
+        "networks": {"FastNet": ways},
+        "images_per_second": rates,
+        "val_acc": {"one": 0.87, "two": 0.861},
+    }
     text = scaling.tables(found | {"machine": "a machine"})
     assert "| FastNet, 2,000 | 10.00 s | 6.00 s | 6.25 s | 6.50 s | +4 % |" in text
-    assert "| FastNet | 8.0 MB | 500 ms | 11 ms | 2000 ms |" in text  # 2 * 7 / 8 * 8 MB at 1,250 MB/s
+    assert (
+        "| FastNet | 8.0 MB | 500 ms | 11 ms | 2000 ms |" in text
+    )  # 2 * 7 / 8 * 8 MB at 1,250 MB/s
     assert "4,000 with Albumentations, 20,000 with the fast loader. Measured on a machine" in text
     assert "87.00 % in one, 86.10 % in two" in text
 
@@ -119,8 +162,12 @@ def test_a_row_replaces_the_earlier_measurement_of_the_same_only(tmp_path, row):
     ]
 
 
-def test_a_measurement_stores_the_means_of_its_runs_and_what_none_could_measure(tmp_path, tiny_splits, monkeypatch):
-    runs = iter([{"single": 0.9, "ece": None, "seconds": 10}, {"single": 0.8, "ece": None, "seconds": 20}])
+def test_a_measurement_stores_the_means_of_its_runs_and_what_none_could_measure(
+    tmp_path, tiny_splits, monkeypatch
+):
+    runs = iter(
+        [{"single": 0.9, "ece": None, "seconds": 10}, {"single": 0.8, "ece": None, "seconds": 20}]
+    )
     monkeypatch.setattr(accuracy, "measure", lambda *_: next(runs))
     monkeypatch.setattr(accuracy, "load_splits", lambda _: tiny_splits)
     monkeypatch.setattr(accuracy, "RESULTS", tmp_path)
@@ -128,7 +175,12 @@ def test_a_measurement_stores_the_means_of_its_runs_and_what_none_could_measure(
     accuracy.main()
     (row,) = json.loads((tmp_path / "accuracy.json").read_text())
     assert row["single"] == pytest.approx(0.85) and row["seconds"] == 15 and row["ece"] is None
-    assert row["recipe"] == "custom-24" and row["train_images"] == 96 and row["n"] == 2 and row["seeds"] == [3, 4]
+    assert (
+        row["recipe"] == "custom-24"
+        and row["train_images"] == 96
+        and row["n"] == 2
+        and row["seeds"] == [3, 4]
+    )
 
 
 @pytest.mark.numeric
@@ -138,11 +190,13 @@ def test_validation_and_test_are_measured_in_the_same_precision(tiny_splits, mon
 
     class Noting(nn.Module):
         def forward(self, images):
-            dtype = nn.functional.conv2d(images, torch.ones(10, 3, 32, 32)).dtype  # half under autocast
+            dtype = nn.functional.conv2d(
+                images, torch.ones(10, 3, 32, 32)
+            ).dtype  # half under autocast
             seen.append((len(images), dtype, torch.is_autocast_enabled("cpu")))
             return nn.functional.pad(images.mean((2, 3)), (0, 7))
 
-    run = SimpleNamespace(model=Noting(), facts={"seconds": 1.0})
+    run = SimpleNamespace(model=Noting(), metadata={"seconds": 1.0})
     monkeypatch.setattr(accuracy, "train", lambda *_, **__: run)
     monkeypatch.setattr(accuracy, "choose_precision", lambda: "bf16-mixed", raising=False)
     found = accuracy.measure("fastnet-2", recipe, tiny_splits, 0, "nowhere", fast=True)
@@ -153,7 +207,11 @@ def test_validation_and_test_are_measured_in_the_same_precision(tiny_splits, mon
 
 def test_all_images_gives_the_validation_images_back(tiny_splits):
     whole = accuracy.all_images(tiny_splits)
-    assert len(whole.train.labels) == 96 and len(whole.val.labels) == 0 and whole.test is tiny_splits.test
+    assert (
+        len(whole.train.labels) == 96
+        and len(whole.val.labels) == 0
+        and whole.test is tiny_splits.test
+    )
     assert np.array_equal(whole.train.images[64:], tiny_splits.val.images)
 
 
@@ -174,7 +232,7 @@ def test_what_is_left_out_is_left_out(name, monkeypatch):
     assert torch.equal(before, model.stem.weight) == (name == "whitening")
     x = torch.rand(1, 24, 4, 4)
     assert torch.allclose(model.group1[0](x)[:, :24], x, atol=1e-5) == (name != "dirac")
-    groups = lit.parameter_groups(model, recipe)
+    groups = optimizer.parameter_groups(model, recipe)
     assert any(group.get("muon") for group in groups) == (name != "muon")
 
 
@@ -201,15 +259,21 @@ def test_the_reference_trains_the_same_network_by_the_published_schedule(monkeyp
     for _ in range(reference.EPOCHS):
         plain.epoch()
     rates = [group["lr"] / group["peak"] for group in plain.optimizer.param_groups]
-    assert rates == pytest.approx([1 / 32, 1 / 32, 1 / 32, 0])  # of the last step; the stem's bias learns for 3 epochs
+    assert rates == pytest.approx(
+        [1 / 32, 1 / 32, 1 / 32, 0]
+    )  # of the last step; the stem's bias learns for 3 epochs
     assert set(plain.accuracies(images, torch.arange(64) % 10)) == {"single", "tta"}
 
 
 def test_the_bare_loop_takes_as_many_steps_as_ours(monkeypatch):
     calls = {"step": 0, "forward": 0}
-    monkeypatch.setattr(lit.Muon, "step", lambda self: calls.update(step=calls["step"] + 1))
+    monkeypatch.setattr(
+        optimizer.MuonWithSGD, "step", lambda self: calls.update(step=calls["step"] + 1)
+    )
     network = build("FastNet")
-    recipe = RECIPES["fastnet-8"].__class__("FastNet", batch_size=8, micro_batch=4, muon_lr=0.1, bias_lr=0.1)
+    recipe = RECIPES["fastnet-8"].__class__(
+        "FastNet", batch_size=8, micro_batch=4, muon_lr=0.1, bias_lr=0.1
+    )
     monkeypatch.setattr(type(network), "forward", counted(type(network).forward, calls))
     assert speed.bare_seconds(recipe, 32) > 0
     assert calls == {"step": 1 + 4, "forward": 2 + 8}  # one batch to warm up

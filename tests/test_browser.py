@@ -1,4 +1,7 @@
-"""The page of the Space in a real browser: its controls do what they say, on a desktop and on a phone."""
+"""The page of the Space in a real browser.
+
+Its controls do what they say, on a desktop and on a phone.
+"""
 
 import io
 import os
@@ -23,11 +26,17 @@ from tests.test_space import (
     wait_until,
 )
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--no-first-run",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-]  # fmt: skip
+]
 STAGES = ["layer1 (32x32 map)", "layer2 (16x16 map)", "layer3 (8x8 map)", "layer4 (4x4 map)"]
 
 
@@ -54,12 +63,17 @@ def open_page(browser: Browser, server):
     """Opens the page; at the end of the test nothing may have left this machine, and no error been logged."""
     errors, requests, contexts = [], [], []
 
-    def opened(width: int = 1280, height: int = 900, query: str = "", address: str = server) -> Page:
+    def opened(
+        width: int = 1280, height: int = 900, query: str = "", address: str = server
+    ) -> Page:
         contexts.append(browser.new_context(viewport={"width": width, "height": height}))
         contexts[-1].grant_permissions(["clipboard-read", "clipboard-write"])
         page = contexts[-1].new_page()
         page.set_default_timeout(15_000)
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on(
+            "console",
+            lambda message: errors.append(message.text) if message.type == "error" else None,
+        )
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         page.goto(f"{address}/{query}")
@@ -70,7 +84,9 @@ def open_page(browser: Browser, server):
     for context in contexts:
         context.close()
     assert errors == []
-    assert [url for url in requests if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))] == []
+    assert [
+        url for url in requests if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))
+    ] == []
 
 
 @pytest.fixture
@@ -81,7 +97,9 @@ def picture(tmp_path) -> Path:
 
 
 def sources(page: Page) -> list[str]:
-    return page.locator(".thumbnail-item:visible img").evaluate_all("images => images.map(image => image.src)")
+    return page.locator(".thumbnail-item:visible img").evaluate_all(
+        "images => images.map(image => image.src)"
+    )
 
 
 def shown(page: Page, count: int, not_these: list[str]) -> list[np.ndarray]:
@@ -98,7 +116,9 @@ def shown(page: Page, count: int, not_these: list[str]) -> list[np.ndarray]:
         page.wait_for_timeout(1000)
         if sources(page) == before and len(before) == count:
             break
-    return [np.asarray(Image.open(io.BytesIO(page.request.get(url).body()))) for url in sources(page)]
+    return [
+        np.asarray(Image.open(io.BytesIO(page.request.get(url).body()))) for url in sources(page)
+    ]
 
 
 def set_number(page: Page, label: str, value: float) -> None:
@@ -195,7 +215,9 @@ def test_five_misclassified_images_stand_beside_their_maps(open_page):
     shown(page, 15, [])
     assert len(page.locator(".thumbnail-item:visible .caption-label").all_inner_texts()) == 15
     grid = page.locator(".grid-wrap:visible")
-    assert grid.evaluate("grid => grid.scrollHeight <= grid.clientHeight + 1")  # nothing is hidden in the gallery
+    assert grid.evaluate(
+        "grid => grid.scrollHeight <= grid.clientHeight + 1"
+    )  # nothing is hidden in the gallery
     page.get_by_label("Show misclassified images").uncheck()
     expect(page.locator(".thumbnail-item:visible")).to_have_count(0)
 
@@ -227,15 +249,28 @@ def test_the_method_can_be_chosen(open_page, picture, method):
 
 
 def test_the_keyboard_alone_is_enough(open_page):
-    """From the top of the page by Tab: an example with Enter, a class more with the arrow, Grad-CAM off with Space."""
+    """From the top of the page by Tab.
+
+    An example with Enter, a class more with the arrow, Grad-CAM off with Space.
+    """
     page = open_page()
-    focus(page, "cat", lambda: page.evaluate("document.activeElement.querySelector('img')?.src.includes('cat.png')"))
+    focus(
+        page,
+        "cat",
+        lambda: page.evaluate(
+            "document.activeElement.querySelector('img')?.src.includes('cat.png')"
+        ),
+    )
     page.keyboard.press("Enter")
     shown(page, 2, [])
     focus(page, "top classes", lambda: focused(page, "Top classes") and is_type(page, "range"))
     page.keyboard.press("ArrowRight")
     expect(page.locator(".confidence-set")).to_have_count(4)
-    focus(page, "classify", lambda: page.evaluate("document.activeElement.innerText.trim() == 'Classify'"))
+    focus(
+        page,
+        "classify",
+        lambda: page.evaluate("document.activeElement.innerText.trim() == 'Classify'"),
+    )
     focus(page, "show", lambda: is_type(page, "checkbox"))
     page.keyboard.press("Space")
     expect(page.locator(".thumbnail-item:visible")).to_have_count(0)
@@ -284,7 +319,9 @@ def test_the_page_of_the_committed_space_has_its_picture_taken(browser, tmp_path
         expect(page.locator(".confidence-set")).to_have_count(3)
         expect(page.locator(".confidence-set").first).to_contain_text("frog")
         page.mouse.move(0, 0)
-        taken = Image.open(io.BytesIO(page.screenshot(full_page=True, animations="disabled"))).convert("RGB")
+        taken = Image.open(
+            io.BytesIO(page.screenshot(full_page=True, animations="disabled"))
+        ).convert("RGB")
         page.close()
     file = tmp_path_factory.mktemp("screenshot") / "space.png"
     taken.quantize(256).save(file, optimize=True)
@@ -321,7 +358,9 @@ def are_whole(page: Page) -> bool:
     )
 
 
-def test_what_is_deleted_is_computed_again_or_said_to_be_gone(open_page, exported_space, picture, tmp_path):
+def test_what_is_deleted_is_computed_again_or_said_to_be_gone(
+    open_page, exported_space, picture, tmp_path
+):
     """With a time of three seconds instead of fifty minutes."""
     folder = copy_space(exported_space, tmp_path / "space")
     (tmp_path / "uploads").mkdir()
@@ -339,7 +378,11 @@ def test_what_is_deleted_is_computed_again_or_said_to_be_gone(open_page, exporte
         page.set_input_files("input[type=file]", picture)
         shown(page, 2, [])
         wait_for_the_sweep()
-        for label, value in (("Top classes", 5), ("Number of maps", 3), ("Opacity of the map", 0.1)):
+        for label, value in (
+            ("Top classes", 5),
+            ("Number of maps", 3),
+            ("Opacity of the map", 0.1),
+        ):
             set_number(page, label, value)
             assert is_said_once(page, NO_LONGER_THERE)
         assert len(sources(page)) == 2  # nothing is emptied
@@ -397,7 +440,10 @@ def test_a_phone_shows_one_column_without_scrolling_sideways(open_page, picture)
     page.set_input_files("input[type=file]", picture)
     shown(page, 2, [])
     assert no_sideways_scroll(page)
-    left = [page.get_by_text(text, exact=True).first.bounding_box()["x"] for text in ("Your picture", "Grad-CAM")]
+    left = [
+        page.get_by_text(text, exact=True).first.bounding_box()["x"]
+        for text in ("Your picture", "Grad-CAM")
+    ]
     assert abs(left[0] - left[1]) < 20
     for name in ("Misclassified images", "About", "Classify"):
         page.get_by_role("tab", name=name).click()
@@ -408,7 +454,9 @@ def test_a_phone_shows_one_column_without_scrolling_sideways(open_page, picture)
 def test_dark_mode_loads(open_page):
     page = open_page(query="?__theme=dark")
     assert page.evaluate("document.body.classList.contains('dark')")
-    brightness = page.evaluate("getComputedStyle(document.querySelector('gradio-app')).backgroundColor.match(/\\d+/g)")
+    brightness = page.evaluate(
+        "getComputedStyle(document.querySelector('gradio-app')).backgroundColor.match(/\\d+/g)"
+    )
     assert max(map(int, brightness[:3])) < 80
 
 

@@ -8,8 +8,8 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-import cells
-import settings
+from lesson import cells
+from training import settings
 
 
 def line_for(source: str, namespace: dict | None = None) -> str:
@@ -17,34 +17,56 @@ def line_for(source: str, namespace: dict | None = None) -> str:
     try:
         exec(compile(source, "<cell>", "exec"), namespace or {})
     except BaseException as problem:
-        return cells.in_words(type(problem), problem, problem.__traceback__.tb_next)
+        return cells.format_error(type(problem), problem, problem.__traceback__.tb_next)
     raise AssertionError("the cell raised nothing")
 
 
 def test_a_name_that_is_not_there_yet_says_what_to_run():
-    assert line_for("wrong[0]").startswith("'wrong' is not there yet: run the cells above this one first")
+    assert line_for("wrong[0]").startswith(
+        "'wrong' is not there yet: run the cells above this one first"
+    )
 
 
 def test_what_our_code_refuses_is_one_line():
     source = "settings.check({})"
-    assert line_for(source, {"settings": settings}).startswith("InvalidValue: expected the switches")
+    assert line_for(source, {"settings": settings}).startswith(
+        "InvalidValue: expected the switches"
+    )
 
 
 @pytest.mark.parametrize(
     "source",
-    ["1 / 0", "int('x')", "def f(): return missing\nf()", "import json; json.loads('{')",
-     "import evaluation, torch; evaluation.predict(torch.nn.Identity(), 'cpu', [])",
-     "import progress; progress.clock('long')", "import download, pathlib; download.md5(pathlib.Path('missing'))"],
-    ids=["other kind", "of a cell", "in a function", "of a library", "ValueError of ours", "TypeError of ours",
-         "OSError of ours"],
-)  # fmt: skip
+    [
+        "1 / 0",
+        "int('x')",
+        "def f(): return missing\nf()",
+        "import json; json.loads('{')",
+        "import torch; from evaluation.predict import predict; predict(torch.nn.Identity(), 'cpu', [])",
+        "from training import console; console.clock('long')",
+        "import pathlib; from cifar10 import download; download.md5(pathlib.Path('missing'))",
+    ],
+    ids=[
+        "other kind",
+        "of a cell",
+        "in a function",
+        "of a library",
+        "ValueError of ours",
+        "TypeError of ours",
+        "OSError of ours",
+    ],
+)
 def test_what_nobody_meant_to_raise_keeps_its_traceback(source):
     assert line_for(source) == ""
 
 
 def test_in_a_kernel_the_cell_still_fails_but_shortly(tmp_path):
-    sources = ["import sys; sys.path.insert(0, '.'); import cells; cells.short_errors()", "wrong[0]"]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    sources = [
+        "import sys; sys.path.insert(0, '.'); from lesson import cells; cells.enable_short_errors()",
+        "wrong[0]",
+    ]
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in sources]
+    )
     client = NotebookClient(
         notebook, timeout=60, kernel_name="python3", resources={"metadata": {"path": cells.PROJECT}}
     )
@@ -56,19 +78,37 @@ def test_in_a_kernel_the_cell_still_fails_but_shortly(tmp_path):
 
 
 def test_the_clock_adds_up_the_cells_of_each_section(tmp_path):
-    notebook = nbformat.v4.new_notebook(cells=[
-        nbformat.v4.new_markdown_cell("## 1. Setup\n\nText."), nbformat.v4.new_code_cell("setup"),
-        nbformat.v4.new_markdown_cell("## 2. Work"), nbformat.v4.new_code_cell("first\nline"),
-        nbformat.v4.new_markdown_cell("text"), nbformat.v4.new_code_cell("second"),
-    ])  # fmt: skip
+    notebook = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_markdown_cell("## 1. Setup\n\nText."),
+            nbformat.v4.new_code_cell("setup"),
+            nbformat.v4.new_markdown_cell("## 2. Work"),
+            nbformat.v4.new_code_cell("first\nline"),
+            nbformat.v4.new_markdown_cell("text"),
+            nbformat.v4.new_code_cell("second"),
+        ]
+    )
     nbformat.write(notebook, tmp_path / "lesson.ipynb")
     (tmp_path / "broken.ipynb").write_text("{")
-    (tmp_path / "other.ipynb").write_text('{"cells": [{"source": "## 9. Other"}, {"source": ["second"]}]}')
+    (tmp_path / "other.ipynb").write_text(
+        '{"cells": [{"source": "## 9. Other"}, {"source": ["second"]}]}'
+    )
     clock = cells.Clock()
     clock.seconds = {"setup": 1.0, "first\nline": 4.0, "second": 2.5, "changed by a reader": 2.5}
     lines = [line.split() for line in clock.table([tmp_path]).splitlines()]
-    assert lines[0] == ["1.", "Setup", "1.0", "s", "10%"] and lines[1] == ["2.", "Work", "6.5", "s", "65%"]
-    assert lines[2] == ["changed", "cells", "2.5", "s", "25%"] and lines[3] == ["all", "cells", "10.0", "s"]
+    assert lines[0] == ["1.", "Setup", "1.0", "s", "10%"] and lines[1] == [
+        "2.",
+        "Work",
+        "6.5",
+        "s",
+        "65%",
+    ]
+    assert lines[2] == ["changed", "cells", "2.5", "s", "25%"] and lines[3] == [
+        "all",
+        "cells",
+        "10.0",
+        "s",
+    ]
 
 
 def test_the_clock_needs_no_notebook(tmp_path):
@@ -83,9 +123,13 @@ def test_figures_are_pictures_whatever_the_backend_is_called(monkeypatch, backen
     monkeypatch.delenv("MPLBACKEND", raising=False)
     if backend:
         monkeypatch.setenv("MPLBACKEND", backend)
-    sources = ["import sys; sys.path.insert(0, '.'); import progress, cells; cells.inline_figures()",
-               "import matplotlib.pyplot as plt\nfig, _ = plt.subplots(); plt.close(fig)\nfig"]  # fmt: skip
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    sources = [
+        "import sys; sys.path.insert(0, '.'); from lesson import cells; from training import progress; cells.inline_figures()",
+        "import matplotlib.pyplot as plt\nfig, _ = plt.subplots(); plt.close(fig)\nfig",
+    ]
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in sources]
+    )
     NotebookClient(notebook, timeout=60, resources={"metadata": {"path": cells.PROJECT}}).execute()
     (output,) = notebook.cells[1].outputs
     assert "image/png" in output.data
@@ -93,9 +137,10 @@ def test_figures_are_pictures_whatever_the_backend_is_called(monkeypatch, backen
 
 def test_the_transient_line_leaves_nothing_in_a_notebook():
     source = """import sys; sys.path.insert(0, '.')
-import time, progress
+import time
+from training import console
 print('before')
-line = progress.TransientLine()
+line = console.TransientLine()
 for number in range(3):
     line.show(f'epoch {number}'); time.sleep(0.2)
 line.show('')
@@ -109,20 +154,24 @@ print('after')"""
 
 def test_in_a_kernel_the_clock_measures_every_cell_once_however_often_it_is_started():
     sources = [
-        "import sys; sys.path.insert(0, '.'); import cells; cells.time_cells(); cells.time_cells()",
+        "import sys; sys.path.insert(0, '.'); from lesson import cells; cells.time_cells(); cells.time_cells()",
         "import time; time.sleep(0.5)",
         "print(cells.clock.table().splitlines()[-1], len(cells.clock.seconds))",
     ]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in sources]
+    )
     NotebookClient(notebook, timeout=60, resources={"metadata": {"path": cells.PROJECT}}).execute()
     words = notebook.cells[2].outputs[0].text.split()
     assert words[:2] == ["all", "cells"] and 0.5 <= float(words[2]) < 5 and words[4] == "2"
 
 
 def test_outside_a_notebook_nothing_happens():
-    program = "import cells; cells.short_errors(); cells.time_cells(); cells.inline_figures(); print(1)"
+    program = "from lesson import cells; cells.enable_short_errors(); cells.time_cells(); cells.inline_figures(); print(1)"
     done = subprocess.run(
         [sys.executable, "-c", program],
-        cwd=cells.PROJECT, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=cells.PROJECT,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout == "1\n" and done.stderr == ""

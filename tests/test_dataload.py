@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import dataload
+from cifar10.fast_loader import FastLoader
 from dataload import (
     CLASSES,
     AlbumentationImageDataset,
@@ -22,7 +23,6 @@ from dataload import (
     sample_cifar10,
     split,
 )
-from fastload import FastLoader
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +46,20 @@ def numbers(part: Images) -> set[int]:
 
 def test_the_three_parts_are_disjoint_and_complete():
     splits = split(numbered(1000), numbered(100), seed=1, source="test")
-    assert len(splits.train.labels) == 900 and len(splits.val.labels) == 100 and len(splits.test.labels) == 100
+    assert (
+        len(splits.train.labels) == 900
+        and len(splits.val.labels) == 100
+        and len(splits.test.labels) == 100
+    )
     assert numbers(splits.train).isdisjoint(numbers(splits.val))
     assert numbers(splits.train) | numbers(splits.val) == set(range(1000))
 
 
 def test_images_keep_their_labels_when_they_are_split():
     for part in split(numbered(1000), numbered(10), seed=1, source="test")[:2]:
-        assert [(256 * int(i[0, 0, 0]) + int(i[0, 0, 1])) % 10 for i in part.images] == part.labels.tolist()
+        assert [
+            (256 * int(i[0, 0, 0]) + int(i[0, 0, 1])) % 10 for i in part.images
+        ] == part.labels.tolist()
 
 
 def test_the_seed_decides_the_split():
@@ -81,7 +87,9 @@ def test_the_crop_moves_the_image_by_up_to_four_pixels():
     image = np.zeros((32, 32, 3), dtype=np.uint8)
     image[16, 16] = 255
     pad_and_crop = A.Compose(augmentation()[:2], seed=0)
-    shifts = {tuple(np.argwhere(pad_and_crop(image=image)["image"][..., 0])[0] - 16) for _ in range(2000)}
+    shifts = {
+        tuple(np.argwhere(pad_and_crop(image=image)["image"][..., 0])[0] - 16) for _ in range(2000)
+    }
     assert shifts == {(down, right) for down in range(-4, 5) for right in range(-4, 5)}
 
 
@@ -149,7 +157,10 @@ def all_images(batches) -> torch.Tensor:
 @pytest.mark.numeric
 def test_validation_and_test_images_are_never_augmented(tiny_splits):
     data = CIFAR10DataModule(batch_size=16, num_workers=0, splits=tiny_splits)
-    for batches, part in ((data.val_dataloader(), tiny_splits.val), (data.test_dataloader(), tiny_splits.test)):
+    for batches, part in (
+        (data.val_dataloader(), tiny_splits.val),
+        (data.test_dataloader(), tiny_splits.test),
+    ):
         assert torch.allclose(all_images(batches), normalize(part.images), atol=1e-5)
 
 
@@ -157,19 +168,28 @@ def test_validation_and_test_images_are_never_augmented(tiny_splits):
 def test_a_dataset_gives_single_images_and_batches_alike(tiny_splits):
     dataset = AlbumentationImageDataset(list(zip(*tiny_splits.test, strict=True)), train=False)
     images, labels = dataset.__getitems__([5, 2])
-    assert images.shape == (2, 3, 32, 32) and labels.tolist() == tiny_splits.test.labels[[5, 2]].tolist()
+    assert (
+        images.shape == (2, 3, 32, 32)
+        and labels.tolist() == tiny_splits.test.labels[[5, 2]].tolist()
+    )
     assert torch.allclose(dataset[2][0], images[1], atol=1e-5) and dataset[2][1] == int(labels[1])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_augmentation_differs_between_images_workers_and_epochs_and_repeats_with_the_seed(image, workers):
-    same = Images(np.stack([image] * 16), np.zeros(16, dtype=int))  # one image: only augmentation can differ
+def test_augmentation_differs_between_images_workers_and_epochs_and_repeats_with_the_seed(
+    image, workers
+):
+    same = Images(
+        np.stack([image] * 16), np.zeros(16, dtype=int)
+    )  # one image: only augmentation can differ
 
     def epoch(seed):
         return all_images(make_loader(same, 4, workers, train=True, seed=seed))
 
     first = epoch(1)
-    assert len({tensor.numpy().tobytes() for tensor in first}) >= 14  # two of 16 may happen to be alike
+    assert (
+        len({tensor.numpy().tobytes() for tensor in first}) >= 14
+    )  # two of 16 may happen to be alike
     assert torch.equal(first, epoch(1))
     assert not torch.equal(first, epoch(2))
 
@@ -187,7 +207,9 @@ def test_an_epoch_s_order_follows_from_the_seed_and_the_epoch(tiny_splits):
     assert torch.equal(epoch(1, 3), epoch(1, 3))
     data = CIFAR10DataModule(batch_size=16, num_workers=0, seed=1, splits=tiny_splits)
     batches = data.train_dataloader()
-    assert torch.equal(all_images(batches), all_images(batches))  # however often Lightning begins it
+    assert torch.equal(
+        all_images(batches), all_images(batches)
+    )  # however often Lightning begins it
     assert not torch.equal(epoch(1, 3), epoch(1, 4))
     assert not torch.equal(epoch(1, 3), epoch(2, 2))  # the sum of both does not decide
 
@@ -197,41 +219,68 @@ def test_loader_gives_the_training_and_the_test_batches(monkeypatch):
     monkeypatch.setattr(dataload, "read_cifar10", lambda folder: (numbered(500), numbered(100)))
     train_loader, test_loader = loader("nowhere", batch_size=50, num_workers=0)
     images, labels = next(iter(train_loader))
-    assert images.shape == (50, 3, 32, 32) and labels.shape == (50,) and images.dtype == torch.float32
-    assert not torch.equal(all_images(train_loader), all_images(train_loader))  # the next epoch is another
+    assert (
+        images.shape == (50, 3, 32, 32) and labels.shape == (50,) and images.dtype == torch.float32
+    )
+    assert not torch.equal(
+        all_images(train_loader), all_images(train_loader)
+    )  # the next epoch is another
     assert len(train_loader.dataset) == 450 and len(test_loader.dataset) == 100
 
 
 # ---- fast loader ----
 
 
-def drawn(images: np.ndarray, epoch: int = 0, fast: bool = True, padding: int = 4, cutout: int = 8) -> np.ndarray:
-    """One epoch of these images as the fast loader, or Albumentations, gives them: normalised (N, 32, 32, 3)."""
+def drawn(
+    images: np.ndarray, epoch: int = 0, fast: bool = True, padding: int = 4, cutout: int = 8
+) -> np.ndarray:
+    """One epoch of these images as the fast loader, or Albumentations, gives them.
+
+    Normalised (N, 32, 32, 3).
+    """
     labels = np.arange(len(images)) % 10
     if fast:
-        numbers = (dataload.CIFAR10_MEAN, dataload.CIFAR10_STD, 100, 7, epoch, padding, cutout, "cpu")
+        numbers = (
+            dataload.CIFAR10_MEAN,
+            dataload.CIFAR10_STD,
+            100,
+            7,
+            epoch,
+            padding,
+            cutout,
+            "cpu",
+        )
         batches = FastLoader(images, labels, *numbers)
     else:
-        batches = make_loader(Images(images, labels), 100, 0, True, 7, padding=padding, cutout=cutout)
+        batches = make_loader(
+            Images(images, labels), 100, 0, True, 7, padding=padding, cutout=cutout
+        )
     return all_images(batches).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.mark.numeric
 def test_both_loaders_shift_mirror_and_cut_alike():
-    """One image, thousands of times: the mean and deviation of each pixel are those of the same random process."""
+    """One image, thousands of times.
+
+    The mean and deviation of each pixel are those of the same random process.
+    """
     image = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     fast, slow = (drawn(np.stack([image] * 6000), fast=fast) for fast in (True, False))
     assert np.abs(fast.mean(0) - slow.mean(0)).max() < 5.5 * (2 / 6000) ** 0.5 * slow.std(0).max()
     assert np.abs(fast.std(0) - slow.std(0)).mean() < 0.02 * slow.std(0).mean()
-    # Cut out: the mean colour, which is 0 but for rounding. An 8x8 square in half of the images is 3.1 % of the pixels.
-    shares = [(np.abs(images).max(-1) < 0.01).mean() for images in (fast, slow)]
-    assert shares == pytest.approx([0.5 * 64 / 1024] * 2, rel=0.06)
+    # Cut out: the mean colour, which is 0 but for rounding. An 8x8 square in half of the images is
+    # 3.1 % of the pixels.
+    shard_batches = [(np.abs(images).max(-1) < 0.01).mean() for images in (fast, slow)]
+    assert shard_batches == pytest.approx([0.5 * 64 / 1024] * 2, rel=0.06)
 
 
 @pytest.mark.numeric
 def test_the_fast_loader_shifts_by_every_number_of_pixels_and_reflects_at_the_edge():
     ramp = np.zeros((2000, 32, 32, 3), dtype=np.uint8)
-    ramp[..., 0], ramp[..., 1] = np.arange(32)[:, None], np.arange(32)  # each pixel carries its row and column
+    ramp[..., 0], ramp[..., 1] = (
+        np.arange(32)[:, None],
+        np.arange(32),
+    )  # each pixel carries its row and column
     images = drawn(ramp, padding=2, cutout=0)
     pixels = np.round(255 * (images * dataload.CIFAR10_STD + dataload.CIFAR10_MEAN)).astype(int)
     seen = set()
@@ -239,9 +288,14 @@ def test_the_fast_loader_shifts_by_every_number_of_pixels_and_reflects_at_the_ed
     crops = {}
     for y, x in np.ndindex(5, 5):
         crop = padded[y : y + 32, x : x + 32, :2].astype(int)
-        crops |= {crop.tobytes(): (y, x, False), np.ascontiguousarray(crop[:, ::-1]).tobytes(): (y, x, True)}
+        crops |= {
+            crop.tobytes(): (y, x, False),
+            np.ascontiguousarray(crop[:, ::-1]).tobytes(): (y, x, True),
+        }
     for picture in pixels:
-        seen.add(crops[np.ascontiguousarray(picture[..., :2]).tobytes()])  # KeyError: no crop of the padded image
+        seen.add(
+            crops[np.ascontiguousarray(picture[..., :2]).tobytes()]
+        )  # KeyError: no crop of the padded image
     assert len(seen) == 50
 
 
@@ -252,7 +306,9 @@ def test_the_fast_loader_mirrors_each_image_in_every_other_epoch():
     marked[..., 1] = np.arange(count)[:, None, None]  # the number of the image
     sides = []
     for epoch in (0, 1, 2):
-        pixels = np.round(255 * (drawn(marked, epoch, cutout=0) * dataload.CIFAR10_STD + dataload.CIFAR10_MEAN))
+        pixels = np.round(
+            255 * (drawn(marked, epoch, cutout=0) * dataload.CIFAR10_STD + dataload.CIFAR10_MEAN)
+        )
         by_number = {int(image[0, 0, 1]): image[16, 4, 0] > 128 for image in pixels}
         sides.append([by_number[number] for number in range(count)])
     assert sides[0] == sides[2] and sides[1] == [not side for side in sides[0]]
@@ -267,9 +323,22 @@ def test_the_fast_loader_s_epoch_follows_from_its_seed_and_number(tiny_splits):
     batches = list(data.train_dataloader())
     place = {"global_rank": 0, "world_size": 1, "strategy": SimpleNamespace(root_device="cpu")}
     data.trainer = SimpleNamespace(current_epoch=3, **place)
-    assert data.train_dataloader().epoch == 3 and data.train_dataloader() is data.resident  # nothing is copied again
+    assert (
+        data.train_dataloader().epoch == 3 and data.train_dataloader() is data.resident
+    )  # nothing is copied again
     assert len(data.resident) == len(batches) == 3 and len(batches[-1][1]) == 64 - 48
-    assert np.bincount(torch.cat([labels for _, labels in batches])).tolist() == [7, 7, 7, 7, 6, 6, 6, 6, 6, 6]
+    assert np.bincount(torch.cat([labels for _, labels in batches])).tolist() == [
+        7,
+        7,
+        7,
+        7,
+        6,
+        6,
+        6,
+        6,
+        6,
+        6,
+    ]
 
 
 # ---- sample ----
@@ -277,8 +346,15 @@ def test_the_fast_loader_s_epoch_follows_from_its_seed_and_number(tiny_splits):
 
 def test_the_sample_has_as_many_images_of_each_class_and_repeats_with_its_seed(pictures):
     (images, labels), (test_images, test_labels) = sample_cifar10(pictures, seed=1)
-    assert images.shape == (2000, 32, 32, 3) and test_images.shape == (500, 32, 32, 3) and images.dtype == np.uint8
-    assert np.bincount(labels).tolist() == [200] * 10 and np.bincount(test_labels).tolist() == [50] * 10
+    assert (
+        images.shape == (2000, 32, 32, 3)
+        and test_images.shape == (500, 32, 32, 3)
+        and images.dtype == np.uint8
+    )
+    assert (
+        np.bincount(labels).tolist() == [200] * 10
+        and np.bincount(test_labels).tolist() == [50] * 10
+    )
     assert np.array_equal(sample_cifar10(pictures, seed=1)[0][0], images)
     assert not np.array_equal(sample_cifar10(pictures, seed=2)[0][0], images)
     assert len({image.tobytes() for image in images}) == 2000
@@ -298,7 +374,9 @@ def test_a_missing_picture_is_named(pictures, tmp_path):
 
 
 def test_plotings_shows_each_image_above_its_augmentations(tiny_splits):
-    figure = Draw.plotings(tiny_splits.train.images[:3], tiny_splits.train.labels[:3], draws=4, note="a note")
+    figure = Draw.plotings(
+        tiny_splits.train.images[:3], tiny_splits.train.labels[:3], draws=4, note="a note"
+    )
     assert len(figure.axes) == 15 and "a note" in figure.get_suptitle()
     shown = [axis.images[0].get_array() for axis in figure.axes]
     assert np.array_equal(shown[0], tiny_splits.train.images[0])

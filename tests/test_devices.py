@@ -1,4 +1,7 @@
-"""Several processes train as one: each image once, one log, one checkpoint; and after one was killed they go on."""
+"""Several processes train as one.
+
+Each image once, one log, one checkpoint; and after one was killed they go on.
+"""
 
 import dataclasses
 import json
@@ -17,16 +20,24 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
-import run_folder
-import training
-from dataload import CIFAR10DataModule, Images, Splits, shares
-from models.lit import Recipe
-from run_folder import archive_run
+import training.classifier
+from dataload import CIFAR10DataModule, Images, Splits, shard_batches
 from tests.conftest import PROJECT
-from training import train
+from training import run_folder, runs
+from training.recipes import Recipe
+from training.run_folder import archive_run
+from training.runs import train
 
 RECIPE = Recipe(
-    "FastNet", epochs=4, batch_size=64, micro_batch=32, max_lr=0.01, bias_lr=1.0, muon_lr=0.1, low_res=0.5, cutout=0
+    "FastNet",
+    epochs=4,
+    batch_size=64,
+    micro_batch=32,
+    max_lr=0.01,
+    bias_lr=1.0,
+    muon_lr=0.1,
+    low_res=0.5,
+    cutout=0,
 )
 
 
@@ -34,7 +45,9 @@ def coloured(count: int, seed: int) -> Images:
     """Images that a network can learn: their class is their colour, and each is another."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 10
-    noisy = np.random.default_rng(9).integers(0, 256, (10, 1, 1, 3))[labels] + rng.integers(-20, 21, (count, 32, 32, 3))
+    noisy = np.random.default_rng(9).integers(0, 256, (10, 1, 1, 3))[labels] + rng.integers(
+        -20, 21, (count, 32, 32, 3)
+    )
     return Images(np.uint8(np.clip(noisy, 0, 255)), labels)
 
 
@@ -43,29 +56,43 @@ def small_data(**settings) -> CIFAR10DataModule:
     return CIFAR10DataModule(batch_size=32, num_workers=0, seed=3, splits=splits, **settings)
 
 
-# ---- shares ---------------------------------------------------------------------------------------------------------
+# ---- shares --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("seed", [None, 5])
 def test_together_all_processes_load_the_batches_of_one(processes, seed):
-    alone = shares(100, 16, seed)
-    parts = [shares(100, 16, seed, rank, processes) for rank in range(processes)]
-    assert [sorted(sum(batch, [])) for batch in zip(*parts, strict=True)] == [sorted(batch) for batch in alone]
-    assert sorted(sum(alone, [])) == list(range(100)) and [len(batch) for batch in alone] == [16] * 6 + [4]
+    alone = shard_batches(100, 16, seed)
+    parts = [shard_batches(100, 16, seed, rank, processes) for rank in range(processes)]
+    assert [sorted(sum(batch, [])) for batch in zip(*parts, strict=True)] == [
+        sorted(batch) for batch in alone
+    ]
+    assert sorted(sum(alone, [])) == list(range(100)) and [len(batch) for batch in alone] == [
+        16
+    ] * 6 + [4]
     assert (sum(alone, []) == list(range(100))) == (seed is None)
 
 
 def test_a_batch_that_is_too_small_for_all_processes_is_refused():
-    with pytest.raises(ValueError, match="one has fewer images than there are processes, 5; choose another BATCH_SIZE"):
-        shares(100, 16, 0, 0, 5)
-    assert shares(0, 16) == []
+    with pytest.raises(
+        ValueError,
+        match="one has fewer images than there are processes, 5; choose another BATCH_SIZE",
+    ):
+        shard_batches(100, 16, 0, 0, 5)
+    assert shard_batches(0, 16) == []
 
 
 def epoch(rank: int, processes: int, **settings) -> tuple[torch.Tensor, list[list[int]]]:
-    """What one of the processes is given in an epoch: all its images, and the labels of each of its batches."""
+    """What one of the processes is given in an epoch.
+
+    All its images, and the labels of each of its batches.
+    """
     data = small_data(**settings)
-    place = {"global_rank": rank, "world_size": processes, "strategy": SimpleNamespace(root_device="cpu")}
+    place = {
+        "global_rank": rank,
+        "world_size": processes,
+        "strategy": SimpleNamespace(root_device="cpu"),
+    }
     data.trainer = SimpleNamespace(current_epoch=1, **place)
     batches = list(data.train_dataloader())
     return torch.cat([images for images, _ in batches]), [labels.tolist() for _, labels in batches]
@@ -74,33 +101,52 @@ def epoch(rank: int, processes: int, **settings) -> tuple[torch.Tensor, list[lis
 @pytest.mark.numeric
 @pytest.mark.parametrize("fast", [False, True])
 def test_two_processes_are_given_the_images_of_one(fast):
-    same = {"padding": 0, "cutout": 0, "fast": fast}  # at most mirrored: an image is known by the sum of its pixels
-    (first, left), (second, right), (alone, both) = epoch(0, 2, **same), epoch(1, 2, **same), epoch(0, 1, **same)
-    assert [sorted(a + b) for a, b in zip(left, right, strict=True)] == [sorted(labels) for labels in both]
-    sums, wanted = (images.double().sum((1, 2, 3)).sort().values for images in (torch.cat([first, second]), alone))
+    same = {
+        "padding": 0,
+        "cutout": 0,
+        "fast": fast,
+    }  # at most mirrored: an image is known by the sum of its pixels
+    (first, left), (second, right), (alone, both) = (
+        epoch(0, 2, **same),
+        epoch(1, 2, **same),
+        epoch(0, 1, **same),
+    )
+    assert [sorted(a + b) for a, b in zip(left, right, strict=True)] == [
+        sorted(labels) for labels in both
+    ]
+    sums, wanted = (
+        images.double().sum((1, 2, 3)).sort().values
+        for images in (torch.cat([first, second]), alone)
+    )
     assert len(first) == len(second) == 128 and torch.allclose(sums, wanted, atol=1e-3)
 
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_two_processes_do_not_augment_alike(fast, monkeypatch):
-    """One image everywhere, of plain rows: neither the order nor the mirroring tells the processes apart."""
+    """One image everywhere, of plain rows.
+
+    Neither the order nor the mirroring tells the processes apart.
+    """
     images = np.repeat(np.repeat(coloured(1, 0).images[:, :, :1], 32, axis=2), 256, axis=0)
-    monkeypatch.setattr("tests.test_devices.coloured", lambda count, _: Images(images[:count], np.zeros(count, int)))
+    monkeypatch.setattr(
+        "tests.test_devices.coloured", lambda count, _: Images(images[:count], np.zeros(count, int))
+    )
     first, second = (epoch(rank, 2, fast=fast)[0] for rank in range(2))
     assert first.shape == second.shape and not torch.equal(first, second)
 
 
-# ---- two processes, in earnest --------------------------------------------------------------------------------------
+# ---- two processes, in earnest -------------------------------------------------------------------
 
-# What each of torchrun's processes runs: it notes which images it loads, and kills itself if it is told to.
+# What each of torchrun's processes runs: it notes which images it loads, and kills itself if it is
+# told to.
 WORKER = """
 import json, os, signal, sys
 from pathlib import Path
 from dataload import AlbumentationImageDataset
-from models.lit import LitClassifier
-from settings import SWITCHES, placement
 from tests.test_devices import RECIPE, small_data
-from training import train
+from training.classifier import LitClassifier
+from training.runs import train
+from training.settings import SWITCHES, placement
 
 root, killed = Path(sys.argv[1]), sys.argv[2:]
 rank = int(os.environ["RANK"])
@@ -123,17 +169,31 @@ run = train(RECIPE, small_data(), root, 3, precision="32-true", **placement(SWIT
 
 
 def torchrun(root: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", sys.executable]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--no-python",
+        sys.executable,
+    ]
     return subprocess.run(
-        [*command, "-c", WORKER, str(root), *arguments], cwd=PROJECT, capture_output=True, text=True, timeout=300,
+        [*command, "-c", WORKER, str(root), *arguments],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
 def weights_and_metrics(root: Path) -> tuple[dict, pd.DataFrame]:
     (folder,) = root.glob("FastNet-*")
     weights = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
-    return weights, pd.read_csv(folder / "metrics.csv").groupby("epoch").mean().drop(columns="seconds")
+    return weights, pd.read_csv(folder / "metrics.csv").groupby("epoch").mean().drop(
+        columns="seconds"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +206,9 @@ def two(tmp_path_factory) -> tuple[Path, str]:
 
 
 def test_two_processes_see_every_image_once_per_epoch(two):
-    first, second = (json.loads((two[0] / f"rank{rank}.json").read_text())["loaded"] for rank in range(2))
+    first, second = (
+        json.loads((two[0] / f"rank{rank}.json").read_text())["loaded"] for rank in range(2)
+    )
     assert len(first) == len(second) == 4 * 8  # batches of 16 images each
     for epoch in range(4):
         part = slice(8 * epoch, 8 * epoch + 8)
@@ -159,20 +221,31 @@ def test_two_processes_log_once_and_write_one_set_of_checkpoints(two):
     assert [path.name for path in (folder / "logs").iterdir()] == ["version_0"]
     table = pd.read_csv(folder / "metrics.csv")
     assert table.dropna(subset="train_loss").epoch.tolist() == [0, 1, 2, 3]
-    assert table.dropna(subset="lr_step").step.tolist() == list(range(16))  # four steps of 64 images an epoch
-    assert {path.name for path in folder.glob("*.ckpt")} == {"epoch002.ckpt", "epoch003.ckpt", "last.ckpt"}
+    assert table.dropna(subset="lr_step").step.tolist() == list(
+        range(16)
+    )  # four steps of 64 images an epoch
+    assert {path.name for path in folder.glob("*.ckpt")} == {
+        "epoch002.ckpt",
+        "epoch003.ckpt",
+        "last.ckpt",
+    }
     assert printed.count("epoch   4/4") == 1
-    facts = json.loads((folder / "finished.json").read_text())
-    assert facts["hardware"].startswith("2 processes")
-    assert facts == json.loads((root / "rank1.json").read_text())["facts"]
+    metadata = json.loads((folder / "finished.json").read_text())
+    assert metadata["hardware"].startswith("2 processes")
+    assert metadata == json.loads((root / "rank1.json").read_text())["facts"]
 
 
 @pytest.mark.numeric
 def test_two_processes_learn_what_one_learns(two, tmp_path):
     alone = train(RECIPE, small_data(), tmp_path, 3, precision="32-true")
-    one, both = pd.read_csv(alone.metrics_csv), pd.read_csv(next(two[0].glob("FastNet-*")) / "metrics.csv")
+    one, both = (
+        pd.read_csv(alone.metrics_csv),
+        pd.read_csv(next(two[0].glob("FastNet-*")) / "metrics.csv"),
+    )
     one, both = (table.groupby("epoch").mean() for table in (one, both))
-    assert one.lr.tolist() == both.lr.tolist() and one.lr_step.tolist() == both.lr_step.tolist()  # the same rates
+    assert (
+        one.lr.tolist() == both.lr.tolist() and one.lr_step.tolist() == both.lr_step.tolist()
+    )  # the same rates
     for table in (one, both):
         assert table.train_acc.iloc[-1] > 0.95 and table.val_acc.iloc[-1] > 0.8
     assert abs(one.train_loss - both.train_loss).max() < 0.1
@@ -180,7 +253,10 @@ def test_two_processes_learn_what_one_learns(two, tmp_path):
 
 @pytest.mark.numeric
 def test_the_epoch_s_metrics_are_those_of_all_images(two):
-    """Of 51 validation images one process has 26, the other 25: the accuracy is a multiple of 1/51 all the same."""
+    """Of 51 validation images one process has 26, the other 25.
+
+    The accuracy is a multiple of 1/51 all the same.
+    """
     _, table = weights_and_metrics(two[0])
     for values, images in ((table.val_acc, 51), (table.train_acc, 256)):
         assert np.allclose(values * images, (values * images).round(), atol=1e-3)
@@ -199,38 +275,52 @@ def test_after_one_of_two_is_killed_they_go_on_as_if_nothing_had_happened(two, t
     faults("one of two processes killed (SIGKILL)", 1, len(whole), len(table), "epochs")
 
 
-# ---- in a notebook --------------------------------------------------------------------------------------------------
+# ---- in a notebook -------------------------------------------------------------------------------
 
 
 @pytest.mark.numeric
 def test_a_notebook_trains_on_two_devices_and_shows_each_epoch_once(two, tmp_path):
     """After the kernel has computed something itself, as the notebook does before it trains."""
     setup = (
-        "from settings import SWITCHES, placement\nfrom tests.test_devices import RECIPE, small_data\n"
-        "from training import range_test, train\nprint(len(range_test(RECIPE, small_data(), steps=3)))"
+        "from training.settings import SWITCHES, placement\nfrom tests.test_devices import RECIPE, small_data\n"
+        "from training.range_test import range_test\nfrom training.runs import train\nprint(len(range_test(RECIPE, small_data(), steps=3)))"
     )
     fit = (
         f"run = train(RECIPE, small_data(), {str(tmp_path)!r}, 3, precision='32-true',"
         " **placement(SWITCHES | {'DEVICES': '2'}))\nprint(run.facts['hardware'])"
     )
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in (setup, fit)])
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in (setup, fit)]
+    )
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(PROJECT)}}).execute()
     printed = "".join(output.get("text", "") for output in notebook.cells[1].outputs)
-    assert [printed.count(f"epoch   {number}/4") for number in (1, 2, 3, 4)] == [1] * 4 and "2 processes" in printed
+    assert [printed.count(f"epoch   {number}/4") for number in (1, 2, 3, 4)] == [
+        1
+    ] * 4 and "2 processes" in printed
     (weights, _), (wanted, _) = weights_and_metrics(tmp_path), weights_and_metrics(two[0])
     assert all(torch.allclose(weights[name], wanted[name], rtol=1e-2, atol=1e-3) for name in wanted)
 
 
 def test_what_goes_wrong_in_one_of_the_processes_is_said_in_one_line(tmp_path, monkeypatch, faults):
-    step = training.LitClassifier.training_step
+    step = training.classifier.LitClassifier.training_step
 
     def bad(self, batch, index):
         images = batch[0] * float("nan") if self.global_rank == 1 else batch[0]
         return step(self, (images, batch[1]), index)
 
-    monkeypatch.setattr(training.LitClassifier, "training_step", bad)
-    with pytest.raises(RuntimeError, match=r"^models.errors.Diverged: the loss is nan at step 1, epoch 1"):
-        train(RECIPE, small_data(), tmp_path, 3, precision="32-true", devices=2, strategy="ddp_notebook")
+    monkeypatch.setattr(training.classifier.LitClassifier, "training_step", bad)
+    with pytest.raises(
+        RuntimeError, match=r"^models.errors.Diverged: the loss is nan at step 1, epoch 1"
+    ):
+        train(
+            RECIPE,
+            small_data(),
+            tmp_path,
+            3,
+            precision="32-true",
+            devices=2,
+            strategy="ddp_notebook",
+        )
     faults("a loss that is no number in one of two processes", 1)
 
 
@@ -238,39 +328,64 @@ def test_a_gpu_of_several_without_memory_says_which_setting_to_halve(tmp_path, m
     def full(self, *_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(training.LitClassifier, "training_step", full)
-    with pytest.raises(RuntimeError, match="too small for batches of 64 images; set BATCH_SIZE to 32"):
-        train(RECIPE, small_data(), tmp_path, 3, precision="32-true", devices=2, strategy="ddp_notebook")
+    monkeypatch.setattr(training.classifier.LitClassifier, "training_step", full)
+    with pytest.raises(
+        RuntimeError, match="too small for batches of 64 images; set BATCH_SIZE to 32"
+    ):
+        train(
+            RECIPE,
+            small_data(),
+            tmp_path,
+            3,
+            precision="32-true",
+            devices=2,
+            strategy="ddp_notebook",
+        )
     faults("one of two GPUs out of memory (simulated)", 1)
 
 
 def test_a_notebook_that_has_used_a_gpu_is_sent_to_torchrun(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "kernel_shell", lambda: object())
+    monkeypatch.setattr(runs, "kernel_shell", lambda: object())
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    with pytest.raises(ValueError, match="torchrun --nproc-per-node 4 train.py"):
+    with pytest.raises(ValueError, match="torchrun --nproc-per-node 4 -m training"):
         train(RECIPE, small_data(), tmp_path, 3, precision="32-true", devices=4)
     assert not any(tmp_path.iterdir())
 
 
-# ---- the script -----------------------------------------------------------------------------------------------------
+# ---- the script ----------------------------------------------------------------------------------
 
 
 def test_the_script_trains_by_the_notebook_s_switches(tmp_path):
-    """Without torchrun, Lightning starts the second process; CIFAR-10 is stood in for by a few images."""
+    """Without torchrun, Lightning starts the second process.
+
+    CIFAR-10 is stood in for by a few images.
+    """
     script = tmp_path / "small.py"
     script.write_text(
-        "import train, tests.test_devices as t\ntrain.load_splits = lambda *_: t.small_data().splits\ntrain.main()"
+        "import training.__main__ as m, tests.test_devices as t\nm.load_splits = lambda *_: t.small_data().splits\nm.main()"
     )
-    switches = {"ARCH": "FastNet", "EPOCHS": "1", "BATCH_SIZE": "250", "CHECKPOINT_DIR": str(tmp_path), "DEVICES": "2"}
-    environment = {f"ERA_{name}": value for name, value in switches.items()} | {"PYTHONPATH": str(PROJECT)}
+    switches = {
+        "ARCH": "FastNet",
+        "EPOCHS": "1",
+        "BATCH_SIZE": "250",
+        "CHECKPOINT_DIR": str(tmp_path),
+        "DEVICES": "2",
+    }
+    environment = {f"ERA_{name}": value for name, value in switches.items()} | {
+        "PYTHONPATH": str(PROJECT)
+    }
     environment |= {"SMOKE_TEST": ""}  # a smoke test keeps its checkpoints elsewhere
     done = subprocess.run(
-        [sys.executable, script], cwd=PROJECT, env=os.environ | environment, capture_output=True, text=True
+        [sys.executable, script],
+        cwd=PROJECT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     (finished,) = tmp_path.glob("FastNet-1-*/finished.json")
-    facts = json.loads(finished.read_text())
-    assert facts["batch_size"] == 250 and facts["hardware"].startswith("2 processes")
+    metadata = json.loads(finished.read_text())
+    assert metadata["batch_size"] == 250 and metadata["hardware"].startswith("2 processes")
 
 
 def test_only_the_first_process_sets_a_run_aside_and_the_others_wait_for_it(tmp_path, monkeypatch):
@@ -294,14 +409,22 @@ def test_only_the_first_process_sets_a_run_aside_and_the_others_wait_for_it(tmp_
 def test_the_settings_reach_the_trainer(monkeypatch, tmp_path):
     given = {}
 
-    class Trainer(training.pl.Trainer):
+    class Trainer(runs.pl.Trainer):
         def __init__(self, **settings):
             given.update(settings)
             raise InterruptedError
 
-    monkeypatch.setattr(training.pl, "Trainer", Trainer)
+    monkeypatch.setattr(runs.pl, "Trainer", Trainer)
     recipe = dataclasses.replace(RECIPE, epochs=1)
     with pytest.raises(InterruptedError):
-        train(recipe, small_data(), tmp_path, precision="32-true", devices=4, num_nodes=3, strategy="ddp")
+        train(
+            recipe,
+            small_data(),
+            tmp_path,
+            precision="32-true",
+            devices=4,
+            num_nodes=3,
+            strategy="ddp",
+        )
     assert (given["devices"], given["num_nodes"], given["strategy"]) == (4, 3, "ddp")
     assert given["use_distributed_sampler"] is False  # the loaders share the batches out themselves

@@ -18,21 +18,41 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import download
-from download import FOLDER, TEST_FILE, TRAIN_FILES, DataUnavailable, prepare_cifar10, read_batch, read_cifar10, verify
+from cifar10 import download
+from cifar10.download import (
+    FOLDER,
+    TEST_FILE,
+    TRAIN_FILES,
+    DataUnavailable,
+    prepare_cifar10,
+    read_batch,
+    read_cifar10,
+    verify,
+)
 from tests.conftest import PROJECT
 
 PART = "cifar-10-python.tar.gz.part"
 
 
 def batch(labels: list, data: np.ndarray) -> bytes:
-    """A batch as the real files have it: bytes keys, and NumPy's old module name (in protocol 3 it is plain text)."""
-    content = {b"batch_label": b"made up", b"labels": labels, b"data": data, b"filenames": [b"x.png"] * len(labels)}
+    """A batch as the real files have it.
+
+    Bytes keys, and NumPy's old module name (in protocol 3 it is plain text).
+    """
+    content = {
+        b"batch_label": b"made up",
+        b"labels": labels,
+        b"data": data,
+        b"filenames": [b"x.png"] * len(labels),
+    }
     return pickle.dumps(content, protocol=3).replace(b"numpy._core", b"numpy.core")
 
 
 def noise(seed: int) -> np.ndarray:
-    """Five rows of random pixels, uint8 (5, 3072): they do not compress, so half of the archive is half of the data."""
+    """Five rows of random pixels, uint8 (5, 3072).
+
+    They do not compress, so half of the archive is half of the data.
+    """
     return np.random.default_rng(seed).integers(0, 256, (5, 3072), dtype=np.uint8)
 
 
@@ -53,14 +73,19 @@ def packed(files: dict[str, bytes], *more: tarfile.TarInfo) -> bytes:
     return archive.getvalue()
 
 
-FILES = {name: batch([i] * 5, noise(i)) for i, name in enumerate([*TRAIN_FILES, TEST_FILE])} | {"batches.meta": b"meta"}
+FILES = {name: batch([i] * 5, noise(i)) for i, name in enumerate([*TRAIN_FILES, TEST_FILE])} | {
+    "batches.meta": b"meta"
+}
 CHECKSUMS = {name: md5(content) for name, content in FILES.items()}
 ARCHIVE = packed(FILES)
 HALF = len(ARCHIVE) // 2
 
 
 class Mirror(BaseHTTPRequestHandler):
-    """Answers each path by the next of the functions planned for it; the last of them answers from then on."""
+    """Answers each path by the next of the functions planned for it.
+
+    The last of them answers from then on.
+    """
 
     def do_GET(self):
         self.server.asked.append((self.path, self.headers["Range"]))
@@ -69,7 +94,10 @@ class Mirror(BaseHTTPRequestHandler):
 
     def reply(self, body: bytes, status: int = 200, length: int | None = None, **headers: str):
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(body) if length is None else length), **headers}.items():
+        for name, value in {
+            "Content-Length": str(len(body) if length is None else length),
+            **headers,
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
@@ -130,11 +158,13 @@ def holds_only_the_right_files(data_dir: Path) -> bool:
     return os.listdir(data_dir) == [FOLDER] and there == FILES
 
 
-# ---- download -------------------------------------------------------------------------------------------------------
+# ---- download ------------------------------------------------------------------------------------
 
 
 def test_a_download_ends_in_place_with_nothing_left_over(server, tmp_path):
-    assert prepare(server, tmp_path / "new" / "data", a=[whole]) == tmp_path / "new" / "data" / FOLDER
+    assert (
+        prepare(server, tmp_path / "new" / "data", a=[whole]) == tmp_path / "new" / "data" / FOLDER
+    )
     assert holds_only_the_right_files(tmp_path / "new" / "data")
 
 
@@ -155,10 +185,18 @@ def test_a_server_that_cannot_continue_sends_everything_again(server, tmp_path, 
     prepare(server, tmp_path, a=[breaks, whole])
     assert [path for path, _ in server.asked] == ["/a", "/a"]
     assert holds_only_the_right_files(tmp_path)
-    faults("download: server ignores ranges", 1, len(FILES), len(os.listdir(tmp_path / FOLDER)), "files")
+    faults(
+        "download: server ignores ranges",
+        1,
+        len(FILES),
+        len(os.listdir(tmp_path / FOLDER)),
+        "files",
+    )
 
 
-@pytest.mark.parametrize("trouble", [missing, page, breaks], ids=["404", "login page", "breaks again"])
+@pytest.mark.parametrize(
+    "trouble", [missing, page, breaks], ids=["404", "login page", "breaks again"]
+)
 def test_the_next_mirror_continues_what_the_first_began(server, tmp_path, trouble, faults):
     prepare(server, tmp_path, a=[breaks, trouble], b=[ranges])
     assert server.asked[2:] == [("/b", f"bytes={HALF}-")]
@@ -188,13 +226,21 @@ def test_one_mirror_is_enough_after_wrong_bytes_and_a_break(server, tmp_path):
     assert holds_only_the_right_files(tmp_path)
 
 
-@pytest.mark.parametrize("size", [HALF, len(ARCHIVE), len(ARCHIVE) + 1], ids=["half", "all", "too long"])
+@pytest.mark.parametrize(
+    "size", [HALF, len(ARCHIVE), len(ARCHIVE) + 1], ids=["half", "all", "too long"]
+)
 def test_wrong_bytes_of_an_earlier_time_are_replaced(server, tmp_path, size, faults):
     (tmp_path / PART).write_bytes(bytes(size))
     prepare(server, tmp_path, a=[ranges])
     assert server.asked[-1] == ("/a", None)
     assert holds_only_the_right_files(tmp_path)
-    faults("download: wrong bytes of an earlier time", 1, len(FILES), len(os.listdir(tmp_path / FOLDER)), "files")
+    faults(
+        "download: wrong bytes of an earlier time",
+        1,
+        len(FILES),
+        len(os.listdir(tmp_path / FOLDER)),
+        "files",
+    )
 
 
 @pytest.mark.parametrize("status", [404, 500])
@@ -224,7 +270,11 @@ def test_a_stalled_host_leads_to_the_next_mirror(server, tmp_path, stall, faults
 def test_the_error_names_each_mirror_its_problem_and_what_to_do(server, tmp_path):
     with pytest.raises(DataUnavailable) as error:
         prepare(server, tmp_path, a=[missing], b=[wrong], c=[page])
-    for name, problem in {"a": "HTTP Error 404", "b": "wrong content", "c": "offers 26 bytes"}.items():
+    for name, problem in {
+        "a": "HTTP Error 404",
+        "b": "wrong content",
+        "c": "offers 26 bytes",
+    }.items():
         assert f"http://127.0.0.1:{server.server_port}/{name}: {problem}" in str(error.value)
     assert f"put the seven files of {FOLDER} into {tmp_path / FOLDER}" in str(error.value)
     assert os.listdir(tmp_path) == []
@@ -250,7 +300,13 @@ def test_two_at_a_time_both_get_the_files(server, tmp_path, faults):
         calls = [pool.submit(prepare, server, tmp_path, a=[to_both_at_once]) for _ in range(2)]
     assert [call.result() for call in calls] == [tmp_path / FOLDER] * 2
     assert holds_only_the_right_files(tmp_path)
-    faults("download: two processes at once", 1, len(FILES), len(os.listdir(tmp_path / FOLDER)), "files")
+    faults(
+        "download: two processes at once",
+        1,
+        len(FILES),
+        len(os.listdir(tmp_path / FOLDER)),
+        "files",
+    )
 
 
 def test_files_that_another_process_put_there_meanwhile_are_taken(server, tmp_path):
@@ -279,7 +335,6 @@ def test_two_that_write_to_one_file_do_not_spoil_it(server, tmp_path):
 CHILD = """
 import sys
 from pathlib import Path
-import download
 from tests.test_download import ARCHIVE, CHECKSUMS, md5
 download.CHUNK = 16384
 download.prepare_cifar10(sys.argv[1], CHECKSUMS, (sys.argv[2],), md5(ARCHIVE), len(ARCHIVE), 60)
@@ -290,7 +345,10 @@ def test_ctrl_c_half_way_leaves_what_came_and_the_next_call_continues(server, tm
     server.plan["/a"] = [stalls_half_way]
     url = f"http://127.0.0.1:{server.server_port}/a"
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(tmp_path), url], cwd=PROJECT, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", CHILD, str(tmp_path), url],
+        cwd=PROJECT,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         while child.poll() is None and download.size_of(tmp_path / PART) < 32768:
@@ -306,12 +364,14 @@ def test_ctrl_c_half_way_leaves_what_came_and_the_next_call_continues(server, tm
     faults("download: Ctrl-C half way", 1, came, kept(server.asked[-1]), "bytes")
 
 
-# ---- verify and unpack ----------------------------------------------------------------------------------------------
+# ---- verify and unpack ---------------------------------------------------------------------------
 
 
 def test_a_wrong_md5_is_named_with_the_file_and_the_md5_expected(tmp_path):
     (tmp_path / "one").write_bytes(b"abc")  # its md5 is in RFC 1321
-    with pytest.raises(ValueError, match="one has md5 900150983cd24fb0d6963f7d28e17f72, expected 0123"):
+    with pytest.raises(
+        ValueError, match="one has md5 900150983cd24fb0d6963f7d28e17f72, expected 0123"
+    ):
         verify(tmp_path, {"one": "0123"})
 
 
@@ -323,7 +383,9 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_damaged_folder_is_reported_and_left_alone(server, tmp_path, faults):
     prepare(server, tmp_path, a=[whole])
     (tmp_path / FOLDER / TEST_FILE).write_bytes(b"abc")
-    with pytest.raises(ValueError, match=f"{TEST_FILE} has md5 .*; remove .*{FOLDER} to have it downloaded again"):
+    with pytest.raises(
+        ValueError, match=f"{TEST_FILE} has md5 .*; remove .*{FOLDER} to have it downloaded again"
+    ):
         prepare(server, tmp_path, a=[whole])
     assert (tmp_path / FOLDER / TEST_FILE).read_bytes() == b"abc"
     assert len(server.asked) == 1
@@ -337,20 +399,25 @@ ALL_BUT_ONE = {name: content for name, content in FILES.items() if name != TEST_
     ("archive", "problem"),
     [
         (packed(ALL_BUT_ONE), "test_batch' not found"),
-        (packed(FILES | {TEST_FILE: b"abc"}), "test_batch has md5 900150983cd24fb0d6963f7d28e17f72"),
+        (
+            packed(FILES | {TEST_FILE: b"abc"}),
+            "test_batch has md5 900150983cd24fb0d6963f7d28e17f72",
+        ),
         (ARCHIVE[:HALF], "is no CIFAR-10 archive"),
         (b"garbage", "is no CIFAR-10 archive"),
     ],
     ids=["missing member", "wrong member", "truncated", "garbage"],
 )
-def test_a_bad_archive_is_refused_and_nothing_of_it_stays(server, tmp_path, archive, problem, faults):
+def test_a_bad_archive_is_refused_and_nothing_of_it_stays(
+    server, tmp_path, archive, problem, faults
+):
     with pytest.raises(ValueError, match=problem):
         prepare(server, tmp_path / "data", archive=archive, a=[sends(archive)])
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "data", tmp_path / "data" / PART]
     faults("a hostile or damaged archive", 1)
 
 
-# ---- read -----------------------------------------------------------------------------------------------------------
+# ---- read ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -381,7 +448,10 @@ def test_the_five_training_files_are_joined_in_order(tmp_path):
     for name, content in FILES.items():
         (tmp_path / name).write_bytes(content)
     (images, labels), (test_images, test_labels) = read_cifar10(tmp_path)
-    assert labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5 + [4] * 5 and test_labels.tolist() == [5] * 5
+    assert (
+        labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5 + [4] * 5
+        and test_labels.tolist() == [5] * 5
+    )
     assert images[24, 0, 0, 0] == noise(4)[4, 0] and test_images[4, 0, 0, 0] == noise(5)[4, 0]
     assert images.shape == (25, 32, 32, 3) and images.flags.c_contiguous
 
@@ -389,18 +459,24 @@ def test_the_five_training_files_are_joined_in_order(tmp_path):
 def test_a_python_2_pickle_with_numpys_old_names_is_read(read):
     array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
     dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-    state = b"(K\x01K\x01M\x00\x0c\x86" + dtype + b"\x89T\x00\x0c\x00\x00" + b"\x07" * 3072 + b"tb"  # 0x0c00 = 3072
+    state = (
+        b"(K\x01K\x01M\x00\x0c\x86" + dtype + b"\x89T\x00\x0c\x00\x00" + b"\x07" * 3072 + b"tb"
+    )  # 0x0c00 = 3072
     images, labels = read(b"\x80\x02}(U\x06labels]K\x03aU\x04data" + array + state + b"u.")
     assert images.shape == (1, 32, 32, 3) and (images == 7).all() and labels.tolist() == [3]
 
 
-@pytest.mark.parametrize("labels", [[0, 1, 2, 3, 10], [-1, 0, 0, 0, 0], [0.5] * 5, ["0"] * 5, [[0]] * 5, [0] * 4, []])
+@pytest.mark.parametrize(
+    "labels", [[0, 1, 2, 3, 10], [-1, 0, 0, 0, 0], [0.5] * 5, ["0"] * 5, [[0]] * 5, [0] * 4, []]
+)
 def test_labels_other_than_one_of_ten_per_image_are_refused(read, labels):
     with pytest.raises(ValueError, match="batch: expected"):
         read(batch(labels, noise(0)))
 
 
-@pytest.mark.parametrize("data", [noise(0)[:, 1:], noise(0).reshape(5, 3, 32, 32), noise(0).astype(np.int64)])
+@pytest.mark.parametrize(
+    "data", [noise(0)[:, 1:], noise(0).reshape(5, 3, 32, 32), noise(0).astype(np.int64)]
+)
 def test_images_other_than_rows_of_3072_bytes_are_refused(read, data):
     with pytest.raises(ValueError, match=r"expected uint8 \(5, 3072\)"):
         read(batch([0] * 5, data))

@@ -5,13 +5,17 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation import accuracy, calibration_error, doubt_threshold, fit_temperature, predict, six_views
+from evaluation.calibration import confidence_threshold, expected_calibration_error, fit_temperature
+from evaluation.predict import accuracy, predict, tta_logits
 
 pytestmark = pytest.mark.numeric
 
 
 class Corner(nn.Module):
-    """Logits of an image: the four values in its upper left corner. What they are shows which view it was."""
+    """Logits of an image: the four values in its upper left corner.
+
+    What they are shows which view it was.
+    """
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images[:, 0, :2, :2].flatten(1)
@@ -24,15 +28,19 @@ def test_six_views_are_mirrored_and_shifted_by_a_pixel_and_weighed():
     for weight, view in ((0.5, image), (0.25, padded[:, :8, :8]), (0.25, padded[:, 2:, 2:])):
         for mirrored in (view, view[:, :, ::-1]):
             expected += weight / 2 * mirrored[0, :2, :2].flatten()
-    assert np.allclose(six_views(Corner(), torch.from_numpy(image)[None])[0], expected, atol=1e-6)
+    assert np.allclose(tta_logits(Corner(), torch.from_numpy(image)[None])[0], expected, atol=1e-6)
 
 
 def test_predict_gives_logits_in_the_loader_s_order_and_leaves_the_mode_alone():
     model, images = Corner().train(), torch.rand(7, 3, 8, 8)
     batches = [(images[:4], torch.arange(4)), (images[4:], torch.arange(4, 7))]
     logits, labels = predict(model, "cpu", batches)
-    assert torch.allclose(logits, model(images)) and labels.tolist() == list(range(7)) and model.training
-    assert torch.allclose(predict(model, "cpu", batches, tta=True)[0], six_views(model, images))
+    assert (
+        torch.allclose(logits, model(images))
+        and labels.tolist() == list(range(7))
+        and model.training
+    )
+    assert torch.allclose(predict(model, "cpu", batches, tta=True)[0], tta_logits(model, images))
 
 
 def test_accuracy_is_a_fraction():
@@ -44,26 +52,35 @@ def test_the_temperature_that_was_put_in_is_found(temperature):
     generator = torch.Generator().manual_seed(0)
     true_logits = 2 * torch.randn(20_000, 10, generator=generator)
     labels = torch.multinomial(true_logits.softmax(1), 1, generator=generator).flatten()
-    assert fit_temperature(temperature * true_logits, labels) == pytest.approx(temperature, rel=0.03)
-    assert calibration_error(temperature * true_logits, labels, temperature) < 0.02
+    assert fit_temperature(temperature * true_logits, labels) == pytest.approx(
+        temperature, rel=0.03
+    )
+    assert expected_calibration_error(temperature * true_logits, labels, temperature) < 0.02
     if temperature != 1:
-        assert calibration_error(temperature * true_logits, labels) > 0.05
+        assert expected_calibration_error(temperature * true_logits, labels) > 0.05
 
 
 def test_the_calibration_error_of_four_answers_by_hand():
-    """Confidences 0.9, 0.9 (one of two right) and 0.6, 0.6 (both right), two classes: (2 * 0.4 + 2 * 0.4) / 4."""
+    """Confidences 0.9, 0.9 (one of two right) and 0.6, 0.6 (both right), two classes.
+
+    (2 * 0.4 + 2 * 0.4) / 4.
+    """
     confidence = torch.tensor([0.9, 0.9, 0.6, 0.6])
     logits = torch.stack([confidence, 1 - confidence], 1).log()
-    assert calibration_error(logits, torch.tensor([0, 1, 0, 0])) == pytest.approx(0.4, abs=1e-6)
+    assert expected_calibration_error(logits, torch.tensor([0, 1, 0, 0])) == pytest.approx(
+        0.4, abs=1e-6
+    )
 
 
 def test_answers_of_one_bin_balance_each_other():
     confidence = torch.full((10,), 0.7)
     logits = torch.stack([confidence, 1 - confidence], 1).log()
-    assert calibration_error(logits, torch.tensor([0] * 7 + [1] * 3)) == pytest.approx(0, abs=1e-6)
+    assert expected_calibration_error(logits, torch.tensor([0] * 7 + [1] * 3)) == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_a_twentieth_of_the_images_lies_below_the_threshold_of_doubt():
     logits = 3 * torch.randn(1000, 10, generator=torch.Generator().manual_seed(0))
-    threshold = doubt_threshold(logits, 0.7, 0.05)
+    threshold = confidence_threshold(logits, 0.7, 0.05)
     assert int(((logits / 0.7).softmax(1).max(1).values < threshold).sum()) == 50

@@ -14,14 +14,18 @@ import torch
 import torch.nn.functional as F
 from gradio_client import Client, handle_file
 
-import exercises
 from dataload import CLASSES
-from evaluation import accuracy, fit_temperature
+from evaluation.calibration import fit_temperature
+from evaluation.predict import accuracy
+from lesson import exercises
 from models import resnet
 from tests.conftest import PROJECT
 from tests.test_space import serve
 
-CELLS = {cell.id: cell.source for cell in nbformat.read(PROJECT / "ERA_S12_Assignment.ipynb", as_version=4).cells}
+CELLS = {
+    cell.id: cell.source
+    for cell in nbformat.read(PROJECT / "ERA_S12_Assignment.ipynb", as_version=4).cells
+}
 NUMBERS = [int(name.removeprefix("exercise-")) for name in CELLS if name.startswith("exercise-")]
 
 
@@ -33,9 +37,14 @@ def namespace() -> dict:
     labels = torch.multinomial(true_logits.softmax(1), 1, generator=generator).flatten()
     logits = true_logits / 2  # of a network that is not sure enough
     return {
-        "exercises": exercises, "resnet": resnet, "F": F, "accuracy": accuracy, "val_logits": logits,
-        "val_labels": labels, "temperature": fit_temperature(logits, labels),
-    }  # fmt: skip
+        "exercises": exercises,
+        "resnet": resnet,
+        "F": F,
+        "accuracy": accuracy,
+        "val_logits": logits,
+        "val_labels": labels,
+        "temperature": fit_temperature(logits, labels),
+    }
 
 
 def test_there_are_five_with_a_solution_each():
@@ -91,11 +100,12 @@ def test_answers_that_are_nearly_right_are_told_why_not(capsys, namespace):
 # What *Run all* does with the settings ARCH="Deeper", on a few images: train, export.
 RUN = """
 from dataclasses import replace
-import settings
 from dataload import CIFAR10DataModule, CLASSES, Images, Splits, denormalize, sample_splits
+from evaluation.errors import plot_confusion
 from tests.conftest import space_meta, wrong_predictions
-from training import train
-from utils import export_to_space, plot_confusion
+from training import settings
+from training.runs import train
+from utils import export_to_space
 
 s = settings.resolve(settings.SWITCHES)
 few = [Images(part.images[:n], part.labels[:n]) for part, n in zip(sample_splits("space/examples")[:3], (64, 20, 20))]
@@ -117,13 +127,18 @@ def insert(path: Path, place: str, text: str) -> None:
 def project(tmp_path_factory) -> Path:
     """A copy of the project in which exercise 5 is done as its text says, with the given solution."""
     folder = tmp_path_factory.mktemp("copy") / "project"
-    others = shutil.ignore_patterns(".git", ".venv", "__pycache__", "data", "runs", "checkpoints", "logs")
+    others = shutil.ignore_patterns(
+        ".git", ".venv", "__pycache__", "data", "runs", "checkpoints", "logs"
+    )
     shutil.copytree(PROJECT, folder, ignore=others)
     said = dict(enumerate(re.findall(r"`([^`\n]+)`", CELLS["ex-5"])))
     _, file, imports, more, registry, line, entry, _, recipes, recipe, _, arch = said.values()
     assert (file, registry, recipes, arch) == (
-        "models/deeper.py", "models/registry.py", "models/lit.py", 'ARCH = "Deeper"'
-    )  # fmt: skip
+        "models/deeper.py",
+        "models/registry.py",
+        "training/recipes.py",
+        'ARCH = "Deeper"',
+    )
     kind = CELLS["solution-5"].split("\nexercises.")[0]
     (folder / file).write_text(f"{imports}\n{more}\n\n\n{kind}", encoding="utf-8")
     insert(folder / registry, "from models.fastnet import FastNet\n", f"{line}\n")
@@ -137,17 +152,27 @@ def own_space(project) -> Path:
     """The Space of the network of exercise 5, trained for an epoch."""
     environment = os.environ | {"ERA_ARCH": "Deeper", "PYTHONPATH": str(project)}
     environment.pop("SMOKE_TEST", None)
-    done = subprocess.run([sys.executable, "-c", RUN], cwd=project, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN], cwd=project, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return project / "out/space"
 
 
-def test_a_network_of_the_reader_s_own_becomes_a_space_that_starts_alone(own_space, project, tmp_path):
+def test_a_network_of_the_reader_s_own_becomes_a_space_that_starts_alone(
+    own_space, project, tmp_path
+):
     space = shutil.move(own_space, tmp_path / "space")
     shutil.rmtree(project)  # nothing of it is left
     assert {path.name for path in (space / "models").glob("*.py")} == {
-        "__init__.py", "bundle.py", "deeper.py", "errors.py", "explain.py", "resnet.py", "stage.py"
-    }  # fmt: skip
+        "__init__.py",
+        "bundle.py",
+        "deeper.py",
+        "errors.py",
+        "explain.py",
+        "resnet.py",
+        "stage.py",
+    }
     with serve(space, tmp_path) as address:
         client = Client(address, verbose=False, download_files=tmp_path)
         picture = handle_file(space / "examples/cat.png")

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.explain import gradcam, heat, overlay
+from models.explain import colorize, gradcam, overlay
 from models.registry import build
 
 pytestmark = pytest.mark.numeric
@@ -25,7 +25,10 @@ def images():
 
 
 def reference_gradcam(model, layer, image, target):
-    """Grad-CAM in ten lines: ReLU of the maps weighed by their mean gradients, enlarged, scaled to [0, 1]."""
+    """Grad-CAM in ten lines.
+
+    ReLU of the maps weighed by their mean gradients, enlarged, scaled to [0, 1].
+    """
     kept = []
     handle = layer.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
     logit = model(image[None])[0, target]
@@ -43,7 +46,8 @@ def test_every_stage_of_fastnet_can_be_explained(stage):
     model, image = build("FastNet").eval(), torch.rand(1, 3, 32, 32)
     cams = gradcam(model, model.stages()[stage].module, image.repeat(10, 1, 1, 1), list(range(10)))
     assert cams.shape == (10, 32, 32) and cams.min() >= 0 and cams.max() <= 1
-    # A map is empty where nothing speaks for its class; of ten classes some have one, and not all the same.
+    # A map is empty where nothing speaks for its class; of ten classes some have one, and not all
+    # the same.
     assert (cams.max((1, 2)) > 0.9).sum() >= 2 and len({cam.tobytes() for cam in cams}) > 2
 
 
@@ -58,7 +62,12 @@ def test_gradcam_agrees_with_a_second_implementation(model, images, stage):
 
 def test_another_class_gives_another_map(model, images):
     layer = model.layer4
-    assert np.abs(gradcam(model, layer, images, [0, 0, 0]) - gradcam(model, layer, images, [1, 1, 1])).max() > 0.1
+    assert (
+        np.abs(
+            gradcam(model, layer, images, [0, 0, 0]) - gradcam(model, layer, images, [1, 1, 1])
+        ).max()
+        > 0.1
+    )
 
 
 def test_mode_gradients_and_hooks_are_left_as_they_were(images):
@@ -71,7 +80,9 @@ def test_mode_gradients_and_hooks_are_left_as_they_were(images):
     assert torch.equal(model.ffconnectedlayer1.weight.grad, torch.ones(10, 512))
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen == {"ffconnectedlayer1.bias"}
-    assert all(p.grad is None for name, p in model.named_parameters() if name != "ffconnectedlayer1.weight")
+    assert all(
+        p.grad is None for name, p in model.named_parameters() if name != "ffconnectedlayer1.weight"
+    )
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -114,14 +125,17 @@ def test_threads_that_share_a_network_get_their_own_maps(model, images):
 
 def test_opacity_0_is_the_image_and_opacity_1_is_the_map():
     rng = np.random.default_rng(0)
-    image, cam = 0.4 * rng.random((32, 32, 3)), rng.random((32, 32))  # dark: a rescaled blend would brighten it
+    image, cam = (
+        0.4 * rng.random((32, 32, 3)),
+        rng.random((32, 32)),
+    )  # dark: a rescaled blend would brighten it
     assert np.array_equal(overlay(image, cam, 0), image)
-    assert np.array_equal(overlay(image, cam, 1), heat(cam))
-    assert np.allclose(overlay(image, cam, 0.25), 0.75 * image + 0.25 * heat(cam))
+    assert np.array_equal(overlay(image, cam, 1), colorize(cam))
+    assert np.allclose(overlay(image, cam, 0.25), 0.75 * image + 0.25 * colorize(cam))
 
 
 def test_the_colours_run_from_blue_over_green_to_red():
-    colours = heat(np.array([[0.0, 0.5, 1.0]]))[0]
+    colours = colorize(np.array([[0.0, 0.5, 1.0]]))[0]
     assert np.allclose(colours, [[0, 0, 0.5], [0.5, 1, 0.5], [0.5, 0, 0]])
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-import explorers
 from dataload import CLASSES, normalize
+from lesson import explorers
 from models.registry import build
 
 
@@ -23,7 +23,9 @@ def logits(model, tiny_splits) -> torch.Tensor:
     """The network's, with every second image made right."""
     with torch.no_grad():
         logits = model(normalize(tiny_splits.test.images))
-    logits[::2] += 9 * torch.nn.functional.one_hot(torch.from_numpy(tiny_splits.test.labels[::2]), 10)
+    logits[::2] += 9 * torch.nn.functional.one_hot(
+        torch.from_numpy(tiny_splits.test.labels[::2]), 10
+    )
     return logits
 
 
@@ -56,10 +58,20 @@ def picture_file(colour: str = "red", size: tuple[int, int] = (80, 50)) -> bytes
 
 @pytest.mark.parametrize(
     ("control", "value"),
-    [("shift", 0), ("mirror", False), ("cutout", 0), ("rotate", 40), ("brightness", 0.5), ("draws", 5), ("seed", 3)],
+    [
+        ("shift", 0),
+        ("mirror", False),
+        ("cutout", 0),
+        ("rotate", 40),
+        ("brightness", 0.5),
+        ("draws", 5),
+        ("seed", 3),
+    ],
 )
 def test_each_control_of_the_augmentation_changes_the_figure(tiny_splits, control, value):
-    explorer = explorers.explore_augmentation(tiny_splits.train.images[:4], tiny_splits.train.labels[:4])
+    explorer = explorers.explore_augmentation(
+        tiny_splits.train.images[:4], tiny_splits.train.labels[:4]
+    )
     before = png(explorer)
     explorer.controls[control].value = value
     assert png(explorer) != before
@@ -84,10 +96,16 @@ def test_cutout_covers_as_much_as_the_control_says():
 @pytest.mark.parametrize(
     ("control", "value"),
     [
-        ("source", "test images"), ("order", "least sure first"), ("first", 4), ("count", 2), ("maps", False),
-        ("stage", "resblock2"), ("method", "LayerCAM"), ("opacity", 1.0),
+        ("source", "test images"),
+        ("order", "least sure first"),
+        ("first", 4),
+        ("count", 2),
+        ("maps", False),
+        ("stage", "resblock2"),
+        ("method", "LayerCAM"),
+        ("opacity", 1.0),
     ],
-)  # fmt: skip
+)
 def test_each_control_of_the_errors_changes_the_figure(explorer, control, value):
     explorer.controls["order"].value = "surest first"
     before = png(explorer)
@@ -97,13 +115,20 @@ def test_each_control_of_the_errors_changes_the_figure(explorer, control, value)
 
 def test_filters_show_only_what_fits(explorer, logits, tiny_splits):
     preds = logits.argmax(1).numpy()
-    label, pred = next((t, p) for t, p in zip(tiny_splits.test.labels, preds, strict=True) if t != p)
-    explorer.controls["true"].value, explorer.controls["predicted"].value = CLASSES[label], CLASSES[pred]
+    label, pred = next(
+        (t, p) for t, p in zip(tiny_splits.test.labels, preds, strict=True) if t != p
+    )
+    explorer.controls["true"].value, explorer.controls["predicted"].value = (
+        CLASSES[label],
+        CLASSES[pred],
+    )
     explorer.controls["count"].value = 20
     expected = int(((tiny_splits.test.labels == label) & (preds == pred)).sum())
     found = titles(explorer)
     assert len(found) == expected
-    assert all(title.startswith(f"true: {CLASSES[label]}\npredicted: {CLASSES[pred]}") for title in found)
+    assert all(
+        title.startswith(f"true: {CLASSES[label]}\npredicted: {CLASSES[pred]}") for title in found
+    )
 
 
 @pytest.mark.numeric
@@ -118,9 +143,13 @@ def test_the_filter_by_predicted_class_is_one(explorer, logits):
 def test_errors_are_errors_and_sorted_as_asked(explorer, logits, tiny_splits):
     preds, probs = logits.argmax(1).numpy(), logits.softmax(1).amax(1).numpy()
     wrong = np.flatnonzero(preds != tiny_splits.test.labels)
-    assert explorer.chosen("errors", "any class", "any class", explorers.ORDERS[0]) == wrong.tolist()
-    surest = explorer.chosen("errors", "any class", "any class", "surest first")
-    assert (np.diff(probs[surest]) <= 0).all() and sorted(surest) == wrong.tolist()
+    assert (
+        explorer.chosen("errors", "any class", "any class", explorers.ORDERS[0]) == wrong.tolist()
+    )
+    most_confident_class = explorer.chosen("errors", "any class", "any class", "surest first")
+    assert (np.diff(probs[most_confident_class]) <= 0).all() and sorted(
+        most_confident_class
+    ) == wrong.tolist()
     least = explorer.chosen("test images", "any class", "any class", "least sure first")
     assert (np.diff(probs[least]) >= 0).all() and len(least) == 40
 
@@ -129,7 +158,10 @@ def test_the_maps_are_for_the_predicted_and_the_true_class(explorer, logits, tin
     fig = explorer.draw(**{name: control.value for name, control in explorer.controls.items()})
     first = int(explorer.chosen("errors", "any class", "any class", explorers.ORDERS[0])[0])
     shown = [axis.get_title() for axis in fig.axes[::5]]  # five columns: the first of each row
-    assert shown[1:] == [f"for {CLASSES[logits[first].argmax()]}", f"for {CLASSES[tiny_splits.test.labels[first]]}"]
+    assert shown[1:] == [
+        f"for {CLASSES[logits[first].argmax()]}",
+        f"for {CLASSES[tiny_splits.test.labels[first]]}",
+    ]
 
 
 def test_moving_the_opacity_does_not_run_the_network(explorer, model, monkeypatch):

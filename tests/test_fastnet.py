@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from models.fastnet import FastNet, Group, dirac_conv
-from models.lit import RECIPES, parameter_groups
-from models.muon import Muon, orthogonalize
 from models.registry import build
+from training.optimizer import MuonWithSGD, orthogonalize, parameter_groups
+from training.recipes import RECIPES
 
 pytestmark = pytest.mark.numeric
 
@@ -27,7 +27,10 @@ def images() -> torch.Tensor:
 def test_the_size_is_that_of_the_airbench_family():
     """By hand: 3x3 convolutions 24-64-64-256-256-256-256, the stem, a bias and a scale per channel, the head."""
     convolutions = 9 * (24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256)
-    assert sum(p.numel() for p in FastNet().parameters()) == convolutions + 12 * 24 + 24 + 2 * (2 * 64 + 4 * 256) + 2560
+    assert (
+        sum(p.numel() for p in FastNet().parameters())
+        == convolutions + 12 * 24 + 24 + 2 * (2 * 64 + 4 * 256) + 2560
+    )
 
 
 def test_an_image_takes_118_million_multiply_adds():
@@ -35,7 +38,9 @@ def test_an_image_takes_118_million_multiply_adds():
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(
-                lambda layer, _, out: counts.append(layer.weight.numel() * out.shape[2] * out.shape[3])
+                lambda layer, _, out: counts.append(
+                    layer.weight.numel() * out.shape[2] * out.shape[3]
+                )
             )
     model(torch.rand(1, 3, 32, 32))
     assert (sum(counts) + 2560) / 1e6 == pytest.approx(118.1, abs=0.1)
@@ -45,7 +50,9 @@ def test_the_stem_decorrelates_the_images_it_was_made_from(images):
     model = FastNet()
     model.whiten(images)
     with torch.no_grad():
-        out = nn.functional.conv2d(images, model.stem.weight).transpose(0, 1).flatten(1)  # (24, pixels)
+        out = (
+            nn.functional.conv2d(images, model.stem.weight).transpose(0, 1).flatten(1)
+        )  # (24, pixels)
     assert torch.allclose(out[:12], -out[12:], atol=1e-4)
     second = out[:12] @ out[:12].T / out.shape[1]
     assert (second - torch.diag(second.diag())).abs().max() < 1e-3
@@ -62,7 +69,11 @@ def test_a_new_convolution_passes_its_input_on():
 def test_the_scale_of_batchnorm_is_one_and_stays():
     for module in FastNet().modules():
         if isinstance(module, nn.BatchNorm2d):
-            assert (module.weight == 1).all() and not module.weight.requires_grad and module.bias.requires_grad
+            assert (
+                (module.weight == 1).all()
+                and not module.weight.requires_grad
+                and module.bias.requires_grad
+            )
 
 
 def test_pooling_comes_before_the_first_normalisation():
@@ -87,13 +98,18 @@ def test_orthogonalize_comes_near_the_nearest_orthogonal_matrix(shape, dtype):
 
 def parameters() -> tuple[nn.Parameter, nn.Parameter]:
     generator = torch.Generator().manual_seed(1)
-    return tuple(nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((8, 4, 3, 3), (8,)))
+    return tuple(
+        nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((8, 4, 3, 3), (8,))
+    )
 
 
 def test_without_muon_groups_it_is_torch_s_sgd_with_nesterov_momentum():
     ours, torchs = parameters(), parameters()
     settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
-    pairs = [(Muon(ours, **settings), ours), (torch.optim.SGD(torchs, nesterov=True, **settings), torchs)]
+    pairs = [
+        (MuonWithSGD(ours, **settings), ours),
+        (torch.optim.SGD(torchs, nesterov=True, **settings), torchs),
+    ]
     for step in range(5):
         for optimizer, (filters, bias) in pairs:
             optimizer.zero_grad()
@@ -104,30 +120,37 @@ def test_without_muon_groups_it_is_torch_s_sgd_with_nesterov_momentum():
 
 def test_a_muon_step_turns_every_direction_of_the_filters_alike():
     filters, _ = parameters()
-    before = filters.detach() * 8**0.5 / filters.detach().norm()  # their length is set to sqrt(out_channels) first
-    optimizer = Muon([{"params": [filters], "muon": True, "momentum": 0.6}], lr=0.1)
-    scales = torch.logspace(0, -2, 8).view(8, 1, 1, 1)  # a gradient that is 100 times smaller for the last filter
+    before = (
+        filters.detach() * 8**0.5 / filters.detach().norm()
+    )  # their length is set to sqrt(out_channels) first
+    optimizer = MuonWithSGD([{"params": [filters], "muon": True, "momentum": 0.6}], lr=0.1)
+    scales = torch.logspace(0, -2, 8).view(
+        8, 1, 1, 1
+    )  # a gradient that is 100 times smaller for the last filter
     filters.grad = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(2)) * scales
     optimizer.step()
     moved = torch.linalg.svdvals((before - filters.detach()).flatten(1)) / 0.1
-    assert moved.max() < 1.3 and moved.min() > 0.25  # of the gradient they are two hundred times apart
     assert (
-        torch.linalg.svdvals(filters.grad.flatten(1)).max() > 50 * torch.linalg.svdvals(filters.grad.flatten(1)).min()
+        moved.max() < 1.3 and moved.min() > 0.25
+    )  # of the gradient they are two hundred times apart
+    assert (
+        torch.linalg.svdvals(filters.grad.flatten(1)).max()
+        > 50 * torch.linalg.svdvals(filters.grad.flatten(1)).min()
     )
 
 
 def test_muon_refuses_what_is_no_filter_bank():
     with pytest.raises(ValueError, match=r"4-D filters.*\(8,\)"):
-        Muon([{"params": [parameters()[1]], "muon": True}], lr=0.1)
+        MuonWithSGD([{"params": [parameters()[1]], "muon": True}], lr=0.1)
 
 
 def test_a_muon_that_was_saved_goes_on_as_if_nothing_had_happened():
     filters, _ = parameters()
-    optimizer = Muon([{"params": [filters], "muon": True}], lr=0.1)
+    optimizer = MuonWithSGD([{"params": [filters], "muon": True}], lr=0.1)
     filters.grad = torch.ones_like(filters)
     optimizer.step()
     twin = nn.Parameter(filters.detach().clone())
-    other = Muon([{"params": [twin], "muon": True}], lr=0.5)
+    other = MuonWithSGD([{"params": [twin], "muon": True}], lr=0.5)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for p, o in ((filters, optimizer), (twin, other)):
         p.grad = torch.linspace(-1, 1, p.numel()).view_as(p)

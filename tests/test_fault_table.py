@@ -46,9 +46,15 @@ def table(tmp_path_factory) -> dict[str, list[str]]:
     (folder / "test_small.py").write_text(TESTS)
     names = "faults, pytest_runtest_makereport, pytest_terminal_summary"
     (folder / "conftest.py").write_text(f"from tests.faults import {names}")
-    environment = {"FAULTS": "long", "PYTHONPATH": str(PROJECT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment = {
+        "FAULTS": "long",
+        "PYTHONPATH": str(PROJECT),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
     command = [sys.executable, "-m", "pytest", "-q", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=os.environ | environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env=os.environ | environment
+    )
     found = re.findall(r"^(\S.*?) +(\d+) +(\d+)  (.*)$", done.stdout, re.M)
     return {name: numbers for name, *numbers in found}
 

@@ -16,26 +16,35 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import run
-from checkpoints import load_checkpoint
-from download import md5, verify
+from cifar10.download import md5, verify
 from models.bundle import load_bundle, sha256, sha256_of_keys
-from models.lit import LitClassifier
 from models.registry import build
-from run_folder import FACTS, read_json
-from settings import SWITCHES, resolve
 from tests.faults import FAULTS
-from training import read_metrics
+from tools import publish
+from training.checkpoints import load_checkpoint
+from training.classifier import LitClassifier
+from training.files import read_json
+from training.history import read_metrics
+from training.run_folder import METADATA_KEYS
+from training.settings import SWITCHES, resolve
 
 EXAMPLES = 500 if os.environ.get("FAULTS") == "long" else 40
 FUZZ = settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None,
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=True,
+    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+)
 EDITS = st.lists(
-    st.tuples(st.sampled_from(["flip", "cut", "insert", "repeat", "zero"]), st.floats(0, 1), st.integers(1, 255)),
-    min_size=1, max_size=4,
-)  # fmt: skip
+    st.tuples(
+        st.sampled_from(["flip", "cut", "insert", "repeat", "zero"]),
+        st.floats(0, 1),
+        st.integers(1, 255),
+    ),
+    min_size=1,
+    max_size=4,
+)
 
 
 def edited(content: bytes, edits: list[tuple[str, float, int]]) -> bytes:
@@ -57,7 +66,10 @@ def edited(content: bytes, edits: list[tuple[str, float, int]]) -> bytes:
 
 
 def refused_or(what: str, read: Callable[[], object], check: Callable[[object], None]) -> None:
-    """Read; a ValueError or OSError names what is wrong, another exception fails; an answer has to be right."""
+    """Read; a ValueError or OSError names what is wrong, another exception fails.
+
+    An answer has to be right.
+    """
     fault = FAULTS[f"changed at random: {what}"]
     fault.injected += 1
     try:
@@ -70,8 +82,14 @@ def refused_or(what: str, read: Callable[[], object], check: Callable[[object], 
 
 
 def test_the_edits_change_what_they_should():
-    assert edited(b"abcd", [("cut", 0.5, 1)]) == b"a" and edited(b"abcd", [("zero", 0, 2)]) == b"\0\0cd"
-    assert edited(b"abcd", [("flip", 1, 1)]) == b"abce" and edited(b"ab", [("repeat", 0, 2)]) == b"abab"
+    assert (
+        edited(b"abcd", [("cut", 0.5, 1)]) == b"a"
+        and edited(b"abcd", [("zero", 0, 2)]) == b"\0\0cd"
+    )
+    assert (
+        edited(b"abcd", [("flip", 1, 1)]) == b"abce"
+        and edited(b"ab", [("repeat", 0, 2)]) == b"abab"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +98,9 @@ def batch() -> bytes:
     import pickle
 
     pixels = np.random.default_rng(0).integers(0, 256, (3, 3072), dtype=np.uint8)
-    return pickle.dumps({b"batch_label": b"one", b"labels": [1, 2, 9], b"data": pixels, b"filenames": [b"a"] * 3}, 2)
+    return pickle.dumps(
+        {b"batch_label": b"one", b"labels": [1, 2, 9], b"data": pixels, b"filenames": [b"a"] * 3}, 2
+    )
 
 
 @FUZZ
@@ -115,7 +135,11 @@ def test_a_checkpoint_whose_checksum_is_right(checkpoint, tmp_path, edits):
 
     def check(answer):
         classifier, epochs = answer
-        assert classifier.recipe.network == "FastNet" and shapes_of(classifier.model) == shapes and epochs == 1
+        assert (
+            classifier.recipe.network == "FastNet"
+            and shapes_of(classifier.model) == shapes
+            and epochs == 1
+        )
 
     refused_or("a checkpoint", lambda: load_checkpoint(tmp_path / "last.ckpt", "FastNet"), check)
 
@@ -128,13 +152,18 @@ def bundle(exported_space, tmp_path_factory) -> Path:
 def with_sums(folder: Path, meta: object) -> None:
     """Write model.json, with right checksums if it can have any."""
     if isinstance(meta, dict):
-        meta["sha256"] |= {"weights": sha256(folder / "model.safetensors"), "keys": sha256_of_keys(meta)}
+        meta["sha256"] |= {
+            "weights": sha256(folder / "model.safetensors"),
+            "keys": sha256_of_keys(meta),
+        }
     (folder / "model.json").write_text(json.dumps(meta))
 
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 100) | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -149,7 +178,11 @@ def test_a_description_whose_checksum_is_right(bundle, tmp_path, data):
     old, meta[key] = meta[key], data.draw(JSON)
     try:
         with_sums(bundle, meta)
-        refused_or("a value of model.json", lambda: load_bundle(bundle), lambda answer: check_bundle(*answer, key, old))
+        refused_or(
+            "a value of model.json",
+            lambda: load_bundle(bundle),
+            lambda answer: check_bundle(*answer, key, old),
+        )
     finally:
         (bundle / "model.json").write_text(content)
 
@@ -166,9 +199,11 @@ def check_bundle(model, meta: dict, key: str, old: object) -> None:
     """What was read despite the change must be usable by the app in the same way."""
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, len(meta["classes"]))
     assert meta["image_size"] == 32 and len(meta["mean"]) == len(meta["std"]) == 3
-    assert all(isinstance(name, str) for name in meta["classes"]) and len(set(meta["classes"])) == 10
+    assert (
+        all(isinstance(name, str) for name in meta["classes"]) and len(set(meta["classes"])) == 10
+    )
     assert meta["temperature"] is None or 0 < meta["temperature"] < 1e6
-    assert meta["unsure_below"] is None or 0 <= meta["unsure_below"] <= 1
+    assert meta["confidence_threshold"] is None or 0 <= meta["confidence_threshold"] <= 1
     assert [stage["name"] for stage in meta["stages"]] == [stage.name for stage in model.stages()]
     assert isinstance(meta["training"], dict)
     if key in ("architecture", "source"):
@@ -181,7 +216,11 @@ def test_a_description_with_changed_bytes(bundle, edits):
     content = (bundle / "model.json").read_bytes()
     try:
         (bundle / "model.json").write_bytes(edited(content, edits))
-        refused_or("model.json", lambda: load_bundle(bundle), lambda answer: same(json.loads(content), answer[1]))
+        refused_or(
+            "model.json",
+            lambda: load_bundle(bundle),
+            lambda answer: same(json.loads(content), answer[1]),
+        )
     finally:
         (bundle / "model.json").write_bytes(content)
 
@@ -189,12 +228,19 @@ def test_a_description_with_changed_bytes(bundle, edits):
 @settings(FUZZ, max_examples=max(15, EXAMPLES // 4) if EXAMPLES < 500 else EXAMPLES)
 @given(edits=EDITS)
 def test_weights_whose_checksum_is_right(bundle, edits):
-    description, weights = (bundle / "model.json").read_text(), (bundle / "model.safetensors").read_bytes()
+    description, weights = (
+        (bundle / "model.json").read_text(),
+        (bundle / "model.safetensors").read_bytes(),
+    )
     shapes = shapes_of(build(json.loads(description)["architecture"]))
     try:
         (bundle / "model.safetensors").write_bytes(edited(weights, edits))
         with_sums(bundle, json.loads(description))
-        refused_or("model.safetensors", lambda: load_bundle(bundle), lambda answer: same(shapes, shapes_of(answer[0])))
+        refused_or(
+            "model.safetensors",
+            lambda: load_bundle(bundle),
+            lambda answer: same(shapes, shapes_of(answer[0])),
+        )
     finally:
         (bundle / "model.json").write_text(description)
         (bundle / "model.safetensors").write_bytes(weights)
@@ -203,26 +249,45 @@ def test_weights_whose_checksum_is_right(bundle, edits):
 @FUZZ
 @given(edits=EDITS)
 def test_facts_of_a_finished_run(tmp_path, edits):
-    facts = {"epochs": 3, "seconds": 1.5, "hardware": "CPU", "train_images": 64, "data": "CIFAR-10", "val_acc": 0.5}
-    (tmp_path / "finished.json").write_bytes(edited(json.dumps(facts).encode(), edits))
+    metadata = {
+        "epochs": 3,
+        "seconds": 1.5,
+        "hardware": "CPU",
+        "train_images": 64,
+        "data": "CIFAR-10",
+        "val_acc": 0.5,
+    }
+    (tmp_path / "finished.json").write_bytes(edited(json.dumps(metadata).encode(), edits))
 
     def check(found):
-        assert found is None or set(found) >= {"seconds", "hardware", "train_images", "data", "val_acc"}
+        assert found is None or set(found) >= {
+            "seconds",
+            "hardware",
+            "train_images",
+            "data",
+            "val_acc",
+        }
 
-    refused_or("finished.json", lambda: read_json(tmp_path / "finished.json", FACTS), check)
+    refused_or("finished.json", lambda: read_json(tmp_path / "finished.json", METADATA_KEYS), check)
 
 
 @FUZZ
 @given(edits=EDITS)
 def test_results_of_a_run(tmp_path, edits):
-    (tmp_path / "results.json").write_bytes(edited(b'{"data": "CIFAR-10", "test_acc": 0.93}', edits))
-    refused_or("results.json", lambda: run.results(tmp_path), lambda answer: same(type(answer), dict))
+    (tmp_path / "results.json").write_bytes(
+        edited(b'{"data": "CIFAR-10", "test_acc": 0.93}', edits)
+    )
+    refused_or(
+        "results.json", lambda: publish.results(tmp_path), lambda answer: same(type(answer), dict)
+    )
 
 
 @FUZZ
 @given(edits=EDITS)
 def test_the_table_of_a_run(tmp_path, edits):
-    table = pd.DataFrame({"epoch": [0, 1], "step": [1, 3], "train_loss": [2.0, 1.0], "val_acc": [0.4, 0.5]})
+    table = pd.DataFrame(
+        {"epoch": [0, 1], "step": [1, 3], "train_loss": [2.0, 1.0], "val_acc": [0.4, 0.5]}
+    )
     folder = tmp_path / "logs/version_0"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.csv").write_bytes(edited(table.to_csv(index=False).encode(), edits))
@@ -237,6 +302,10 @@ def test_the_table_of_a_run(tmp_path, edits):
 @given(name=st.sampled_from(sorted(SWITCHES)), value=JSON)
 def test_a_setting_of_the_notebook(name, value):
     def check(settings):
-        assert settings.recipe.epochs >= 1 and 1 <= settings.num_samples <= 20 and 0 <= settings.opacity <= 1
+        assert (
+            settings.recipe.epochs >= 1
+            and 1 <= settings.num_samples <= 20
+            and 0 <= settings.opacity <= 1
+        )
 
     refused_or("a switch of the notebook", lambda: resolve(SWITCHES | {name: value}), check)

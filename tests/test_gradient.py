@@ -8,9 +8,9 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 
+from cifar10.fast_loader import FastLoader
 from dataload import CIFAR10DataModule, Images, Splits
-from fastload import FastLoader
-from models.lit import LitClassifier
+from training.classifier import LitClassifier
 
 BATCH = 16  # of the recipe; 39 images make two whole steps and a short one of 7
 
@@ -24,7 +24,10 @@ def splits() -> Splits:
 
 
 def classifier() -> LitClassifier:
-    """A network without randomness whose BatchNorm sees no batch: then only the sum over images is left."""
+    """A network without randomness whose BatchNorm sees no batch.
+
+    Then only the sum over images is left.
+    """
     torch.manual_seed(0)
     made = LitClassifier(network="CustomResNet", batch_size=BATCH, label_smoothing=0.1, cutout=0)
     made.on_train_epoch_start = lambda: made.model.eval()
@@ -38,8 +41,13 @@ def loaders(splits: Splits, batch_size: int) -> CIFAR10DataModule:
     )
 
 
-def recorded_gradients(splits: Splits, micro_batch: int, processes: int, file: Path) -> torch.Tensor:
-    """Train an epoch in such parts, with every gradient taken away before it moves a weight: (steps, parameters)."""
+def recorded_gradients(
+    splits: Splits, micro_batch: int, processes: int, file: Path
+) -> torch.Tensor:
+    """Train an epoch in such parts, with every gradient taken away before it moves a weight.
+
+    (steps, parameters).
+    """
     lit, gradients = classifier(), []
 
     def record(optimizer: torch.optim.Optimizer) -> None:
@@ -49,10 +57,18 @@ def recorded_gradients(splits: Splits, micro_batch: int, processes: int, file: P
 
     lit.on_before_optimizer_step = record
     pl.Trainer(
-        max_epochs=1, accelerator="cpu", devices=processes, logger=False, enable_checkpointing=False,
-        strategy="ddp_notebook" if processes > 1 else "auto", accumulate_grad_batches=BATCH // micro_batch,
-        use_distributed_sampler=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-    ).fit(lit, datamodule=loaders(splits, micro_batch))  # fmt: skip
+        max_epochs=1,
+        accelerator="cpu",
+        devices=processes,
+        logger=False,
+        enable_checkpointing=False,
+        strategy="ddp_notebook" if processes > 1 else "auto",
+        accumulate_grad_batches=BATCH // micro_batch,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    ).fit(lit, datamodule=loaders(splits, micro_batch))
     return torch.load(file.with_suffix(".0"), weights_only=True)
 
 
@@ -67,7 +83,9 @@ def gradients_by_hand(splits: Splits) -> torch.Tensor:
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize(("micro_batch", "processes"), [(16, 1), (8, 1), (4, 1), (16, 2), (4, 2), (8, 2)])
+@pytest.mark.parametrize(
+    ("micro_batch", "processes"), [(16, 1), (8, 1), (4, 1), (16, 2), (4, 2), (8, 2)]
+)
 def test_parts_processes_and_a_short_last_batch_give_the_gradient_of_the_whole_batch(
     splits, tmp_path, micro_batch, processes
 ):
@@ -79,11 +97,20 @@ def test_parts_processes_and_a_short_last_batch_give_the_gradient_of_the_whole_b
 
 
 def test_a_last_batch_with_fewer_images_than_processes_is_refused_by_the_fast_loader(splits):
-    with pytest.raises(ValueError, match="batches of 2 of 39 images: one has fewer images than there are processes, 2"):
+    with pytest.raises(
+        ValueError,
+        match="batches of 2 of 39 images: one has fewer images than there are processes, 2",
+    ):
         FastLoader(*splits.train, (0.5,) * 3, (0.5,) * 3, 2, 0, 0, 0, 0, "cpu", rank=0, processes=2)
 
 
 def test_an_epoch_s_steps_hold_every_image_once(splits):
-    for batch, steps, sizes in ((16, 1, [16, 16, 7]), (4, 4, [16] * 8 + [7] * 2), (5, 2, [10] * 6 + [9] * 2)):
+    for batch, steps, sizes in (
+        (16, 1, [16, 16, 7]),
+        (4, 4, [16] * 8 + [7] * 2),
+        (5, 2, [10] * 6 + [9] * 2),
+    ):
         data = loaders(splits, batch)
-        assert [data.step_images(index, steps) for index in range(len(data.train_dataloader()))] == sizes
+        assert [
+            data.step_images(index, steps) for index in range(len(data.train_dataloader()))
+        ] == sizes

@@ -1,4 +1,7 @@
-"""What belongs together stays together: an image and its prediction, a process and its share of the images."""
+"""What belongs together stays together.
+
+An image and its prediction, a process and its share of the images.
+"""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -8,11 +11,18 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
-import explorers
-from dataload import CLASSES, AlbumentationImageDataset, CIFAR10DataModule, Images, Splits, make_loader
-from evaluation import predict
-from fastload import FastLoader
-from utils import get_misclassified_data
+from cifar10.fast_loader import FastLoader
+from dataload import (
+    CLASSES,
+    AlbumentationImageDataset,
+    CIFAR10DataModule,
+    Images,
+    Splits,
+    make_loader,
+)
+from evaluation.errors import get_misclassified_data
+from evaluation.predict import predict
+from lesson import explorers
 
 
 class Brightest(torch.nn.Module):
@@ -51,11 +61,15 @@ class Stream(IterableDataset):
 
 OUT_OF_ORDER: dict[str, Callable] = {
     "RandomSampler": lambda d: DataLoader(d, 8, shuffle=True),
-    "SubsetRandomSampler": lambda d: DataLoader(d, 8, sampler=torch.utils.data.SubsetRandomSampler(range(len(d)))),
+    "SubsetRandomSampler": lambda d: DataLoader(
+        d, 8, sampler=torch.utils.data.SubsetRandomSampler(range(len(d)))
+    ),
     "DistributedSampler": lambda d: DataLoader(
         d, 8, sampler=torch.utils.data.DistributedSampler(d, 2, 0, shuffle=False)
     ),
-    "Backwards": lambda d: DataLoader(d, batch_sampler=Backwards(SequentialSampler(d), 8, drop_last=False)),
+    "Backwards": lambda d: DataLoader(
+        d, batch_sampler=Backwards(SequentialSampler(d), 8, drop_last=False)
+    ),
     "batches": lambda d: DataLoader(d, batch_sampler=[[1, 0], list(range(2, len(d)))]),
     "every second": lambda d: DataLoader(d, batch_sampler=[list(range(0, len(d), 2))]),
     "Stream": lambda _: DataLoader(Stream(), 8),
@@ -78,14 +92,20 @@ def test_a_loader_that_is_not_sequential_is_refused(dataset, name):
 
 @pytest.mark.numeric
 def test_what_the_refusal_advises_works_and_each_error_has_its_own_image(dataset, tiny_splits):
-    data = CIFAR10DataModule(batch_size=8, num_workers=0, splits=tiny_splits._replace(val=tiny_splits.test))
+    data = CIFAR10DataModule(
+        batch_size=8, num_workers=0, splits=tiny_splits._replace(val=tiny_splits.test)
+    )
     advised = in_batches(dataset, 8, shuffle=False)
     for loader in (advised, data.test_dataloader(), data.val_dataloader()):
         found = get_misclassified_data(Brightest(), "cpu", loader)
         assert len(found) > 10
         for error in found:
-            assert int(error.image.mean((1, 2)).argmax()) == error.pred  # that is what the network says of it
-            assert any(torch.equal(error.image, image) and error.label == label for image, label in dataset)
+            assert (
+                int(error.image.mean((1, 2)).argmax()) == error.pred
+            )  # that is what the network says of it
+            assert any(
+                torch.equal(error.image, image) and error.label == label for image, label in dataset
+            )
 
 
 @pytest.mark.parametrize("count", [0, 39, 41])
@@ -103,7 +123,9 @@ def test_a_loader_that_drops_its_last_batch_is_refused(dataset):
 def test_predictions_of_another_order_are_refused_by_their_labels(dataset):
     logits, labels = predict(Brightest(), "cpu", in_batches(dataset, 8))
     turned = logits.flip(0), labels.flip(0)
-    with pytest.raises(ValueError, match=r"image \d+ has the label \d, its prediction was made for label \d"):
+    with pytest.raises(
+        ValueError, match=r"image \d+ has the label \d, its prediction was made for label \d"
+    ):
         get_misclassified_data(Brightest(), "cpu", in_batches(dataset, 8), predictions=turned)
 
 
@@ -119,7 +141,9 @@ def test_the_explorer_refuses_logits_of_other_images(tiny_splits, shape):
 def as_process(rank: int, processes: int, device: str = "cpu") -> SimpleNamespace:
     """What the data module asks Lightning's Trainer."""
     strategy = SimpleNamespace(root_device=torch.device(device))
-    return SimpleNamespace(current_epoch=0, global_rank=rank, world_size=processes, strategy=strategy)
+    return SimpleNamespace(
+        current_epoch=0, global_rank=rank, world_size=processes, strategy=strategy
+    )
 
 
 def labels_of_an_epoch(data: CIFAR10DataModule) -> list[int]:
@@ -132,11 +156,13 @@ def test_after_a_range_test_alone_two_processes_share_the_images(tiny_splits):
     data = CIFAR10DataModule(batch_size=16, splits=tiny_splits._replace(train=numbered), fast=True)
     data.trainer = as_process(0, 1)
     assert sorted(labels_of_an_epoch(data)) == list(range(64))
-    shares = []
+    shard_batches = []
     for rank in range(2):
         data.trainer = as_process(rank, 2)
-        shares.append(labels_of_an_epoch(data))
-    assert len(shares[0]) == len(shares[1]) == 32 and sorted(shares[0] + shares[1]) == list(range(64))
+        shard_batches.append(labels_of_an_epoch(data))
+    assert len(shard_batches[0]) == len(shard_batches[1]) == 32 and sorted(
+        shard_batches[0] + shard_batches[1]
+    ) == list(range(64))
 
 
 def other_images(splits: Splits) -> Splits:

@@ -16,13 +16,13 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
-import run
 from benchmarks import report, scaling
 from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES
 from models.bundle import load_bundle
-from models.lit import RECIPES
-from settings import SWITCHES
 from tests.conftest import PROJECT
+from tools import publish, run
+from training.recipes import RECIPES
+from training.settings import SWITCHES
 
 NOTEBOOK = PROJECT / "ERA_S12_Assignment.ipynb"
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -46,7 +46,9 @@ def code_cells(notebook) -> list:
 def printed(notebook) -> str:
     """All text that the stored notebook shows."""
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
-    return "\n".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs)
+    return "\n".join(
+        output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs
+    )
 
 
 # ---- notebook ----
@@ -54,11 +56,28 @@ def printed(notebook) -> str:
 
 def test_the_sections_come_in_the_order_of_the_story(notebook):
     headings = re.findall(
-        r"^## (\d+)\. (.+)$", "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown"), re.M
+        r"^## (\d+)\. (.+)$",
+        "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown"),
+        re.M,
     )
     assert [int(number) for number, _ in headings] == list(range(1, 16))
-    words = ["Setup", "Settings", "Data", "Augmentation", "network", "Training", "curves", "Misclassified", "Grad-CAM",
-             "trust", "stage sees", "Export", "Exercises", "learned", "Solutions"]  # fmt: skip
+    words = [
+        "Setup",
+        "Settings",
+        "Data",
+        "Augmentation",
+        "network",
+        "Training",
+        "curves",
+        "Misclassified",
+        "Grad-CAM",
+        "trust",
+        "stage sees",
+        "Export",
+        "Exercises",
+        "learned",
+        "Solutions",
+    ]
     assert all(word in title for word, (_, title) in zip(words, headings, strict=True))
 
 
@@ -82,7 +101,10 @@ def test_the_notebook_can_be_shown_on_github(notebook):
 def test_the_switches_are_one_cell_of_literals(notebook):
     (cell,) = [cell for cell in code_cells(notebook) if "#@title" in cell.source]
     names = re.findall(r"^(\w+) = (.+?)  #@param", cell.source, re.M)
-    values = {name: json.loads(value.replace("True", "true").replace("False", "false")) for name, value in names}
+    values = {
+        name: json.loads(value.replace("True", "true").replace("False", "false"))
+        for name, value in names
+    }
     assert values == SWITCHES and list(values) == list(SWITCHES)
     offered = json.loads(re.search(r"RECIPE = .*#@param (\[.*\])", cell.source).group(1))
     assert offered == ["", *RECIPES]
@@ -96,13 +118,28 @@ def test_the_stored_outputs_are_of_a_run_on_cifar10(notebook, results):
     assert results["sha256"] in text
 
 
-# What is not measured but fixed: by the data, the definitions, the papers, the form of the app and of this text.
+# What is not measured but fixed: by the data, the definitions, the papers, the form of the app and
+# of this text.
 FIXED = {
-    "0": "of an interval", "1": "of an interval", "2": "a block's stride, a name", "3": "of 3x3", "4": "of 4x4, T4",
-    "10": "of ln 10, CIFAR-10", "16": "bits of the export", "20": "in a name", "24": "of 24x24", "32": "of 32x32",
-    "5": "of layer5", "8": "in a cell's name", "18": "of ResNet18", "94": "of airbench94", "2.30": "ln 10",
-    "60,000": "images of CIFAR-10", "170": "MB to download", "100": "percent",
-}  # fmt: skip
+    "0": "of an interval",
+    "1": "of an interval",
+    "2": "a block's stride, a name",
+    "3": "of 3x3",
+    "4": "of 4x4, T4",
+    "10": "of ln 10, CIFAR-10",
+    "16": "bits of the export",
+    "20": "in a name",
+    "24": "of 24x24",
+    "32": "of 32x32",
+    "5": "of layer5",
+    "8": "in a cell's name",
+    "18": "of ResNet18",
+    "94": "of airbench94",
+    "2.30": "ln 10",
+    "60,000": "images of CIFAR-10",
+    "170": "MB to download",
+    "100": "percent",
+}
 
 
 def test_every_number_of_the_text_is_fixed_or_computed(notebook, results):
@@ -112,7 +149,10 @@ def test_every_number_of_the_text_is_fixed_or_computed(notebook, results):
         if cell.cell_type != "markdown":
             continue
         text = re.sub(
-            r"\]\([^)]*\)|arXiv:[\d.]+|\b(19|20)\d\d\b|^#+ \d+\.|^\*\*\d\.|section \d+", " ", cell.source, flags=re.M
+            r"\]\([^)]*\)|arXiv:[\d.]+|\b(19|20)\d\d\b|^#+ \d+\.|^\*\*\d\.|section \d+",
+            " ",
+            cell.source,
+            flags=re.M,
         )
         for number in re.findall(r"\d+(?:[.,]\d+)*", text):
             assert number in FIXED or number in stored, (number, cell.source)
@@ -123,10 +163,26 @@ def test_every_number_of_the_text_is_fixed_or_computed(notebook, results):
 
 def test_results_hold_every_key(results):
     assert set(results) >= {
-        "arch", "epochs", "seed", "seconds", "test_acc", "test_acc_tta", "train_images", "versions", "hardware",
-        "val_acc", "parameters", "recipe", "sha256", "data",
-    }  # fmt: skip
-    assert results["data"] == "CIFAR-10" and results["train_images"] == 45_000 and results["arch"] == "ResNet18"
+        "arch",
+        "epochs",
+        "seed",
+        "seconds",
+        "test_acc",
+        "test_acc_tta",
+        "train_images",
+        "versions",
+        "hardware",
+        "val_acc",
+        "parameters",
+        "recipe",
+        "sha256",
+        "data",
+    }
+    assert (
+        results["data"] == "CIFAR-10"
+        and results["train_images"] == 45_000
+        and results["arch"] == "ResNet18"
+    )
 
 
 def test_the_seed_s_budget_reaches_93_percent(results):
@@ -143,7 +199,9 @@ def test_the_committed_space_is_of_the_same_run(results):
     assert (tuple(meta["mean"]), tuple(meta["std"])) == (CIFAR10_MEAN, CIFAR10_STD)
     for path in (PROJECT / "space/models").glob("*.py"):
         fresh = path.read_bytes() == (PROJECT / "models" / path.name).read_bytes()
-        assert fresh, f"{path}: `python -c 'import utils; utils.refresh_sources(\"space\")'` brings it up to date"
+        assert fresh, (
+            f"{path}: `python -c 'import utils; utils.refresh_sources(\"space\")'` brings it up to date"
+        )
 
 
 def test_the_space_shows_at_most_fifty_tiles_that_are_errors():
@@ -151,25 +209,39 @@ def test_the_space_shows_at_most_fifty_tiles_that_are_errors():
     assert 0 < len(tiles) <= 50
     for tile in tiles:
         probs = tile["probabilities"]
-        assert probs.index(max(probs)) == tile["predicted"] != tile["true"] and sum(probs) == pytest.approx(1, abs=1e-4)
+        assert probs.index(max(probs)) == tile["predicted"] != tile["true"] and sum(
+            probs
+        ) == pytest.approx(1, abs=1e-4)
 
 
 # ---- README ----
 
 
 def test_every_measured_number_of_the_readme_is_that_of_the_results(results):
-    """Accuracies have two decimals and a percent sign; minutes, epochs and counts stand in the result table."""
+    """Accuracies have two decimals and a percent sign.
+
+    Minutes, epochs and counts stand in the result table.
+    """
     accuracies = {f"{100 * results[key]:.2f} %" for key in ("test_acc", "test_acc_tta", "val_acc")}
-    measured = {f"{100 * row[key]:.2f} %" for row in MEASURED for key in ("single", "tta", "ece") if row.get(key)}
+    measured = {
+        f"{100 * row[key]:.2f} %"
+        for row in MEASURED
+        for key in ("single", "tta", "ece")
+        if row.get(key)
+    }
     found = set(re.findall(r"\d+\.\d+ %", README))
     assert accuracies <= found <= accuracies | measured
     row = next(line for line in README.splitlines() if line.startswith(f"| {results['arch']} |"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     minutes = f"{results['seconds'] / 60:.0f} min, {results['hardware']}"
     assert cells == [
-        results["arch"], f"{results['parameters']:,}", str(results["epochs"]), f"{results['train_images']:,}",
-        *(f"{100 * results[key]:.2f} %" for key in ("val_acc", "test_acc", "test_acc_tta")), minutes,
-    ]  # fmt: skip
+        results["arch"],
+        f"{results['parameters']:,}",
+        str(results["epochs"]),
+        f"{results['train_images']:,}",
+        *(f"{100 * results[key]:.2f} %" for key in ("val_acc", "test_acc", "test_acc_tta")),
+        minutes,
+    ]
 
 
 def test_the_measured_table_of_the_readme_is_that_of_the_files():
@@ -187,9 +259,22 @@ def test_measured_rows_hold_every_key():
     assert MEASURED
     for row in MEASURED:
         assert set(row) >= {
-            "network", "recipe", "epochs", "train_images", "n", "single", "tta", "ece", "seconds", "machine", "seeds",
-        }  # fmt: skip
-        assert row["network"] == RECIPES[row["recipe"]].network and row["epochs"] == RECIPES[row["recipe"]].epochs
+            "network",
+            "recipe",
+            "epochs",
+            "train_images",
+            "n",
+            "single",
+            "tta",
+            "ece",
+            "seconds",
+            "machine",
+            "seeds",
+        }
+        assert (
+            row["network"] == RECIPES[row["recipe"]].network
+            and row["epochs"] == RECIPES[row["recipe"]].epochs
+        )
         assert row["n"] == len(row["seeds"]) == len(row["runs"])
         assert row["single"] == pytest.approx(sum(run["single"] for run in row["runs"]) / row["n"])
         assert 0.1 < row["single"] <= 1 and 0.1 < row["tta"] <= 1  # fractions
@@ -204,17 +289,27 @@ def test_the_training_log_of_the_readme_is_the_notebook_s(notebook, results):
 def test_the_summary_of_the_readme_is_the_reference_s():
     table = re.search(r"```\n(-+\n +Layer \(type\).*?)```", README, re.S).group(1)
     reference = (Path(__file__).parent / "reference/resnet18_torchsummary.txt").read_text()
-    assert [line.split() for line in table.splitlines()] == [line.split() for line in reference.strip().splitlines()]
+    assert [line.split() for line in table.splitlines()] == [
+        line.split() for line in reference.strip().splitlines()
+    ]
 
 
 def test_pictures_of_the_readme_exist_are_small_and_are_drawn_by_the_notebook(notebook):
     pictures = re.findall(r"!\[[^\]]+\]\(\./(images/[^)]+)\)", README)
-    assert {"images/augmentation.png", "images/loss_metrics.png", "images/acc_metrics.png", "images/results.png",
-            "images/grad_cam.png"} <= set(pictures)  # fmt: skip
+    assert {
+        "images/augmentation.png",
+        "images/loss_metrics.png",
+        "images/acc_metrics.png",
+        "images/results.png",
+        "images/grad_cam.png",
+    } <= set(pictures)
     sources = "\n".join(cell.source for cell in code_cells(notebook))
     for picture in pictures:
         assert 0 < (PROJECT / picture).stat().st_size <= 500_000, picture
-        others = {"images/compute.png": report.__file__, "images/space.png": PROJECT / "tests/test_browser.py"}
+        others = {
+            "images/compute.png": report.__file__,
+            "images/space.png": PROJECT / "tests/test_browser.py",
+        }
         drawn = Path(others[picture]).read_text() if picture in others else sources
         assert f'{Path(picture).name}"' in drawn, picture
 
@@ -229,7 +324,9 @@ def test_the_front_matter_of_the_space_names_tested_versions():
     front = dict(re.findall(r"^(\w+): (.+)$", text.split("---")[1], re.M))
     constraints = (PROJECT / "constraints.txt").read_text()
     assert f"gradio=={front['sdk_version']}" in constraints and front["app_file"] == "app.py"
-    pinned = re.findall(r"^(torch\w*==[\d.]+)", (PROJECT / "space/requirements.txt").read_text(), re.M)
+    pinned = re.findall(
+        r"^(torch\w*==[\d.]+)", (PROJECT / "space/requirements.txt").read_text(), re.M
+    )
     assert len(pinned) == 2 and all(pin in constraints.splitlines() for pin in pinned)
 
 
@@ -240,9 +337,13 @@ def test_no_file_of_cifar10_and_no_checkpoint_is_committed():
     listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout")
-    forbidden = re.compile(r"data_batch_|test_batch|batches\.meta|cifar-10-python|\.ckpt$|\.parquet$|^data/|^runs/")
+    forbidden = re.compile(
+        r"data_batch_|test_batch|batches\.meta|cifar-10-python|\.ckpt$|\.parquet$|^data/|^runs/"
+    )
     assert [name for name in listed.stdout.splitlines() if forbidden.search(name)] == []
-    images = [name for name in listed.stdout.splitlines() if name.endswith((".png", ".jpg", ".webp"))]
+    images = [
+        name for name in listed.stdout.splitlines() if name.endswith((".png", ".jpg", ".webp"))
+    ]
     assert all(name.startswith(("images/", "space/")) for name in images)
 
 
@@ -263,7 +364,7 @@ def a_run(folder: Path, data: str, space: Path, error: bool = False) -> Path:
 
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(run, "PROJECT", tmp_path)
+    monkeypatch.setattr(publish, "PROJECT", tmp_path)
     return tmp_path
 
 
@@ -274,12 +375,14 @@ def test_publish_promotes_the_newest_run_on_cifar10(project, exported_space):
     (project / "space/models").mkdir(parents=True)
     for name in ("app.py", "notes.txt", "models/fastnet.py"):
         (project / "space" / name).write_text("of the project")
-    assert run.publish(None) == 0
+    assert publish.publish(None) == 0
     assert (project / "images/loss_metrics.png").read_text() == "curve"
     assert {"space", "results.json", run.NOTEBOOK} <= {path.name for path in project.iterdir()}
     assert load_bundle(project / "space")[1] == load_bundle(exported_space)[1]
     assert not (project / "space/models/fastnet.py").exists()
-    assert {(project / "space" / name).read_text() for name in ("app.py", "notes.txt")} == {"of the project"}
+    assert {(project / "space" / name).read_text() for name in ("app.py", "notes.txt")} == {
+        "of the project"
+    }
 
 
 @pytest.mark.parametrize(
@@ -289,22 +392,31 @@ def test_publish_promotes_the_newest_run_on_cifar10(project, exported_space):
         ("CIFAR-10", True, "holds an error and is not published"),
     ],
 )
-def test_publish_refuses_the_sample_and_a_run_that_failed(project, capsys, exported_space, data, error, words):
+def test_publish_refuses_the_sample_and_a_run_that_failed(
+    project, capsys, exported_space, data, error, words
+):
     a_run(project / "runs/20260101-000000", data, exported_space, error)
-    assert run.publish(None) == 1 and not (project / "results.json").exists()
+    assert publish.publish(None) == 1 and not (project / "results.json").exists()
     assert words in capsys.readouterr().out
 
 
-def test_publish_refuses_a_space_that_was_changed_and_changes_nothing(project, capsys, exported_space):
+def test_publish_refuses_a_space_that_was_changed_and_changes_nothing(
+    project, capsys, exported_space
+):
     folder = a_run(project / "runs/20260101-000000", "CIFAR-10", exported_space)
     (folder / "space/models/resnet.py").write_text("changed")
-    assert run.publish(None) == 1 and "models/resnet.py has the sha256" in capsys.readouterr().out
+    assert (
+        publish.publish(None) == 1 and "models/resnet.py has the sha256" in capsys.readouterr().out
+    )
     assert {path.name for path in project.iterdir()} == {"runs"}
 
 
 def test_a_failing_cell_is_reported_and_the_notebook_up_to_it_is_kept(project, capsys, monkeypatch):
-    cells = [nbformat.v4.new_markdown_cell("## 1. First"), nbformat.v4.new_code_cell("print('so far')"),
-             nbformat.v4.new_code_cell("1 / 0")]  # fmt: skip
+    cells = [
+        nbformat.v4.new_markdown_cell("## 1. First"),
+        nbformat.v4.new_code_cell("print('so far')"),
+        nbformat.v4.new_code_cell("1 / 0"),
+    ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), project / run.NOTEBOOK)
     monkeypatch.setattr(run, "port_is_free", lambda: True)
     monkeypatch.setattr(run, "serve", lambda space: pytest.fail("nothing should be served"))
@@ -317,15 +429,22 @@ def test_a_failing_cell_is_reported_and_the_notebook_up_to_it_is_kept(project, c
 
 
 def run_of(project: Path, *sources: str, **environment: str) -> subprocess.CompletedProcess:
-    """`make run` in a process of its own, of a notebook with these cells; what it prints, as bytes."""
+    """`make run` in a process of its own, of a notebook with these cells.
+
+    What it prints, as bytes.
+    """
     cells = [nbformat.v4.new_markdown_cell("## 1. First"), *map(nbformat.v4.new_code_cell, sources)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), project / run.NOTEBOOK)
     program = (
-        f"import sys, pathlib, run; run.PROJECT = pathlib.Path({str(project)!r}); run.PORT = 0;"
+        f"import sys, pathlib; from tools import run; run.PROJECT = pathlib.Path({str(project)!r}); run.PORT = 0;"
         " run.serve = lambda space: 0; sys.exit(run.run())"
     )
     return subprocess.run(
-        [sys.executable, "-c", program], cwd=PROJECT, env=os.environ | environment, capture_output=True, timeout=120
+        [sys.executable, "-c", program],
+        cwd=PROJECT,
+        env=os.environ | environment,
+        capture_output=True,
+        timeout=120,
     )
 
 
@@ -336,7 +455,9 @@ BLOCKS = "print('\u2588\u2588 done', '\\u03b1 \\U0001f600')"
 def test_what_a_terminal_cannot_show_does_not_end_a_run(tmp_path, encoding):
     done = run_of(tmp_path, BLOCKS, PYTHONIOENCODING=encoding)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert " done" in done.stdout.decode(encoding) and "The executed notebook is" in done.stdout.decode(encoding)
+    assert " done" in done.stdout.decode(
+        encoding
+    ) and "The executed notebook is" in done.stdout.decode(encoding)
     (kept,) = (tmp_path / "runs").glob(f"*/{run.NOTEBOOK}")
     assert "\u2588\u2588 done" in kept.read_text(encoding="utf-8")
 
@@ -353,10 +474,12 @@ def test_a_line_that_replaces_itself_is_not_written_into_a_file(tmp_path):
 def test_the_training_script_prints_what_it_can(encoding):
     program = (
         "import dataload, runpy, sys; dataload.load_splits = lambda *_: sys.exit(print('\\u2588'));"
-        " runpy.run_path('train.py', run_name='__main__')"
+        " runpy.run_module('training', run_name='__main__')"
     )
     environment = os.environ | {"PYTHONIOENCODING": encoding}
-    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, env=environment, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=PROJECT, env=environment, capture_output=True
+    )
     assert (done.returncode, done.stdout.strip()) == (0, b"?"), done.stderr
 
 
@@ -364,18 +487,25 @@ def test_the_training_script_prints_what_it_can(encoding):
 def test_the_pushing_script_prints_what_it_can(exported_space, tmp_path, encoding):
     space = shutil.copytree(exported_space, tmp_path / "space")
     shutil.copyfile(PROJECT / "space/examples/cat.png", space / "examples/\u732b.png")
-    environment, command = os.environ | {"PYTHONIOENCODING": encoding}, ["push.py", "me/mine", "--dry-run", "--space"]
-    done = subprocess.run([sys.executable, *command, space], cwd=PROJECT, env=environment, capture_output=True)
+    environment, command = (
+        os.environ | {"PYTHONIOENCODING": encoding},
+        ["-m", "tools.push", "me/mine", "--dry-run", "--space"],
+    )
+    done = subprocess.run(
+        [sys.executable, *command, space], cwd=PROJECT, env=environment, capture_output=True
+    )
     assert done.returncode == 0 and b"?.png" in done.stdout, done.stderr
 
 
 def test_a_reader_that_has_gone_does_not_end_a_program(tmp_path):
     code = (
-        "import machine, pathlib, sys; machine.forgive_output()\n"
+        "import pathlib, sys; from training import console; console.forgive_output()\n"
         "for _ in range(20000): print('more', flush=_ % 2)\n"
         f"pathlib.Path({str(tmp_path / 'end')!r}).touch()"
     )
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     child.stdout.readline()
     child.stdout.close()
     assert child.wait(60) == 0 and (tmp_path / "end").exists() and child.stderr.read() == b""
@@ -384,8 +514,13 @@ def test_a_reader_that_has_gone_does_not_end_a_program(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell of Unix")
 def test_standard_output_may_be_closed():
-    code = "import machine; machine.forgive_output(); print('nobody hears it', flush=True)"
-    assert subprocess.run(f'"{sys.executable}" -c "{code}" >&- 2>&-', shell=True, cwd=PROJECT).returncode == 0
+    code = "from training import console; console.forgive_output(); print('nobody hears it', flush=True)"
+    assert (
+        subprocess.run(
+            f'"{sys.executable}" -c "{code}" >&- 2>&-', shell=True, cwd=PROJECT
+        ).returncode
+        == 0
+    )
 
 
 @pytest.mark.parametrize("backend", ["Agg", "TkAgg"])
@@ -397,12 +532,15 @@ def test_figures_of_a_run_are_pictures(tmp_path, backend):
     assert any("image/png" in output.get("data", {}) for output in cell.outputs)
 
 
-@pytest.mark.parametrize(("how", "told"), [
-    ("os.kill(os.getpid(), signal.SIGKILL)", "memory ran out"),
-    ("os.kill(os.getpid(), signal.SIGSEGV)", "signal 11 (Segmentation fault)"),
-    ("os._exit(3)", "its exit code is 3"),
-    ("os._exit(137)", "memory ran out"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "memory ran out"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "signal 11 (Segmentation fault)"),
+        ("os._exit(3)", "its exit code is 3"),
+        ("os._exit(137)", "memory ran out"),
+    ],
+)
 @pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
 def test_a_kernel_that_dies_is_told_from_ctrl_c_and_of_what(tmp_path, how, told):
     done = run_of(tmp_path, "print('so far')", f"import os, signal; {how}")
@@ -435,14 +573,27 @@ def test_a_port_in_use_is_seen(monkeypatch):
 
 @pytest.mark.parametrize(("port", "code"), [("seven", 2), ("70000", 2), ("-1", 2), ("", 1)])
 def test_a_port_that_is_none_is_refused_and_nothing_is_the_default(port, code):
-    environment, command = os.environ | {"GRADIO_SERVER_PORT": port}, ["run.py", "publish", "no-such-run"]
-    done = subprocess.run([sys.executable, *command], cwd=PROJECT, env=environment, capture_output=True, text=True)
-    assert done.returncode == code and (code == 1 or "GRADIO_SERVER_PORT: expected a number" in done.stderr)
+    environment, command = (
+        os.environ | {"GRADIO_SERVER_PORT": port},
+        ["-m", "tools.publish", "no-such-run"],
+    )
+    done = subprocess.run(
+        [sys.executable, *command], cwd=PROJECT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == code and (
+        code == 1 or "GRADIO_SERVER_PORT: expected a number" in done.stderr
+    )
 
 
 def test_the_script_refuses_in_a_sentence():
     environment = os.environ | {"ERA_EPOCHS": "many"}
-    done = subprocess.run([sys.executable, "train.py"], cwd=PROJECT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "training"],
+        cwd=PROJECT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1] == (
         "InvalidValue: ERA_EPOCHS: expected a whole number from 0 to 10000, got 'many'"
     )
@@ -450,12 +601,15 @@ def test_the_script_refuses_in_a_sentence():
 
 
 def test_ctrl_c_stops_the_notebook_and_says_how_to_go_on(tmp_path):
-    cells = [nbformat.v4.new_markdown_cell("## 1. Wait"), nbformat.v4.new_code_cell("import time; time.sleep(60)")]
+    cells = [
+        nbformat.v4.new_markdown_cell("## 1. Wait"),
+        nbformat.v4.new_code_cell("import time; time.sleep(60)"),
+    ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / run.NOTEBOOK)
-    program = (
-        f"import sys, pathlib, run; run.PROJECT = pathlib.Path({str(tmp_path)!r}); run.PORT = 0; sys.exit(run.run())"
+    program = f"import sys, pathlib; from tools import run; run.PROJECT = pathlib.Path({str(tmp_path)!r}); run.PORT = 0; sys.exit(run.run())"
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=PROJECT, stdout=subprocess.PIPE, text=True
     )
-    child = subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
     for line in child.stdout:
         if "[cell 1 of 1]" in line:
             break

@@ -7,9 +7,9 @@ import pytest
 import torch
 from pytorch_lightning.utilities.model_summary import ModelSummary
 
-from models.lit import LitClassifier
 from models.registry import NETWORKS, build
 from models.resnet import model_summary
+from training.classifier import LitClassifier
 
 REFERENCE = Path(__file__).parent / "reference"
 ARCHS = list(NETWORKS)
@@ -26,21 +26,29 @@ def test_the_number_of_parameters_is_the_published_one(arch, count):
 
 
 def test_resnet18_has_the_torchsummary_table_of_the_reference():
-    assert folded(model_summary(build("ResNet18"))) == folded((REFERENCE / "resnet18_torchsummary.txt").read_text())
+    assert folded(model_summary(build("ResNet18"))) == folded(
+        (REFERENCE / "resnet18_torchsummary.txt").read_text()
+    )
 
 
 def rows(table: str) -> list[list[str]]:
     """Name, type and parameters of each row of a Lightning table."""
-    cells = [[cell.strip() for cell in line.split("|")] for line in table.splitlines() if "|" in line]
+    cells = [
+        [cell.strip() for cell in line.split("|")] for line in table.splitlines() if "|" in line
+    ]
     return [row[1:4] for row in cells if row[0].isdigit()]
 
 
 def test_custom_resnet_has_the_children_of_the_reference():
     expected = rows((REFERENCE / "custom_resnet_lightning.txt").read_text())
-    assert rows(model_summary(build("CustomResNet"))) == expected[1:]  # the first row, acc, is LitClassifier's
+    assert (
+        rows(model_summary(build("CustomResNet"))) == expected[1:]
+    )  # the first row, acc, is LitClassifier's
     shown = rows(str(ModelSummary(LitClassifier(network="CustomResNet"), max_depth=2)))
     assert [row[0] for row in shown][:3] == ["acc", "model", "model.preplayer1"]
-    assert [[row[0].removeprefix("model."), *row[1:]] for row in shown if row[0] != "model"] == expected
+    assert [
+        [row[0].removeprefix("model."), *row[1:]] for row in shown if row[0] != "model"
+    ] == expected
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -104,14 +112,22 @@ def test_each_stage_has_the_map_size_it_states_and_nothing_later_changes_it(arch
     model(torch.rand(2, 3, 32, 32))
     for stage in model.stages():
         assert kept[stage.name].shape[2:] == (stage.size, stage.size)
-        assert torch.equal(kept[stage.name], copies[stage.name])  # an in-place operation would have changed it
+        assert torch.equal(
+            kept[stage.name], copies[stage.name]
+        )  # an in-place operation would have changed it
 
 
 @pytest.mark.numeric
 def test_the_last_stage_of_custom_resnet_is_the_residual_sum():
     model, seen = build("CustomResNet").eval(), {}
-    for name, module in [("in", model.convblock3), ("branch", model.resblock4), ("sum", model.stages()[-1].module)]:
-        module.register_forward_hook(lambda _module, _inputs, output, name=name: seen.update({name: output}))
+    for name, module in [
+        ("in", model.convblock3),
+        ("branch", model.resblock4),
+        ("sum", model.stages()[-1].module),
+    ]:
+        module.register_forward_hook(
+            lambda _module, _inputs, output, name=name: seen.update({name: output})
+        )
     model(torch.rand(2, 3, 32, 32))
     assert torch.allclose(seen["sum"], seen["in"] + seen["branch"], atol=1e-5)
 

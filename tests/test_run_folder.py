@@ -13,15 +13,25 @@ from pathlib import Path
 import pytest
 import torch
 
-import run_folder as module
-import training
-from checkpoints import newest_checkpoint, sidecar
+import training.run_folder as module
 from dataload import CIFAR10DataModule, Images, Splits, split
 from models.bundle import sha256
-from models.lit import LitClassifier, Recipe
-from run_folder import AutoChoice, Owner, RunInUse, chosen_before, run_folder, run_identity, weights_sha256
 from tests.conftest import PROJECT
-from training import train, unfinished_run
+from training import history, results, runs
+from training.checkpoints import newest_checkpoint, sidecar
+from training.classifier import LitClassifier
+from training.recipes import Recipe
+from training.results import unfinished_run
+from training.run_folder import (
+    AutoChoice,
+    Owner,
+    RunInUse,
+    chosen_before,
+    run_folder,
+    run_identity,
+    weights_sha256,
+)
+from training.runs import train
 
 RECIPE = Recipe("FastNet", epochs=3, batch_size=8, max_lr=0.01, bias_lr=1.0, muon_lr=0.1, cutout=0)
 
@@ -29,7 +39,9 @@ RECIPE = Recipe("FastNet", epochs=3, batch_size=8, max_lr=0.01, bias_lr=1.0, muo
 @pytest.fixture(scope="module")
 def few(tiny_splits) -> Splits:
     """16 / 8 / 40 images: enough for two steps an epoch."""
-    train, val, test = (Images(*(a[:n] for a in p)) for p, n in zip(tiny_splits, (16, 8, 40), strict=False))
+    train, val, test = (
+        Images(*(a[:n] for a in p)) for p, n in zip(tiny_splits, (16, 8, 40), strict=False)
+    )
     return Splits(train, val, test, tiny_splits.source)
 
 
@@ -54,7 +66,7 @@ def folder(original, tmp_path) -> Path:
     return shutil.copytree(original, tmp_path / original.name)
 
 
-def again(folder: Path, data: CIFAR10DataModule, **settings) -> training.Run:
+def again(folder: Path, data: CIFAR10DataModule, **settings) -> results.Run:
     return train(RECIPE, data, folder.parent, seed=1, **settings)
 
 
@@ -75,7 +87,7 @@ def weights(folder: Path) -> str:
     return weights_sha256(torch.load(newest_checkpoint(folder), weights_only=True)["state_dict"])
 
 
-# ---- identity -------------------------------------------------------------------------------------------------------
+# ---- identity ------------------------------------------------------------------------------------
 
 
 def test_whatever_shapes_the_weights_makes_another_folder(tiny_splits):
@@ -111,7 +123,9 @@ def test_whatever_shapes_the_weights_makes_another_folder(tiny_splits):
 def precisions(monkeypatch) -> list[str]:
     """Nothing is trained; what would have been is noted: the precision of each start."""
     found = []
-    monkeypatch.setattr(training, "fit", lambda _, started, *__, **___: found.append(started["resolved"]["precision"]))
+    monkeypatch.setattr(
+        runs, "fit", lambda _, started, *__, **___: found.append(started["resolved"]["precision"])
+    )
     return found
 
 
@@ -121,15 +135,17 @@ def test_another_precision_than_the_one_asked_for_is_never_loaded(folder, data, 
 
 
 def test_a_resumed_run_keeps_the_precision_it_began_with(data, tmp_path, monkeypatch, precisions):
-    monkeypatch.setattr(training, "native_precisions", lambda: ["32-true", "bf16-mixed"])
+    monkeypatch.setattr(runs, "native_precisions", lambda: ["32-true", "bf16-mixed"])
     for timed in ("bf16-mixed", "32-true"):  # the second time on a busy machine
-        monkeypatch.setattr(training, "choose_precision", lambda timed=timed: timed)
+        monkeypatch.setattr(runs, "choose_precision", lambda timed=timed: timed)
         train(RECIPE, data, tmp_path, seed=1)
     assert precisions == ["bf16-mixed", "bf16-mixed"]
 
 
 @pytest.mark.parametrize("kind", ["precision", "device"])
-def test_a_machine_that_cannot_continue_says_so_and_trains_nothing(data, tmp_path, monkeypatch, kind):
+def test_a_machine_that_cannot_continue_says_so_and_trains_nothing(
+    data, tmp_path, monkeypatch, kind
+):
     interrupt(monkeypatch, 1, data, tmp_path)
     (folder,) = tmp_path.glob("FastNet-*")
     path = folder / "started.json"
@@ -137,10 +153,14 @@ def test_a_machine_that_cannot_continue_says_so_and_trains_nothing(data, tmp_pat
     started["resolved"][kind] = {"precision": "16-mixed", "device": "cuda"}[kind]
     path.write_text(json.dumps(started))
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
-    with pytest.raises(ValueError, match="began with (16-mixed|cuda), and .* continue it .*, or set FRESH = True"):
+    with pytest.raises(
+        ValueError, match="began with (16-mixed|cuda), and .* continue it .*, or set FRESH = True"
+    ):
         train(RECIPE, data, tmp_path, seed=1)
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
-    assert train(RECIPE, data, tmp_path, seed=1, fresh=True).facts["epochs"] == 3  # as it was told
+    assert (
+        train(RECIPE, data, tmp_path, seed=1, fresh=True).metadata["epochs"] == 3
+    )  # as it was told
     assert len(list(tmp_path.glob("FastNet-*-before-*/epoch000.ckpt"))) == 1
 
 
@@ -150,7 +170,10 @@ def test_what_auto_chose_is_known_when_the_same_is_asked_for_again(data, tmp_pat
     auto = AutoChoice(asked, name)
     run = train(RECIPE, data, tmp_path, auto=auto)
     assert run.metrics_csv.parent.name.startswith("auto-")
-    assert chosen_before(tmp_path, asked) == name and chosen_before(tmp_path, {"ARCH": "auto", "EPOCHS": 1}) is None
+    assert (
+        chosen_before(tmp_path, asked) == name
+        and chosen_before(tmp_path, {"ARCH": "auto", "EPOCHS": 1}) is None
+    )
     with pytest.raises(ValueError, match="began with a recipe that 'auto' no longer chooses"):
         (run.metrics_csv.parent / "finished.json").unlink()
         train(dataclasses.replace(RECIPE, max_lr=0.02), data, tmp_path, auto=auto)
@@ -161,41 +184,57 @@ def test_runs_of_an_earlier_version_are_named_and_not_loaded(folder, data, tmp_p
     (old / "started.json").write_text('{"epochs": 3, "precision": "32-true"}')
     again(folder, data)
     printed = capsys.readouterr().out
-    assert "an earlier version left them: FastNet-3-0badcafe" in printed and "loaded the finished run" not in printed
+    assert (
+        "an earlier version left them: FastNet-3-0badcafe" in printed
+        and "loaded the finished run" not in printed
+    )
 
 
-# ---- integrity ------------------------------------------------------------------------------------------------------
+# ---- integrity -----------------------------------------------------------------------------------
 
 
 def test_facts_of_other_weights_are_noticed_and_training_continues(folder, data, capsys):
-    wanted, facts = weights(folder), json.loads((folder / "finished.json").read_text())
-    for name in ("epoch002.ckpt", "last.ckpt"):  # a synced drive has brought finished.json before them
+    wanted, metadata = weights(folder), json.loads((folder / "finished.json").read_text())
+    for name in (
+        "epoch002.ckpt",
+        "last.ckpt",
+    ):  # a synced drive has brought finished.json before them
         (folder / name).unlink()
         sidecar(folder / name).unlink()
     shutil.copy(folder / "epoch001.ckpt", folder / "last.ckpt")
     sidecar(folder / "last.ckpt").write_text(sha256(folder / "last.ckpt"))
     assert weights(folder) != wanted
     run = again(folder, data)
-    assert "describes other weights than last.ckpt, of epoch 2; training continues" in capsys.readouterr().out
-    assert weights(folder) == wanted and run.facts["weights_sha256"] == facts["weights_sha256"] == wanted
+    assert (
+        "describes other weights than last.ckpt, of epoch 2; training continues"
+        in capsys.readouterr().out
+    )
+    assert (
+        weights(folder) == wanted
+        and run.metadata["weights_sha256"] == metadata["weights_sha256"] == wanted
+    )
 
 
 def test_a_finished_run_whose_checkpoints_are_not_there_yet_is_not_trained_again(folder, data):
     for path in folder.glob("*.ckpt"):
         path.unlink()
-    with pytest.raises(ValueError, match="no complete checkpoint; .*wait until .*, else set FRESH = True"):
+    with pytest.raises(
+        ValueError, match="no complete checkpoint; .*wait until .*, else set FRESH = True"
+    ):
         again(folder, data)
-    assert again(folder, data, fresh=True).facts["epochs"] == 3
+    assert again(folder, data, fresh=True).metadata["epochs"] == 3
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\x00", b"[]", b'{"epochs": 3}'])
-def test_checkpoints_of_which_nobody_knows_how_they_were_trained_are_left_alone(folder, data, content):
+def test_checkpoints_of_which_nobody_knows_how_they_were_trained_are_left_alone(
+    folder, data, content
+):
     path = folder / "started.json"
     path.unlink() if content is None else path.write_bytes(content)
     (folder / "finished.json").unlink()
     with pytest.raises(ValueError, match="without a readable started.json.*FRESH = True"):
         again(folder, data)
-    assert again(folder, data, fresh=True).facts["epochs"] == 3
+    assert again(folder, data, fresh=True).metadata["epochs"] == 3
 
 
 def test_files_that_a_synced_drive_adds_are_ignored(data, tmp_path, original, monkeypatch):
@@ -208,7 +247,7 @@ def test_files_that_a_synced_drive_adds_are_ignored(data, tmp_path, original, mo
     shutil.copy(folder / "started.json", folder / "started (1).json")
     sidecar(folder / "last.ckpt").write_bytes(b"\xff\xfe\x00binary")
     run = train(RECIPE, data, tmp_path, seed=1)
-    assert weights(folder) == weights(original) and run.facts["epochs"] == 3
+    assert weights(folder) == weights(original) and run.metadata["epochs"] == 3
 
 
 def test_checkpoints_are_ordered_by_number(tmp_path):
@@ -218,13 +257,18 @@ def test_checkpoints_are_ordered_by_number(tmp_path):
     assert newest_checkpoint(tmp_path).name == "epoch1000.ckpt"
 
 
-def test_an_unfinished_run_counts_the_epochs_of_its_weights_not_of_its_log(data, tmp_path, monkeypatch):
+def test_an_unfinished_run_counts_the_epochs_of_its_weights_not_of_its_log(
+    data, tmp_path, monkeypatch
+):
     interrupt(monkeypatch, 2, data, tmp_path)
     (folder,) = tmp_path.glob("FastNet-*")
-    for name in ("epoch001.ckpt", "last.ckpt"):  # killed after the log of the second epoch was written
+    for name in (
+        "epoch001.ckpt",
+        "last.ckpt",
+    ):  # killed after the log of the second epoch was written
         (folder / name).unlink()
     run = unfinished_run(folder)
-    assert run.facts["epochs"] == 1 and training.read_table(run.metrics_csv).epoch.max() == 0
+    assert run.metadata["epochs"] == 1 and history.read_table(run.metrics_csv).epoch.max() == 0
 
 
 def test_an_unfinished_run_that_is_none_is_refused(tmp_path):
@@ -232,12 +276,12 @@ def test_an_unfinished_run_that_is_none_is_refused(tmp_path):
         unfinished_run(tmp_path)
 
 
-# ---- ownership ------------------------------------------------------------------------------------------------------
+# ---- ownership -----------------------------------------------------------------------------------
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from run_folder import Owner
+from training.run_folder import Owner
 with Owner(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -253,7 +297,10 @@ def impatient(monkeypatch):
 def holder(tmp_path):
     """Another process that owns the folder 'run'."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path / "run")], cwd=PROJECT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout.readline() == "held\n"
     yield process
@@ -262,8 +309,12 @@ def holder(tmp_path):
     process.stdout.close()
 
 
-def test_the_second_process_is_told_who_trains_and_a_killed_owner_keeps_nothing(holder, tmp_path, impatient, faults):
-    with pytest.raises(RunInUse, match=rf"run is being trained in by process {holder.pid} on .*set CHECKPOINT_DIR"):
+def test_the_second_process_is_told_who_trains_and_a_killed_owner_keeps_nothing(
+    holder, tmp_path, impatient, faults
+):
+    with pytest.raises(
+        RunInUse, match=rf"run is being trained in by process {holder.pid} on .*set CHECKPOINT_DIR"
+    ):
         Owner(tmp_path / "run").__enter__()
     holder.send_signal(signal.SIGKILL)
     holder.wait()
@@ -277,17 +328,25 @@ def test_two_trainings_at_once_are_one_training(data, tmp_path, impatient):
     with Owner(run_folder(tmp_path, run_identity(RECIPE, data, 1))), pytest.raises(RunInUse):
         train(RECIPE, data, tmp_path, seed=1)
     assert not list(tmp_path.glob("FastNet-*/*"))
-    assert train(RECIPE, data, tmp_path, seed=1).facts["epochs"] == 3
+    assert train(RECIPE, data, tmp_path, seed=1).metadata["epochs"] == 3
 
 
 def card(folder: Path, host: str, age: float) -> None:
     """What another process has written beside the folder, so many seconds ago."""
-    said = {"token": "other", "host": host, "pid": 7, "since": "noon", "heartbeat": time.time() - age}
+    said = {
+        "token": "other",
+        "host": host,
+        "pid": 7,
+        "since": "noon",
+        "heartbeat": time.time() - age,
+    }
     folder.with_name(f".{folder.name}.owner.json").write_text(json.dumps(said))
 
 
 @pytest.mark.parametrize(("age", "alive"), [(10, True), (290, True), (-20, True), (310, False)])
-def test_on_another_machine_an_owner_is_dead_after_five_minutes_without_a_heartbeat(tmp_path, age, alive):
+def test_on_another_machine_an_owner_is_dead_after_five_minutes_without_a_heartbeat(
+    tmp_path, age, alive
+):
     card(tmp_path / "run", "elsewhere", age)
     if alive:
         with pytest.raises(RunInUse, match="by process 7 on elsewhere since noon"):
@@ -332,7 +391,9 @@ def test_a_damaged_card_is_nobody_s(tmp_path, content):
         pass
 
 
-def test_a_run_that_was_taken_over_meanwhile_stops_before_its_next_checkpoint(data, tmp_path, monkeypatch):
+def test_a_run_that_was_taken_over_meanwhile_stops_before_its_next_checkpoint(
+    data, tmp_path, monkeypatch
+):
     folder = run_folder(tmp_path, run_identity(RECIPE, data, 1))
 
     def taken_over(self) -> None:
@@ -343,4 +404,6 @@ def test_a_run_that_was_taken_over_meanwhile_stops_before_its_next_checkpoint(da
     with pytest.raises(RunInUse, match="process 7 on elsewhere"):
         train(RECIPE, data, tmp_path, seed=1)
     assert {path.name for path in folder.glob("epoch*.ckpt")} == {"epoch000.ckpt"}
-    assert json.loads((tmp_path / f".{folder.name}.owner.json").read_text())["pid"] == 7  # its card is left alone
+    assert (
+        json.loads((tmp_path / f".{folder.name}.owner.json").read_text())["pid"] == 7
+    )  # its card is left alone

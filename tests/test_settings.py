@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import machine
-import settings
-import training
+from models import registry
 from models.errors import ProjectError
-from models.lit import RECIPES, Recipe
-from settings import PROJECT, SWITCHES, output_folder, resolve
+from training import hardware, runs, settings
+from training.recipes import RECIPES, Recipe
+from training.settings import PROJECT, SWITCHES, output_folder, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -37,10 +36,22 @@ def test_0_stands_for_the_recipe_s_own_value():
 
 
 def test_the_environment_overrides_the_cell_in_the_cell_s_type(monkeypatch):
-    for name, text in (("SEED", "7"), ("ARCH", "ResNet18"), ("OPACITY", "0.25"), ("FRESH", "true"), ("LAUNCH", "0")):
+    for name, text in (
+        ("SEED", "7"),
+        ("ARCH", "ResNet18"),
+        ("OPACITY", "0.25"),
+        ("FRESH", "true"),
+        ("LAUNCH", "0"),
+    ):
         monkeypatch.setenv(f"ERA_{name}", text)
     s = resolve(SWITCHES | {"LAUNCH": True})
-    assert (s.seed, s.recipe.network, s.opacity, s.fresh, s.launch) == (7, "ResNet18", 0.25, True, False)
+    assert (s.seed, s.recipe.network, s.opacity, s.fresh, s.launch) == (
+        7,
+        "ResNet18",
+        0.25,
+        True,
+        False,
+    )
     assert "seed            7" in str(s)
 
 
@@ -155,13 +166,13 @@ def test_the_device_is_the_one_that_trains(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     for right, device, arch in ((True, "mps", "ResNet18"), (False, "cpu", "FastNet")):
-        monkeypatch.setattr(machine, "mps_trains_right", lambda right=right: right)
+        monkeypatch.setattr(hardware, "mps_trains_right", lambda right=right: right)
         s = resolve(SWITCHES)
         assert (s.device, s.recipe.network) == (device, arch)
 
 
 def test_a_network_of_the_reader_s_own_may_be_chosen(monkeypatch):
-    monkeypatch.setitem(settings.NETWORKS, "Deeper", settings.NETWORKS["ResNet18"])
+    monkeypatch.setitem(registry.NETWORKS, "Deeper", registry.NETWORKS["ResNet18"])
     monkeypatch.setitem(RECIPES, "deeper-1", Recipe("Deeper"))
     assert resolve(SWITCHES | {"ARCH": "Deeper", "RECIPE": "deeper-1"}).recipe.network == "Deeper"
 
@@ -179,7 +190,10 @@ def test_a_missing_switch_is_named():
 def test_smoke_mode_is_short_and_leaves_the_checkpoints_alone(monkeypatch):
     monkeypatch.setenv("SMOKE_TEST", "1")
     assert resolve(SWITCHES).checkpoint_dir != Path("checkpoints")
-    assert resolve(SWITCHES).recipe.epochs <= 2 and resolve(SWITCHES | {"EPOCHS": 90}).recipe.epochs <= 2
+    assert (
+        resolve(SWITCHES).recipe.epochs <= 2
+        and resolve(SWITCHES | {"EPOCHS": 90}).recipe.epochs <= 2
+    )
 
 
 def test_checkpoints_go_to_drive_if_it_is_mounted_and_nothing_else_is_wanted(monkeypatch, tmp_path):
@@ -197,33 +211,43 @@ def test_a_run_on_the_sample_never_writes_into_the_project(monkeypatch, tmp_path
     scratch = output_folder(s, is_cifar10=False).resolve()
     assert scratch.is_dir() and PROJECT not in [scratch, *scratch.parents]
     elsewhere = resolve(SWITCHES | {"OUT_DIR": str(tmp_path / "run")})
-    assert output_folder(elsewhere, is_cifar10=False) == tmp_path / "run" and (tmp_path / "run").is_dir()
+    assert (
+        output_folder(elsewhere, is_cifar10=False) == tmp_path / "run"
+        and (tmp_path / "run").is_dir()
+    )
 
 
 def test_the_devices_are_as_wanted_or_as_torchrun_has_started_us(monkeypatch):
     assert resolve(SWITCHES).placement == {"devices": "auto", "num_nodes": 1, "strategy": "auto"}
     wanted = SWITCHES | {"DEVICES": "4", "NUM_NODES": 2, "STRATEGY": "ddp"}
     assert resolve(wanted).placement == {"devices": 4, "num_nodes": 2, "strategy": "ddp"}
-    for name, value in {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "8", "GROUP_WORLD_SIZE": "3"}.items():
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "none",
+        "LOCAL_WORLD_SIZE": "8",
+        "GROUP_WORLD_SIZE": "3",
+    }.items():
         monkeypatch.setenv(name, value)
     assert resolve(SWITCHES).placement == {"devices": 8, "num_nodes": 3, "strategy": "auto"}
 
 
-# ---- what auto chose before -----------------------------------------------------------------------------------------
+# ---- what auto chose before ----------------------------------------------------------------------
 
 
-def test_auto_keeps_what_it_chose_when_the_run_began_on_another_machine(monkeypatch, tmp_path, tiny_splits, capsys):
+def test_auto_keeps_what_it_chose_when_the_run_began_on_another_machine(
+    monkeypatch, tmp_path, tiny_splits, capsys
+):
     cell = SWITCHES | {"CHECKPOINT_DIR": str(tmp_path)}
     monkeypatch.setattr(settings, "choose_device", lambda: torch.device("cpu"))
     s = resolve(cell)
     assert (s.recipe.network, s.auto.recipe_name) == ("FastNet", "fastnet-8")
-    data = training.data_for(s.recipe, tiny_splits, s.seed)
-    monkeypatch.setattr(training, "fit", lambda *_, **__: None)
-    training.train(s.recipe, data, s.checkpoint_dir, s.seed, auto=s.auto)
+    data = runs.build_datamodule(s.recipe, tiny_splits, s.seed)
+    monkeypatch.setattr(runs, "fit", lambda *_, **__: None)
+    runs.train(s.recipe, data, s.checkpoint_dir, s.seed, auto=s.auto)
     monkeypatch.setattr(settings, "choose_device", lambda: torch.device("cuda"))
     assert resolve(cell).recipe.network == "FastNet"
     assert (
-        "chose fastnet-8 when this run began; with FRESH = True it would choose resnet18-20" in capsys.readouterr().out
+        "chose fastnet-8 when this run began; with FRESH = True it would choose resnet18-20"
+        in capsys.readouterr().out
     )
     assert resolve(cell | {"FRESH": True}).recipe.network == "ResNet18"  # as it was told
     assert resolve(cell | {"EPOCHS": 3}).recipe.network == "ResNet18"  # asked for something else

@@ -9,18 +9,23 @@ import pandas as pd
 import pytest
 import torch
 
-import machine
-import training
-from checkpoints import load_checkpoint, newest_checkpoint, sidecar
+import training.classifier
+import training.optimizer
 from dataload import CIFAR10DataModule, normalize
-from models import lit
+from models import registry
 from models.bundle import sha256
 from models.errors import ProjectError
 from models.fastnet import FastNet
-from models.lit import RANGES, RECIPES, LitClassifier, Recipe, choose_recipe, triangle
 from models.registry import build
-from progress import LiveCurves, Progress, Workload, clock, multiply_adds, smaller_budget
-from training import data_for, range_test, read_metrics, train
+from training import hardware, progress, results, runs
+from training.checkpoints import load_checkpoint, newest_checkpoint, sidecar
+from training.classifier import LitClassifier, one_cycle_factor
+from training.console import format_duration
+from training.history import read_metrics
+from training.progress import LiveCurves, Progress, Workload
+from training.range_test import range_test
+from training.recipes import RANGES, RECIPES, Recipe, choose_recipe, multiply_adds, smaller_budget
+from training.runs import build_datamodule, train
 
 RECIPE = Recipe("CustomResNet", epochs=3, batch_size=32, max_lr=0.02)
 
@@ -54,7 +59,10 @@ def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
         ({"warmup": 1.5}, "warmup from 0 to 1, got 1.5"),
         ({"low_res": -0.1}, "low_res"),
         ({"network": "VGG"}, "unknown network 'VGG'"),
-        ({"batch_size": 100, "micro_batch": 30}, "batch_size of 100 is no multiple of the micro_batch 30"),
+        (
+            {"batch_size": 100, "micro_batch": 30},
+            "batch_size of 100 is no multiple of the micro_batch 30",
+        ),
         ({"epochs": 2.5}, "expected epochs from 1 to 10000, a whole number, got 2.5"),
         ({"epochs": True}, "expected epochs .*got True"),
         ({"max_lr": "0.1"}, "expected max_lr from 0 to .*got '0.1'"),
@@ -63,7 +71,11 @@ def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
         ({"cutout": 33}, "expected cutout from 0 to 32"),
         ({"network": ["ResNet18"]}, "unknown network"),
         ({"momentum": 1.5}, "momentum from 0 to 1, got 1.5"),
-        *(({name: value}, f"expected {name} from") for name in RANGES for value in (float("nan"), float("inf"), -1)),
+        *(
+            ({name: value}, f"expected {name} from")
+            for name in RANGES
+            for value in (float("nan"), float("inf"), -1)
+        ),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(change, message):
@@ -74,7 +86,9 @@ def test_a_recipe_that_cannot_be_is_refused(change, message):
 def test_the_recipe_is_chosen_by_network_or_name():
     assert choose_recipe("ResNet18")[0] == "resnet18-20"
     assert choose_recipe("CustomResNet", "", epochs=3, batch_size=256)[1].epochs == 3
-    assert choose_recipe("ResNet18", batch_size=64)[1].micro_batch == 0  # smaller than the recipe's part of a batch
+    assert (
+        choose_recipe("ResNet18", batch_size=64)[1].micro_batch == 0
+    )  # smaller than the recipe's part of a batch
     with pytest.raises(ValueError, match="recipe for ResNet18 .*got 'custom-10'"):
         choose_recipe("ResNet18", "custom-10")
     with pytest.raises(ValueError, match="unknown network 'VGG'"):
@@ -86,7 +100,9 @@ def test_half_of_any_batch_size_is_accepted_as_the_advice_says(arch):
     for batch_size in [*range(2, 520), 1000, 1999, 2000, 50_000]:
         recipe = choose_recipe(arch, batch_size=batch_size // 2)[1]
         parts, rest = divmod(recipe.batch_size, recipe.micro_batch or recipe.batch_size)
-        assert rest == 0 and (parts == 1 or 32 <= recipe.micro_batch <= choose_recipe(arch)[1].micro_batch)
+        assert rest == 0 and (
+            parts == 1 or 32 <= recipe.micro_batch <= choose_recipe(arch)[1].micro_batch
+        )
     assert choose_recipe("ResNet18", batch_size=192)[1].micro_batch == 96
     assert choose_recipe("ResNet18", batch_size=256)[1].micro_batch == 128
     assert choose_recipe("ResNet18", batch_size=383)[1].micro_batch == 0  # a prime
@@ -95,7 +111,9 @@ def test_half_of_any_batch_size_is_accepted_as_the_advice_says(arch):
 @pytest.mark.numeric
 def test_the_learning_rate_rises_and_falls_with_every_step():
     classifier = LitClassifier(network="CustomResNet", max_lr=0.5, warmup=0.2)
-    classifier.trainer = type("Trainer", (), {"estimated_stepping_batches": 101, "precision": "32-true"})()
+    classifier.trainer = type(
+        "Trainer", (), {"estimated_stepping_batches": 101, "precision": "32-true"}
+    )()
     both = classifier.configure_optimizers()
     optimizer, schedule = both["optimizer"], both["lr_scheduler"]["scheduler"]
     rates = []
@@ -105,16 +123,31 @@ def test_the_learning_rate_rises_and_falls_with_every_step():
         schedule.step() if len(rates) < 101 else None
     peak = rates.index(max(rates))
     assert max(rates) == pytest.approx(0.5, rel=0.03) and peak in (19, 20) and rates[-1] < 0.005
-    assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert rates[10] == pytest.approx(0.5 / 2, rel=0.1) and rates[60] == pytest.approx(0.5 / 2, rel=0.1)  # half way
+    assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(
+        rates[peak:], reverse=True
+    )
+    assert rates[10] == pytest.approx(0.5 / 2, rel=0.1) and rates[60] == pytest.approx(
+        0.5 / 2, rel=0.1
+    )  # half way
     assert both["lr_scheduler"]["interval"] == "step"
 
 
 @pytest.mark.numeric
 def test_the_triangle_goes_from_0_over_1_back_to_0():
-    assert [triangle(x, 0.2) for x in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx([0, 0.5, 1, 0.5, 0])
-    assert [triangle(x, 0) for x in (0, 0.5, 1)] == [1, 0.5, 0]  # no warm-up: it begins at the peak
-    assert [triangle(x, 1) for x in (0, 0.5, 1, 1.1)] == [0, 0.5, 1, 1]  # nothing else: it only rises
+    assert [one_cycle_factor(x, 0.2) for x in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx(
+        [0, 0.5, 1, 0.5, 0]
+    )
+    assert [one_cycle_factor(x, 0) for x in (0, 0.5, 1)] == [
+        1,
+        0.5,
+        0,
+    ]  # no warm-up: it begins at the peak
+    assert [one_cycle_factor(x, 1) for x in (0, 0.5, 1, 1.1)] == [
+        0,
+        0.5,
+        1,
+        1,
+    ]  # nothing else: it only rises
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 1.0])
@@ -130,9 +163,16 @@ def test_the_ends_of_the_ranges_train(data, tmp_path, warmup, low_res):
 # ---- steps ----
 
 
-def trained_on(splits, tmp_path, fast=False, **changes) -> tuple[training.Run, list]:
+def trained_on(splits, tmp_path, fast=False, **changes) -> tuple[results.Run, list]:
     """A run of FastNet with a small batch, and the shapes of what the network was given while it learned."""
-    settings = {"epochs": 2, "batch_size": 32, "micro_batch": 8, "bias_lr": 1, "max_lr": 0.01, "muon_lr": 0.1}
+    settings = {
+        "epochs": 2,
+        "batch_size": 32,
+        "micro_batch": 8,
+        "bias_lr": 1,
+        "max_lr": 0.01,
+        "muon_lr": 0.1,
+    }
     recipe = dataclasses.replace(RECIPES["fastnet-8"], **settings | changes)
     shapes, forward = [], FastNet.forward
 
@@ -143,7 +183,9 @@ def trained_on(splits, tmp_path, fast=False, **changes) -> tuple[training.Run, l
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FastNet, "forward", recorded)
-        run = train(recipe, data_for(recipe, splits, 0, fast), tmp_path, seed=0, precision="32-true")
+        run = train(
+            recipe, build_datamodule(recipe, splits, 0, fast), tmp_path, seed=0, precision="32-true"
+        )
     return run, shapes
 
 
@@ -154,10 +196,14 @@ def test_micro_batches_make_one_step_and_the_start_is_at_low_resolution(tiny_spl
     assert steps.tolist() == [1, 3]  # of the optimiser, two an epoch, counted from 0
 
 
-def test_the_parts_of_a_batch_weigh_as_much_in_batchnorm_as_the_batch(tiny_splits, tmp_path, monkeypatch):
+def test_the_parts_of_a_batch_weigh_as_much_in_batchnorm_as_the_batch(
+    tiny_splits, tmp_path, monkeypatch
+):
     momenta = set()
     monkeypatch.setattr(
-        torch.nn.BatchNorm2d, "_check_input_dim", lambda self, _: momenta.add(round(1 - (1 - self.momentum) ** 4, 6))
+        torch.nn.BatchNorm2d,
+        "_check_input_dim",
+        lambda self, _: momenta.add(round(1 - (1 - self.momentum) ** 4, 6)),
     )
     trained_on(tiny_splits, tmp_path, epochs=1, bn_momentum=0.4)
     assert momenta >= {0.4}
@@ -168,7 +214,10 @@ def test_the_parts_of_a_batch_weigh_as_much_in_batchnorm_as_the_batch(tiny_split
 def test_fastnet_learns_with_either_loader_and_its_stem_stays(tiny_splits, tmp_path, fast):
     run, _ = trained_on(tiny_splits, tmp_path, fast, epochs=6)
     table = pd.read_csv(run.metrics_csv).groupby("epoch").mean()
-    assert table.train_loss.iloc[-1] < 0.9 * table.train_loss.iloc[0] and table.train_acc.iloc[-1] > 0.4
+    assert (
+        table.train_loss.iloc[-1] < 0.9 * table.train_loss.iloc[0]
+        and table.train_acc.iloc[-1] > 0.4
+    )
     fresh = FastNet()
     fresh.whiten(normalize(tiny_splits.train.images))
     assert torch.allclose(run.model.stem.weight, fresh.stem.weight, rtol=1e-2, atol=1e-3)
@@ -189,31 +238,49 @@ def test_a_loss_that_is_no_number_stops_and_the_last_checkpoint_stays(data, tmp_
         return right(*args, **kwargs) * (float("nan") if len(calls) == 5 else 1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lit.F, "cross_entropy", breaks)  # two batches of training and one of validation in an epoch
-        with pytest.raises(FloatingPointError, match=r"loss is nan at step 4, epoch 2.*learning rate of 0\.0"):
+        patch.setattr(
+            training.classifier.F, "cross_entropy", breaks
+        )  # two batches of training and one of validation in an epoch
+        with pytest.raises(
+            FloatingPointError, match=r"loss is nan at step 4, epoch 2.*learning rate of 0\.0"
+        ):
             train(RECIPE, data, tmp_path, seed=1, precision="32-true")
     (folder,) = tmp_path.glob("CustomResNet-*")
     assert newest_checkpoint(folder).name == "last.ckpt" and (folder / "epoch000.ckpt").exists()
-    assert train(RECIPE, data, tmp_path, seed=1, precision="32-true").facts["epochs"] == 3  # and it goes on from there
+    assert (
+        train(RECIPE, data, tmp_path, seed=1, precision="32-true").metadata["epochs"] == 3
+    )  # and it goes on from there
 
 
 def test_the_first_of_several_bad_losses_is_named_by_its_step(monkeypatch):
-    """As on a GPU, where they are looked at when the epoch ends: ten batches, two to a step, the fifth is bad."""
+    """As on a GPU, where they are looked at when the epoch ends.
+
+    Ten batches, two to a step, the fifth is bad.
+    """
     classifier = LitClassifier(network="FastNet")
     monkeypatch.setattr(classifier, "logged_rate", lambda: 0.1)
-    state = {"is_last_batch": True, "global_step": 104, "current_epoch": 6, "accumulate_grad_batches": 2}
+    state = {
+        "is_last_batch": True,
+        "global_step": 104,
+        "current_epoch": 6,
+        "accumulate_grad_batches": 2,
+    }
     classifier.trainer = type("Trainer", (), state)()
     values = [1.0, 1.0, 1.0, 1.0, float("inf"), float("nan"), 1.0, 1.0, 1.0, 1.0]
     classifier.history = [(torch.tensor(value), torch.tensor(1), 2) for value in values]
-    with pytest.raises(FloatingPointError, match="loss is inf at step 103, epoch 7, with a learning rate of 0.1;"):
+    with pytest.raises(
+        FloatingPointError, match="loss is inf at step 103, epoch 7, with a learning rate of 0.1;"
+    ):
         classifier.check_finite()
 
 
 def test_a_compiled_run_compiles_the_network_and_keeps_its_names(data, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: asked.append(type(self).__name__))
-    run = train(dataclasses.replace(RECIPE, epochs=1), data, tmp_path, precision="32-true", compiled=True)
-    assert asked == ["CustomResNet"] and run.facts["epochs"] == 1
+    run = train(
+        dataclasses.replace(RECIPE, epochs=1), data, tmp_path, precision="32-true", compiled=True
+    )
+    assert asked == ["CustomResNet"] and run.metadata["epochs"] == 1
 
 
 @pytest.mark.numeric
@@ -221,9 +288,14 @@ def test_an_epoch_s_metrics_weigh_each_image_alike(monkeypatch):
     classifier, logged = LitClassifier(network="FastNet"), {}
     monkeypatch.setattr(classifier, "logged_rate", lambda: 0.1)
     monkeypatch.setattr(classifier, "log_dict", lambda values, **_: logged.update(values))
-    classifier.history = [(torch.tensor(1.0), torch.tensor(3), 6), (torch.tensor(4.0), torch.tensor(0), 2)]
+    classifier.history = [
+        (torch.tensor(1.0), torch.tensor(3), 6),
+        (torch.tensor(4.0), torch.tensor(0), 2),
+    ]
     classifier.log_epoch()
-    assert logged["train_loss"] == pytest.approx(14 / 8) and logged["train_acc"] == pytest.approx(3 / 8)
+    assert logged["train_loss"] == pytest.approx(14 / 8) and logged["train_acc"] == pytest.approx(
+        3 / 8
+    )
     assert logged["lr"] == 0.1 and classifier.history == []
 
 
@@ -231,7 +303,9 @@ def test_an_epoch_s_metrics_weigh_each_image_alike(monkeypatch):
 def test_the_logged_rate_is_muon_s_or_where_it_trains_nothing_the_last_group_s(filters, rate):
     classifier = LitClassifier(network="FastNet", muon_lr=0.24, bias_lr=9.0, max_lr=0.5)
     convolution = torch.nn.Conv2d(8, 8, 3 if filters else 1)
-    optimizer = lit.make_optimizer(torch.nn.Sequential(convolution, torch.nn.Linear(8, 8)), classifier.recipe, False)
+    optimizer = training.optimizer.make_optimizer(
+        torch.nn.Sequential(convolution, torch.nn.Linear(8, 8)), classifier.recipe, False
+    )
     classifier.trainer = SimpleNamespace(optimizers=[optimizer])
     assert classifier.logged_rate() == rate
 
@@ -242,15 +316,42 @@ def test_the_logged_rate_is_muon_s_or_where_it_trains_nothing_the_last_group_s(f
 def test_a_slow_machine_is_offered_what_was_measured_and_fits(tmp_path):
     measured = tmp_path / "measured.json"
     rows = [
-        {"network": "FastNet", "recipe": "fastnet-8", "epochs": 8, "val_single": 0.93, "single": 0.95},
-        {"network": "FastNet", "recipe": "fastnet-4", "epochs": 4, "val_single": 0.94, "single": 0.91},
-        {"network": "FastNet", "recipe": "fastnet-2", "epochs": 2, "val_single": 0.85, "single": 0.84},
-        {"network": "FastNet", "recipe": "fastnet-2", "epochs": 2, "single": 0.99},  # was not validated
+        {
+            "network": "FastNet",
+            "recipe": "fastnet-8",
+            "epochs": 8,
+            "val_single": 0.93,
+            "single": 0.95,
+        },
+        {
+            "network": "FastNet",
+            "recipe": "fastnet-4",
+            "epochs": 4,
+            "val_single": 0.94,
+            "single": 0.91,
+        },
+        {
+            "network": "FastNet",
+            "recipe": "fastnet-2",
+            "epochs": 2,
+            "val_single": 0.85,
+            "single": 0.84,
+        },
+        {
+            "network": "FastNet",
+            "recipe": "fastnet-2",
+            "epochs": 2,
+            "single": 0.99,
+        },  # was not validated
         {"network": "FastNet", "recipe": "of-old", "epochs": 2, "val_single": 0.99, "single": 0.99},
     ]
     measured.write_text(json.dumps([row | {"train_images": 45_000} for row in rows]))
     offer = smaller_budget("ResNet18", 2, measured)  # 2 epochs of it are 9.4 of FastNet
-    assert '"fastnet-4"' in offer and "validation accuracy of about 94.0%" in offer and "20 minutes" in offer
+    assert (
+        '"fastnet-4"' in offer
+        and "validation accuracy of about 94.0%" in offer
+        and "20 minutes" in offer
+    )
     assert '"fastnet-2"' in smaller_budget("FastNet", 3, measured)
     assert "EPOCHS = 1 would take less" in smaller_budget("FastNet", 1.9, measured)
     assert "EPOCHS = 1 would take more" in smaller_budget("FastNet", 0.4, tmp_path / "missing.json")
@@ -264,13 +365,17 @@ def test_what_is_offered_is_a_choice_that_settings_take(network, epochs):
         _, arch, _, recipe, *_ = offer.split('"')
         assert choose_recipe(arch, recipe)[1].network == arch
     else:
-        assert choose_recipe(network, "", int(offer.split("EPOCHS = ")[1].split()[0]))[1].epochs >= 1
+        assert (
+            choose_recipe(network, "", int(offer.split("EPOCHS = ")[1].split()[0]))[1].epochs >= 1
+        )
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "[{}]", "null", '{"network": 1}'])
 def test_a_damaged_measurement_is_none(tmp_path, content):
     (tmp_path / "measured.json").write_text(content)
-    assert "EPOCHS = 3 would take less" in smaller_budget("FastNet", 3.5, tmp_path / "measured.json")
+    assert "EPOCHS = 3 would take less" in smaller_budget(
+        "FastNet", 3.5, tmp_path / "measured.json"
+    )
 
 
 def test_a_network_of_the_reader_s_own_is_advised_too(monkeypatch):
@@ -278,8 +383,10 @@ def test_a_network_of_the_reader_s_own_is_advised_too(monkeypatch):
         def __init__(self):
             super().__init__(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
 
-    monkeypatch.setitem(lit.NETWORKS, "Deeper", Deeper)
-    assert "would take" in smaller_budget("Deeper", 5) and "would take" in smaller_budget("unknown", 5)
+    monkeypatch.setitem(registry.NETWORKS, "Deeper", Deeper)
+    assert "would take" in smaller_budget("Deeper", 5) and "would take" in smaller_budget(
+        "unknown", 5
+    )
     multiply_adds.cache_clear()
 
 
@@ -292,7 +399,9 @@ def test_low_resolution_counts_as_less_work_and_validation_as_a_forward_pass():
     assert Workload(1, 10, 0, 0).left(0) == 10
     assert Workload(1, 10, 10, 0).left(0) == pytest.approx(10 * 9 / 16)
     assert Workload(1, 12, 10, 0).left(0, 8) == pytest.approx(2 * 9 / 16 + 2)
-    assert Workload(2, 10, 0, 3).left(0) == pytest.approx(22) and Workload(2, 10, 0, 3).left(1) == pytest.approx(11)
+    assert Workload(2, 10, 0, 3).left(0) == pytest.approx(22) and Workload(2, 10, 0, 3).left(
+        1
+    ) == pytest.approx(11)
 
 
 class Clock:
@@ -305,21 +414,29 @@ class Clock:
         return self.now
 
 
-def told_by(monkeypatch, capsys, low_res=0.4, epochs=4, batches=180, slower_from=99, network="FastNet"):
+def told_by(
+    monkeypatch, capsys, low_res=0.4, epochs=4, batches=180, slower_from=99, network="FastNet"
+):
     """What Progress prints while a made-up machine trains, and how long that takes it: a batch 1 s at full resolution
     and 9/16 s at low, validation a third, the first batches 3 s, checkpoint and log 4 s; from an epoch on, twice."""
     made_up, validation = Clock(), 5000
-    monkeypatch.setattr("progress.time", made_up)
+    monkeypatch.setattr("training.progress.time", made_up)
     images = SimpleNamespace(val=SimpleNamespace(labels=range(validation)))
     trainer = SimpleNamespace(
-        is_global_zero=True, current_epoch=0, max_epochs=epochs, num_training_batches=batches, callback_metrics={},
-        global_step=0, logger=None, datamodule=SimpleNamespace(splits=images, batch_size=250),
-    )  # fmt: skip
+        is_global_zero=True,
+        current_epoch=0,
+        max_epochs=epochs,
+        num_training_batches=batches,
+        callback_metrics={},
+        global_step=0,
+        logger=None,
+        datamodule=SimpleNamespace(splits=images, batch_size=250),
+    )
     recipe = SimpleNamespace(low_res=low_res, network=network)
     module = SimpleNamespace(device=torch.device("cpu"), rates={}, recipe=recipe)
     progress = Progress(pd.DataFrame({"epoch": []}))
     monkeypatch.setattr(progress, "write", lambda *_: None)
-    monkeypatch.setattr("progress.epoch_line", lambda *_: "epoch")
+    monkeypatch.setattr("training.progress.epoch_line", lambda *_: "epoch")
     monkeypatch.setattr(LiveCurves, "add", lambda *_: None)
     progress.on_train_start(trainer, module)
     for epoch in range(epochs):
@@ -342,7 +459,9 @@ def seconds(line: str) -> float:
 
 @pytest.mark.parametrize("low_res", [0, 0.4, 1])
 @pytest.mark.parametrize(("epochs", "batches"), [(1, 100), (4, 180), (8, 180)])
-def test_the_estimate_holds_everything_from_the_start_to_the_end(monkeypatch, capsys, low_res, epochs, batches):
+def test_the_estimate_holds_everything_from_the_start_to_the_end(
+    monkeypatch, capsys, low_res, epochs, batches
+):
     lines, took = told_by(monkeypatch, capsys, low_res, epochs, batches)
     (said,) = [line for line in lines if line.startswith(("about", "now about"))]
     assert seconds(said) == pytest.approx(took, rel=0.15) and said.endswith(f"for {epochs} epochs")
@@ -351,7 +470,11 @@ def test_the_estimate_holds_everything_from_the_start_to_the_end(monkeypatch, ca
 def test_the_estimate_is_corrected_where_the_machine_becomes_slower(monkeypatch, capsys):
     lines, took = told_by(monkeypatch, capsys, slower_from=1, epochs=6)
     first, *later = [line for line in lines if "about" in line]
-    assert seconds(first) < 0.8 * took and later and all(line.startswith("now about") for line in later)
+    assert (
+        seconds(first) < 0.8 * took
+        and later
+        and all(line.startswith("now about") for line in later)
+    )
     assert seconds(later[-1]) == pytest.approx(took, rel=0.15)
 
 
@@ -359,13 +482,15 @@ def test_the_estimate_is_corrected_where_the_machine_becomes_slower(monkeypatch,
 def test_advice_never_ends_a_run(monkeypatch, capsys, network):
     lines, _ = told_by(monkeypatch, capsys, epochs=20, network=network)
     assert "This machine needs more than 20 minutes" in lines[1]
-    monkeypatch.setattr("progress.smaller_budget", lambda *_: 1 / 0)
-    assert len(told_by(monkeypatch, capsys, epochs=20)[0]) == 21  # a line for each epoch, and the estimate
+    monkeypatch.setattr("training.progress.smaller_budget", lambda *_: 1 / 0)
+    assert (
+        len(told_by(monkeypatch, capsys, epochs=20)[0]) == 21
+    )  # a line for each epoch, and the estimate
 
 
 def test_an_epoch_of_a_few_batches_ends_without_an_estimate(monkeypatch, capsys):
     lines, _ = told_by(monkeypatch, capsys, epochs=1, batches=2)
-    assert lines == ["epoch"] and clock(0) == "0 s"
+    assert lines == ["epoch"] and format_duration(0) == "0 s"
 
 
 # ---- device ----
@@ -376,7 +501,7 @@ def apple_gpu(monkeypatch):
     """A Mac, as torch would see it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    tested = machine.mps_trains_right
+    tested = hardware.mps_trains_right
     tested.cache_clear()
     yield
     tested.cache_clear()
@@ -384,13 +509,13 @@ def apple_gpu(monkeypatch):
 
 def test_the_self_test_agrees_with_itself_and_moves_no_random_number():
     state = torch.get_rng_state()
-    assert machine.steps_agree("cpu", "cpu")
+    assert hardware.steps_agree("cpu", "cpu")
     assert torch.equal(state, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 2, 3, 4, 5, 6, 7])
 def test_the_self_test_sees_one_wrong_result(monkeypatch, wrong):
-    right = machine.training_step
+    right = hardware.training_step
 
     def second_is_wrong(device):
         values = right("cpu")
@@ -398,45 +523,51 @@ def test_the_self_test_sees_one_wrong_result(monkeypatch, wrong):
             values[wrong] = values[wrong] * 1.01
         return values
 
-    monkeypatch.setattr(machine, "training_step", second_is_wrong)
-    assert not machine.steps_agree("cpu", "mps")
+    monkeypatch.setattr(hardware, "training_step", second_is_wrong)
+    assert not hardware.steps_agree("cpu", "mps")
 
 
 @pytest.mark.parametrize("result", [float("nan"), float("inf")])
 def test_a_result_that_is_no_number_disagrees(monkeypatch, result):
-    right = machine.training_step
+    right = hardware.training_step
     monkeypatch.setattr(
-        machine, "training_step", lambda device: [v if device == "cpu" else v * result for v in right("cpu")]
+        hardware,
+        "training_step",
+        lambda device: [v if device == "cpu" else v * result for v in right("cpu")],
     )
-    assert not machine.steps_agree("cpu", "mps")
+    assert not hardware.steps_agree("cpu", "mps")
 
 
 @pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, AssertionError, TypeError])
 def test_a_device_on_which_the_step_fails_disagrees(monkeypatch, error):
-    right = machine.training_step
+    right = hardware.training_step
 
     def fails(device):
         if device == "mps":
             raise error("view size is not compatible")
         return right(device)
 
-    monkeypatch.setattr(machine, "training_step", fails)
-    assert not machine.steps_agree("cpu", "mps")
+    monkeypatch.setattr(hardware, "training_step", fails)
+    assert not hardware.steps_agree("cpu", "mps")
 
 
-def test_an_apple_gpu_that_computes_otherwise_is_left_alone_and_that_is_said_once(apple_gpu, capsys):
+def test_an_apple_gpu_that_computes_otherwise_is_left_alone_and_that_is_said_once(
+    apple_gpu, capsys
+):
     for _ in range(3):  # there is none here, so the self-test, in a process of its own, fails
-        assert machine.choose_device().type == "cpu"
+        assert hardware.choose_device().type == "cpu"
     assert capsys.readouterr().out.count("Apple GPU") == 1
-    assert "CPU" in machine.hardware() and "bf16-mixed" in machine.possible_precisions()
+    assert "CPU" in hardware.hardware() and "bf16-mixed" in hardware.possible_precisions()
 
 
 def test_an_apple_gpu_that_agrees_is_used_in_fp32(apple_gpu, monkeypatch):
-    monkeypatch.setattr(machine, "mps_trains_right", lambda: True)
-    assert machine.choose_device().type == "mps" and machine.choose_precision() == "32-true"
-    assert machine.hardware().startswith("Apple GPU") and machine.possible_precisions() == ["32-true"]
+    monkeypatch.setattr(hardware, "mps_trains_right", lambda: True)
+    assert hardware.choose_device().type == "mps" and hardware.choose_precision() == "32-true"
+    assert hardware.hardware().startswith("Apple GPU") and hardware.possible_precisions() == [
+        "32-true"
+    ]
     with pytest.raises(ProjectError, match="Apple GPU .* has .32-true., got 'bf16-mixed'"):
-        machine.check_precision("bf16-mixed")
+        hardware.check_precision("bf16-mixed")
 
 
 def test_the_trainer_takes_the_device_that_was_chosen(monkeypatch, apple_gpu, data, tmp_path):
@@ -446,11 +577,14 @@ def test_the_trainer_takes_the_device_that_was_chosen(monkeypatch, apple_gpu, da
         given.append(settings["accelerator"])
         raise InterruptedError
 
-    monkeypatch.setattr(training.pl, "Trainer", trainer)
+    monkeypatch.setattr(runs.pl, "Trainer", trainer)
     for right, device in ((False, "cpu"), (True, "mps")):
-        monkeypatch.setattr(machine, "mps_trains_right", lambda right=right: right)
+        monkeypatch.setattr(hardware, "mps_trains_right", lambda right=right: right)
         root = tmp_path / device
-        for start in (partial(train, RECIPE, data, root, precision="32-true"), partial(range_test, RECIPE, data)):
+        for start in (
+            partial(train, RECIPE, data, root, precision="32-true"),
+            partial(range_test, RECIPE, data),
+        ):
             with pytest.raises(InterruptedError):
                 start()
             assert given[-1] == device
@@ -474,29 +608,37 @@ def test_bf16_is_chosen_on_a_cpu_only_if_it_is_native_right_and_faster(monkeypat
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
         monkeypatch.setattr(
-            machine, "conv_seconds", lambda _images, _conv, bf16: (output, fast) if bf16 else (exact, slow)
+            hardware,
+            "conv_seconds",
+            lambda _images, _conv, bf16: (output, fast) if bf16 else (exact, slow),
         )
-        machine.cpu_bf16_pays.cache_clear()
-        return machine.choose_precision()
+        hardware.cpu_bf16_pays.cache_clear()
+        return hardware.choose_precision()
 
     assert chosen(True, 2.0, 1.0, rounded) == "bf16-mixed"
     assert chosen(False, 2.0, 1.0, rounded) == "32-true"
     assert chosen(True, 1.0, 2.0, rounded) == "32-true"
     assert chosen(True, 2.0, 1.0, wrong) == "32-true"
-    machine.cpu_bf16_pays.cache_clear()
+    hardware.cpu_bf16_pays.cache_clear()
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "16-mixed")])
 def test_a_gpu_trains_in_bf16_only_if_that_is_not_emulated(monkeypatch, native, precision):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
-    assert machine.choose_precision() == precision
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: native or including_emulation,
+    )
+    assert hardware.choose_precision() == precision
 
 
 @pytest.mark.numeric
 def test_the_self_test_compares_real_convolutions():
     images, conv = torch.randn(2, 3, 8, 8), torch.nn.Conv2d(3, 4, 3)
-    (exact, seconds), (rounded, _) = (machine.conv_seconds(images, conv, bf16) for bf16 in (False, True))
+    (exact, seconds), (rounded, _) = (
+        hardware.conv_seconds(images, conv, bf16) for bf16 in (False, True)
+    )
     assert torch.allclose(exact, conv(images), atol=1e-5) and seconds > 0
     assert 0 < (rounded - exact).abs().max() < 0.05
 
@@ -505,12 +647,16 @@ def test_the_self_test_compares_real_convolutions():
 
 
 @pytest.mark.numeric
-def test_the_range_test_takes_ever_larger_steps_on_a_network_of_its_own(data, tmp_path, monkeypatch):
+def test_the_range_test_takes_ever_larger_steps_on_a_network_of_its_own(
+    data, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     recipe = dataclasses.replace(RECIPE, max_lr=0.05)
-    seen, step = [], lit.Muon.step
+    seen, step = [], training.optimizer.MuonWithSGD.step
     monkeypatch.setattr(
-        lit.Muon, "step", lambda self, *a, **k: (seen.append(self.param_groups[0]["lr"]), step(self, *a, **k))[1]
+        training.optimizer.MuonWithSGD,
+        "step",
+        lambda self, *a, **k: (seen.append(self.param_groups[0]["lr"]), step(self, *a, **k))[1],
     )
     table = range_test(recipe, data, seed=1, steps=7, precision="32-true")
     assert len(table) == 7 and list(table.columns) == ["factor", "loss"]
@@ -532,7 +678,9 @@ def test_the_range_test_ends_where_the_loss_is_no_number(data, monkeypatch):
 
 def test_the_range_test_looks_at_small_images_where_the_training_begins_with_them(tiny_splits):
     recipe = dataclasses.replace(RECIPES["fastnet-8"], batch_size=32, micro_batch=8)
-    table = range_test(recipe, data_for(recipe, tiny_splits, 0), steps=3, precision="32-true")
+    table = range_test(
+        recipe, build_datamodule(recipe, tiny_splits, 0), steps=3, precision="32-true"
+    )
     assert len(table) == 3  # of the optimiser, four micro-batches each
 
 
@@ -541,17 +689,26 @@ def test_the_range_test_looks_at_small_images_where_the_training_begins_with_the
 
 def test_the_curves_hold_the_epochs_before_an_interruption_too():
     earlier = pd.DataFrame(
-        {"epoch": [0, 0], "train_loss": [2.0, None], "val_loss": [None, 1.8], "train_acc": [0.3, None]}
+        {
+            "epoch": [0, 0],
+            "train_loss": [2.0, None],
+            "val_loss": [None, 1.8],
+            "train_acc": [0.3, None],
+        }
     )
     curves, shown = LiveCurves(earlier), []
     curves.add(
         {"epoch": 1, "train_loss": 1.5, "val_loss": 1.6, "train_acc": 0.5}
     )  # outside a notebook: nothing to show
-    curves.handle = type("Handle", (), {"update": lambda self, value, raw=False: shown.append(value)})()
+    curves.handle = type(
+        "Handle", (), {"update": lambda self, value, raw=False: shown.append(value)}
+    )()
     curves.add({"epoch": 2, "train_loss": 1.2, "val_loss": 1.4, "train_acc": 0.6})
     loss, accuracy = shown[0].axes
     assert [list(line.get_ydata()) for line in loss.lines] == [[2, 1.5, 1.2], [1.8, 1.6, 1.4]]
-    assert [list(line.get_xdata()) for line in accuracy.lines] == [[1, 2, 3]]  # no validation, no curve
+    assert [list(line.get_xdata()) for line in accuracy.lines] == [
+        [1, 2, 3]
+    ]  # no validation, no curve
     curves.close()
     assert shown[1] == {"text/plain": ""}
 
@@ -562,20 +719,28 @@ def test_the_curves_hold_the_epochs_before_an_interruption_too():
 @pytest.mark.numeric
 def test_a_network_learns_images_that_can_be_learned(finished):
     table = pd.read_csv(finished[1].metrics_csv).groupby("epoch").mean()
-    assert table.train_loss.iloc[-1] < 0.8 * table.train_loss.iloc[0] and table.train_acc.iloc[-1] > 0.4
+    assert (
+        table.train_loss.iloc[-1] < 0.8 * table.train_loss.iloc[0]
+        and table.train_acc.iloc[-1] > 0.4
+    )
 
 
 def test_every_epoch_logs_its_four_metrics_and_the_learning_rate(finished):
     table = pd.read_csv(finished[1].metrics_csv).groupby("epoch").mean()
     assert {"train_loss", "train_acc", "val_loss", "val_acc", "seconds"} <= set(table.columns)
-    assert not table[["train_loss", "train_acc", "val_loss", "val_acc"]].isna().any(axis=None) and len(table) == 3
+    assert (
+        not table[["train_loss", "train_acc", "val_loss", "val_acc"]].isna().any(axis=None)
+        and len(table) == 3
+    )
 
 
 @pytest.mark.numeric
 def test_the_learning_rate_of_every_step_is_logged(finished):
     rates = pd.read_csv(finished[1].metrics_csv).dropna(subset="lr_step")
     assert rates.step.tolist() == [0, 1, 2, 3, 4, 5] and rates.epoch.tolist() == [0, 0, 1, 1, 2, 2]
-    assert rates.lr_step.tolist() == pytest.approx([0.02 * triangle((step + 0.5) / 6, 0.2) for step in range(6)])
+    assert rates.lr_step.tolist() == pytest.approx(
+        [0.02 * one_cycle_factor((step + 0.5) / 6, 0.2) for step in range(6)]
+    )
 
 
 @pytest.mark.numeric
@@ -585,26 +750,36 @@ def test_the_logged_accuracy_is_that_of_the_network(finished, data):
     for images, labels in data.val_dataloader():
         right += int((run.model(images).argmax(1) == labels).sum())
         total += len(labels)
-    assert run.facts["val_acc"] == pytest.approx(right / total, abs=0.1)  # fp16 weights may tip a few images of 32
+    assert run.metadata["val_acc"] == pytest.approx(
+        right / total, abs=0.1
+    )  # fp16 weights may tip a few images of 32
 
 
 def test_two_checkpoints_and_the_last_are_kept_each_with_its_checksum(finished):
     folder = finished[1].metrics_csv.parent
-    assert {p.name for p in folder.glob("*.ckpt")} == {"epoch001.ckpt", "epoch002.ckpt", "last.ckpt"}
-    assert {p.name for p in folder.glob("*.sha256")} == {f"{p.name}.sha256" for p in folder.glob("*.ckpt")}
+    assert {p.name for p in folder.glob("*.ckpt")} == {
+        "epoch001.ckpt",
+        "epoch002.ckpt",
+        "last.ckpt",
+    }
+    assert {p.name for p in folder.glob("*.sha256")} == {
+        f"{p.name}.sha256" for p in folder.glob("*.ckpt")
+    }
 
 
 def test_a_finished_run_is_loaded_and_says_so(finished, data, capsys, monkeypatch):
     root, run = finished
-    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("it was trained again"))
+    monkeypatch.setattr(runs, "fit", lambda *_, **__: pytest.fail("it was trained again"))
     again = train(RECIPE, data, root, seed=1, precision="32-true")
     printed = capsys.readouterr().out
     assert "loaded the finished run" in printed and printed.count("| train loss") == 3
-    assert same_weights(again.model, run.model) and again.facts == run.facts
+    assert same_weights(again.model, run.model) and again.metadata == run.metadata
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights_and_metrics(finished, data, tmp_path, capsys, monkeypatch):
-    class Progress(training.Progress):
+def test_an_interrupted_run_goes_on_to_the_same_weights_and_metrics(
+    finished, data, tmp_path, capsys, monkeypatch
+):
+    class Progress(progress.Progress):
         def on_train_epoch_start(self, trainer, module):
             super().on_train_epoch_start(trainer, module)
             if trainer.current_epoch == 2:
@@ -612,25 +787,32 @@ def test_an_interrupted_run_goes_on_to_the_same_weights_and_metrics(finished, da
 
     Progress.__qualname__ = "Progress"  # the key under which a checkpoint keeps a callback's state
     with monkeypatch.context() as patch:
-        patch.setattr(training, "Progress", Progress)
+        patch.setattr(runs, "Progress", Progress)
         with pytest.raises(RuntimeError, match="power"):
             train(RECIPE, data, tmp_path, seed=1, precision="32-true")
     run = train(RECIPE, data, tmp_path, seed=1, precision="32-true")
     assert "continuing the interrupted run" in capsys.readouterr().out
     assert same_weights(run.model, finished[1].model)
     columns = ["epoch", "step", "train_loss", "val_acc"]
-    ours, whole = (pd.read_csv(r.metrics_csv)[columns].dropna(how="all") for r in (run, finished[1]))
+    ours, whole = (
+        pd.read_csv(r.metrics_csv)[columns].dropna(how="all") for r in (run, finished[1])
+    )
     pd.testing.assert_frame_equal(
         ours.groupby("epoch").mean(), whole.groupby("epoch").mean(), check_exact=False, rtol=1e-6
     )
-    assert run.facts["seconds"] == pytest.approx(pd.read_csv(run.metrics_csv).seconds.sum(), abs=0.1)  # all epochs'
+    assert run.metadata["seconds"] == pytest.approx(
+        pd.read_csv(run.metrics_csv).seconds.sum(), abs=0.1
+    )  # all epochs'
 
 
 def test_fresh_trains_anew_and_keeps_the_old_run_aside(finished, data, tmp_path):
     recipe = dataclasses.replace(RECIPE, epochs=1)
     train(recipe, data, tmp_path, seed=1, precision="32-true")
     train(recipe, data, tmp_path, seed=1, precision="32-true", fresh=True)
-    assert len(list(tmp_path.glob("CustomResNet-1-*"))) == 2 and len(list(tmp_path.glob("*-before-*"))) == 1
+    assert (
+        len(list(tmp_path.glob("CustomResNet-1-*"))) == 2
+        and len(list(tmp_path.glob("*-before-*"))) == 1
+    )
 
 
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, capsys):
@@ -658,7 +840,10 @@ def test_the_weights_are_already_rounded_as_the_bundle_stores_them(finished):
 
 
 def test_metrics_of_several_starts_become_one_table(tmp_path):
-    for version, rows in (("version_0", [(0, 9, 1.0), (1, 12, 7.0)]), ("version_1", [(1, 19, 2.0), (2, 29, 3.0)])):
+    for version, rows in (
+        ("version_0", [(0, 9, 1.0), (1, 12, 7.0)]),
+        ("version_1", [(1, 19, 2.0), (2, 29, 3.0)]),
+    ):
         (tmp_path / version).mkdir()
         pd.DataFrame(rows, columns=["epoch", "step", "train_loss"]).to_csv(
             tmp_path / version / "metrics.csv", index=False
@@ -667,10 +852,12 @@ def test_metrics_of_several_starts_become_one_table(tmp_path):
 
 
 def test_facts_say_what_was_trained_where(finished):
-    facts = json.loads((finished[1].metrics_csv.parent / "finished.json").read_text())
-    assert facts["epochs"] == 3 and facts["train_images"] == 64 and facts["seed"] == 1
-    assert facts["data"] == "built-in sample, not CIFAR-10" and facts["precision"] == "32-true"
-    assert facts["versions"]["torch"] == torch.__version__.split("+")[0]
+    metadata = json.loads((finished[1].metrics_csv.parent / "finished.json").read_text())
+    assert metadata["epochs"] == 3 and metadata["train_images"] == 64 and metadata["seed"] == 1
+    assert (
+        metadata["data"] == "built-in sample, not CIFAR-10" and metadata["precision"] == "32-true"
+    )
+    assert metadata["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
 @pytest.mark.numeric

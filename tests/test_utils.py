@@ -20,22 +20,22 @@ from torch import nn
 
 import utils
 from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES, denormalize, make_loader, normalize
+from evaluation import drawing
+from evaluation.curves import plot_metrics
+from evaluation.drawing import Plot, save_figure
+from evaluation.errors import (
+    Misclassified,
+    class_accuracy,
+    get_misclassified_data,
+    plot_confusion,
+    plot_misclassified,
+)
+from evaluation.gradcam import display_gradcam_output
 from models import registry
 from models.bundle import load_bundle
 from models.registry import build
 from tests.conftest import PROJECT, space_meta, wrong_predictions
-from utils import (
-    Plot,
-    class_accuracy,
-    display_gradcam_output,
-    export_to_space,
-    get_misclassified_data,
-    plot_confusion,
-    plot_metrics,
-    plot_misclassified,
-    save_figure,
-    tile_figure,
-)
+from utils import export_to_space, tile_figure
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +52,19 @@ def wrong(tiny_splits):
 # ---- plots ----
 
 
-@pytest.mark.parametrize(("count", "shape"), [(1, (1, 1)), (5, (1, 5)), (6, (2, 5)), (7, (2, 5)), (20, (4, 5))])
+@pytest.mark.parametrize(
+    ("count", "shape"), [(1, (1, 1)), (5, (1, 5)), (6, (2, 5)), (7, (2, 5)), (20, (4, 5))]
+)
 def test_a_grid_has_room_for_any_number_of_samples(count, shape):
     images = [np.full((32, 32, 3), i, dtype=np.uint8) for i in range(count)]
     figure = Plot(images, [f"title {i}" for i in range(count)]).grid("all of them")
     assert len(figure.axes) == shape[0] * shape[1]
     drawn = [axis for axis in figure.axes if axis.images]
     assert [axis.get_title() for axis in drawn] == [f"title {i}" for i in range(count)]
-    assert all(np.array_equal(axis.images[0].get_array(), image) for axis, image in zip(drawn, images, strict=True))
+    assert all(
+        np.array_equal(axis.images[0].get_array(), image)
+        for axis, image in zip(drawn, images, strict=True)
+    )
 
 
 @pytest.mark.parametrize("count", [0, 21])
@@ -77,7 +82,13 @@ def test_the_curves_hold_the_numbers_of_the_table(tmp_path):
     rows = pd.DataFrame(
         {
             "epoch": [0, 0, 0, 1, 1],
-            "lr": [0.1, None, None, None, None],  # Lightning's rows: rates, validation and training apart
+            "lr": [
+                0.1,
+                None,
+                None,
+                None,
+                None,
+            ],  # Lightning's rows: rates, validation and training apart
             "train_loss": [None, None, 2.0, None, 1.0],
             "train_acc": [None, None, 0.3, None, 0.6],
             "val_loss": [None, 1.8, None, 1.2, None],
@@ -98,17 +109,23 @@ def test_the_confusion_matrix_counts_every_image_once():
     labels = np.array([0, 0, 0, 1, 1, 2])
     image = torch.zeros(3, 32, 32)
     errors = [
-        utils.Misclassified(image, 0, 2, 0.9, torch.zeros(3)),
-        utils.Misclassified(image, 1, 0, 0.9, torch.zeros(3)),
+        Misclassified(image, 0, 2, 0.9, torch.zeros(3)),
+        Misclassified(image, 1, 0, 0.9, torch.zeros(3)),
     ]
     figure = plot_confusion(errors, labels, ["a", "b", "c"])
     shown = [int(text.get_text()) for text in figure.axes[0].texts]
     assert shown == [2, 0, 1, 1, 1, 0, 0, 0, 1]
-    assert class_accuracy(errors, labels, ["a", "b", "c"]).round(3).to_dict() == {"a": 0.667, "b": 0.5, "c": 1.0}
+    assert class_accuracy(errors, labels, ["a", "b", "c"]).round(3).to_dict() == {
+        "a": 0.667,
+        "b": 0.5,
+        "c": 1.0,
+    }
 
 
 def test_a_saved_figure_is_small_enough_for_a_repository(tmp_path, wrong):
-    save_figure(plot_misclassified(wrong, CLASSES, denormalize, 20), tmp_path / "new folder" / "results.png")
+    save_figure(
+        plot_misclassified(wrong, CLASSES, denormalize, 20), tmp_path / "new folder" / "results.png"
+    )
     assert 0 < (tmp_path / "new folder" / "results.png").stat().st_size < 500_000
 
 
@@ -120,8 +137,11 @@ def test_figures_replace_older_ones_and_leave_others(tmp_path):
         (target / "new.png").write_text("old"),
         (target / "other.png").write_text("x"),
     )
-    utils.copy_figures(drafts, target)
-    assert {path.name: path.read_text() for path in target.iterdir()} == {"new.png": "new", "other.png": "x"}
+    drawing.copy_figures(drafts, target)
+    assert {path.name: path.read_text() for path in target.iterdir()} == {
+        "new.png": "new",
+        "other.png": "x",
+    }
 
 
 # ---- errors ----
@@ -144,7 +164,9 @@ def test_the_misclassified_images_are_those_of_a_loop_over_single_images(model, 
     assert len(found) == len(expected) > 10
     for ours, (image, label, pred, prob) in zip(found, expected, strict=True):
         assert torch.equal(ours.image, image) and (ours.label, ours.pred) == (label, pred)
-        assert ours.prob == pytest.approx(prob, abs=1e-4) and float(ours.probs.sum()) == pytest.approx(1, abs=1e-5)
+        assert ours.prob == pytest.approx(prob, abs=1e-4) and float(
+            ours.probs.sum()
+        ) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 7, 20])
@@ -158,7 +180,9 @@ def test_titles_say_the_true_class_the_predicted_class_and_the_probability(model
 @pytest.mark.parametrize("count", [1, 5, 6, 7, 10, 20])
 def test_every_sample_has_its_map_below_it(model, wrong, count):
     layer = model.stages()[-1].module
-    figure = display_gradcam_output(wrong, CLASSES, denormalize, model, [layer], number_of_samples=count)
+    figure = display_gradcam_output(
+        wrong, CLASSES, denormalize, model, [layer], number_of_samples=count
+    )
     assert sum(bool(axis.images) for axis in figure.axes) == 2 * count
 
 
@@ -167,22 +191,26 @@ def test_transparency_1_shows_the_image_and_0_the_map_alone(model, wrong):
     layer = model.stages()[-1].module
 
     def panels(transparency, targets=None):
-        figure = display_gradcam_output(wrong, CLASSES, denormalize, model, [layer], targets, 1, transparency)
+        figure = display_gradcam_output(
+            wrong, CLASSES, denormalize, model, [layer], targets, 1, transparency
+        )
         return [np.asarray(axis.images[0].get_array()) for axis in figure.axes]
 
     image, blended = panels(1.0)
     assert np.abs(image - blended).max() < 1e-5
     cam = utils.explain.gradcam(model, layer, wrong[0].image[None], [wrong[0].pred])[0]
-    assert np.abs(panels(0.0)[1] - utils.explain.heat(cam)).max() < 1e-3
+    assert np.abs(panels(0.0)[1] - utils.explain.colorize(cam)).max() < 1e-3
     true = utils.explain.gradcam(model, layer, wrong[0].image[None], [wrong[0].label])[0]
-    assert np.abs(panels(0.0, [wrong[0].label])[1] - utils.explain.heat(true)).max() < 1e-3
+    assert np.abs(panels(0.0, [wrong[0].label])[1] - utils.explain.colorize(true)).max() < 1e-3
 
 
 @pytest.mark.parametrize(("count", "available"), [(0, 23), (21, 23), (6, 5)])
 def test_a_number_of_samples_that_is_not_there_is_refused(model, wrong, count, available):
     layers = [model.stages()[-1].module]
     with pytest.raises(ValueError, match=f"of the {available} there are, got {count}"):
-        display_gradcam_output(wrong[:available], CLASSES, denormalize, model, layers, number_of_samples=count)
+        display_gradcam_output(
+            wrong[:available], CLASSES, denormalize, model, layers, number_of_samples=count
+        )
     with pytest.raises(ValueError, match=f"got {count}"):
         plot_misclassified(wrong[:available], CLASSES, denormalize, count)
 
@@ -205,25 +233,55 @@ def exported(folder, model, wrong, labels, **changes):
 def test_the_bundle_is_complete_and_its_code_is_a_copy(exported_space):
     names = {path.name for path in exported_space.iterdir()}
     assert names >= {
-        "app.py", "about.md", "README.md", "requirements.txt", "examples", "model.json", "model.safetensors",
-        "models", "confusion_matrix.png", "misclassified.png", "misclassified.json",
-    }  # fmt: skip
+        "app.py",
+        "about.md",
+        "README.md",
+        "requirements.txt",
+        "examples",
+        "model.json",
+        "model.safetensors",
+        "models",
+        "confusion_matrix.png",
+        "misclassified.png",
+        "misclassified.json",
+    }
     assert not [name for name in names if name.startswith((".", "_")) and name != ".gitattributes"]
     sources = {path.name: path.read_bytes() for path in (exported_space / "models").glob("*.py")}
-    assert set(sources) == {"__init__.py", "bundle.py", "errors.py", "explain.py", "resnet.py", "stage.py"}
-    assert all((PROJECT / "models" / name).read_bytes() == content for name, content in sources.items())
+    assert set(sources) == {
+        "__init__.py",
+        "bundle.py",
+        "errors.py",
+        "explain.py",
+        "resnet.py",
+        "stage.py",
+    }
+    assert all(
+        (PROJECT / "models" / name).read_bytes() == content for name, content in sources.items()
+    )
 
 
 def test_every_file_of_the_bundle_has_a_checksum(exported_space):
     sums = json.loads((exported_space / "model.json").read_text())["sha256"]
-    files = [path for path in exported_space.rglob("*") if path.is_file() and "examples" not in path.parts]
-    names = {path.relative_to(exported_space).as_posix() for path in files if "__pycache__" not in path.parts}
+    files = [
+        path
+        for path in exported_space.rglob("*")
+        if path.is_file() and "examples" not in path.parts
+    ]
+    names = {
+        path.relative_to(exported_space).as_posix()
+        for path in files
+        if "__pycache__" not in path.parts
+    }
     assert set(sums["files"]) | {"model.json", "model.safetensors"} == names - utils.APP_FILES
 
 
 def test_model_json_describes_the_network(exported_space):
     meta = json.loads((exported_space / "model.json").read_text())
-    assert meta["architecture"] == "ResNet18" and meta["source"] == "resnet.py" and meta["classes"] == list(CLASSES)
+    assert (
+        meta["architecture"] == "ResNet18"
+        and meta["source"] == "resnet.py"
+        and meta["classes"] == list(CLASSES)
+    )
     assert meta["mean"] == list(CIFAR10_MEAN) and meta["std"] == list(CIFAR10_STD)
     assert meta["stages"] == [{"name": f"layer{i}", "size": 2 ** (6 - i)} for i in range(1, 5)]
     weights = hashlib.sha256((exported_space / "model.safetensors").read_bytes()).hexdigest()
@@ -242,16 +300,22 @@ def test_the_network_that_is_loaded_back_gives_the_same_logits(tmp_path, model, 
 
 
 @pytest.mark.numeric
-def test_a_network_that_came_out_of_a_bundle_can_be_exported_again(tmp_path, exported_space, wrong, tiny_splits):
+def test_a_network_that_came_out_of_a_bundle_can_be_exported_again(
+    tmp_path, exported_space, wrong, tiny_splits
+):
     model, _ = load_bundle(exported_space)
     confusion = plot_confusion(wrong, tiny_splits.test.labels, CLASSES)
     export_to_space(tmp_path / "again", model, space_meta(), wrong, denormalize, confusion)
     again, _ = load_bundle(tmp_path / "again")
-    assert torch.allclose(again(torch.ones(1, 3, 32, 32)), model(torch.ones(1, 3, 32, 32)), atol=1e-4)
+    assert torch.allclose(
+        again(torch.ones(1, 3, 32, 32)), model(torch.ones(1, 3, 32, 32)), atol=1e-4
+    )
 
 
 @pytest.mark.numeric
-def test_a_network_of_another_kind_takes_the_place_of_the_old_one(tmp_path, model, wrong, tiny_splits):
+def test_a_network_of_another_kind_takes_the_place_of_the_old_one(
+    tmp_path, model, wrong, tiny_splits
+):
     exported(tmp_path, model, wrong, tiny_splits.test.labels)
     fast = build("FastNet").eval()
     fast.whiten(normalize(tiny_splits.train.images))
@@ -286,9 +350,13 @@ def test_an_export_without_an_error_to_show_works_too(tmp_path, model, tiny_spli
 def test_tiles_are_the_images_enlarged_three_times(wrong, tiny_splits):
     figure = np.asarray(tile_figure(wrong, denormalize))
     assert figure.shape == (3 * 96, 10 * 96, 3)
-    tile = figure[96 + 1 : 192 : 3, 2 * 96 + 1 : 3 * 96 : 3]  # the twelfth: second row, third column
+    tile = figure[
+        96 + 1 : 192 : 3, 2 * 96 + 1 : 3 * 96 : 3
+    ]  # the twelfth: second row, third column
     assert np.array_equal(tile, tiny_splits.test.images[12])
-    enlarged = np.asarray(Image.fromarray(tiny_splits.test.images[12]).resize((96, 96), Image.Resampling.NEAREST))
+    enlarged = np.asarray(
+        Image.fromarray(tiny_splits.test.images[12]).resize((96, 96), Image.Resampling.NEAREST)
+    )
     assert np.array_equal(figure[96:192, 192:288], enlarged)
 
 
@@ -319,14 +387,29 @@ def tampered(folder, change):
         (lambda meta: meta.pop("mean"), "mean: Field required"),
         (lambda meta: meta.update(extra=1), "extra: Extra inputs are not permitted"),
         (lambda meta: meta.update(sha256=None), "sha256: Input should be"),
-        (lambda meta: meta.update(test_acc=True), "test_acc: Input should be a valid number, got True"),
+        (
+            lambda meta: meta.update(test_acc=True),
+            "test_acc: Input should be a valid number, got True",
+        ),
         (lambda meta: meta.update(image_size="32"), "image_size: Input should be a valid integer"),
         (lambda meta: meta.update(temperature=float("nan")), "temperature: Input should be"),
         (lambda meta: meta.update(test_acc=10**400), "test_acc: "),
-        (lambda meta: meta["training"].update(seconds=False), "training.seconds: Input should be a valid number"),
-        (lambda meta: meta["classes"].append("cat"), "classes: Value error, expected different names"),
-        (lambda meta: meta["sha256"]["files"].pop("models/explain.py"), "a checksum of models/explain.py"),
-        (lambda meta: meta["sha256"]["files"].update({"models/../app.py": ""}), "got 'models/../app.py'"),
+        (
+            lambda meta: meta["training"].update(seconds=False),
+            "training.seconds: Input should be a valid number",
+        ),
+        (
+            lambda meta: meta["classes"].append("cat"),
+            "classes: Value error, expected different names",
+        ),
+        (
+            lambda meta: meta["sha256"]["files"].pop("models/explain.py"),
+            "a checksum of models/explain.py",
+        ),
+        (
+            lambda meta: meta["sha256"]["files"].update({"models/../app.py": ""}),
+            "got 'models/../app.py'",
+        ),
         (lambda meta: meta["sha256"]["files"].update({"/etc/passwd": ""}), "got '/etc/passwd'"),
         (lambda meta: meta["sha256"]["files"].update({"app.py": ""}), "got 'app.py'"),
         (lambda meta: meta["sha256"].update(weights="0"), "weights have the sha256"),
@@ -356,7 +439,9 @@ def test_changed_weights_another_architecture_and_a_foreign_source_are_refused(s
     with pytest.raises(ValueError, match="source: String should match pattern"):
         load_bundle(space)
     tampered(space, signed(source="evil.py"))
-    with pytest.raises(ValueError, match="expected a Python file of the bundle as source, got 'evil.py'"):
+    with pytest.raises(
+        ValueError, match="expected a Python file of the bundle as source, got 'evil.py'"
+    ):
         load_bundle(space)
     with (space / "model.safetensors").open("r+b") as file:
         file.seek(5000)
@@ -382,9 +467,17 @@ def seal(folder: Path, **changes: object) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["models/resnet.py", "models/stage.py", "models/explain.py", "models/bundle.py", "models/__init__.py",
-     "misclassified.png", "misclassified.json", "confusion_matrix.png"],
-)  # fmt: skip
+    [
+        "models/resnet.py",
+        "models/stage.py",
+        "models/explain.py",
+        "models/bundle.py",
+        "models/__init__.py",
+        "misclassified.png",
+        "misclassified.json",
+        "confusion_matrix.png",
+    ],
+)
 def test_a_changed_file_is_refused_by_name_and_nothing_of_it_runs(space, name):
     mark = space / "it-ran"
     with (space / name).open("ab") as file:
@@ -397,8 +490,14 @@ def test_a_changed_file_is_refused_by_name_and_nothing_of_it_runs(space, name):
 def test_the_app_refuses_a_changed_source_before_it_runs(space):
     with (space / "models/explain.py").open("a") as file:
         file.write("\nraise SystemExit('it ran')\n")
-    done = subprocess.run([sys.executable, "app.py"], cwd=space, capture_output=True, text=True, timeout=100)
-    assert done.returncode and "models/explain.py has the sha256" in done.stderr and "it ran" not in done.stderr
+    done = subprocess.run(
+        [sys.executable, "app.py"], cwd=space, capture_output=True, text=True, timeout=100
+    )
+    assert (
+        done.returncode
+        and "models/explain.py has the sha256" in done.stderr
+        and "it ran" not in done.stderr
+    )
 
 
 def test_no_compiled_older_source_runs_in_place_of_the_checked_one(space):
@@ -422,15 +521,21 @@ def test_another_python_file_in_the_folder_cannot_be_imported(space):
     meta = json.loads((space / "model.json").read_text())
     del meta["sha256"]["files"]["models/extra.py"]
     (space / "model.json").write_text(json.dumps(meta))
-    with pytest.raises(ValueError, match="resnet.py cannot be imported: No module named 'models.extra'"):
+    with pytest.raises(
+        ValueError, match="resnet.py cannot be imported: No module named 'models.extra'"
+    ):
         load_bundle(space)
 
 
 def test_bundles_use_their_own_sources_and_the_project_keeps_its_own(space, exported_space):
     """Each of the two changes what `from models.stage import check_images` means in it."""
-    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "models"}
+    before = {
+        name: module for name, module in sys.modules.items() if name.split(".")[0] == "models"
+    }
     with (space / "models/stage.py").open("a") as file:
-        file.write("\n\ndef check_images(images, training):\n    raise ValueError('of the bundle')\n")
+        file.write(
+            "\n\ndef check_images(images, training):\n    raise ValueError('of the bundle')\n"
+        )
     seal(space)
     with pytest.raises(ValueError, match="of the bundle"):
         load_bundle(space)
@@ -447,7 +552,9 @@ def test_a_source_may_have_digits_and_capitals_in_its_name(space, name):
     assert type(load_bundle(space)[0]).__name__ == "ResNet18"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "misclassified.png", "models/resnet.py", "model.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "misclassified.png", "models/resnet.py", "model.json"]
+)
 def test_a_git_lfs_pointer_is_named_with_the_way_to_the_file(space, name):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 22377956\n"
     (space / name).write_text(pointer)
@@ -461,7 +568,9 @@ def test_sources_can_be_refreshed_and_keep_everything_else(space, exported_space
     seal(space)
     utils.refresh_sources(space)
     assert (space / "models/stage.py").read_bytes() == (PROJECT / "models/stage.py").read_bytes()
-    assert json.loads((space / "model.json").read_text()) == json.loads((exported_space / "model.json").read_text())
+    assert json.loads((space / "model.json").read_text()) == json.loads(
+        (exported_space / "model.json").read_text()
+    )
 
 
 class Cell(nn.Module):
@@ -473,18 +582,30 @@ class Cell(nn.Module):
 
 def test_a_network_that_is_not_in_models_is_refused_before_it_is_trained(monkeypatch):
     monkeypatch.setitem(registry.NETWORKS, "Cell", Cell)
-    with pytest.raises(ValueError, match="expected the class Cell at the top level of a file in .*models, got it from"):
+    with pytest.raises(
+        ValueError,
+        match="expected the class Cell at the top level of a file in .*models, got it from",
+    ):
         build("Cell")
 
 
 def test_a_network_without_stages_is_refused_before_it_is_trained(monkeypatch):
     monkeypatch.delattr("models.fastnet.FastNet.stages")
-    with pytest.raises(ValueError, match=r"expected FastNet to name its stages .* got no method stages\(\)"):
+    with pytest.raises(
+        ValueError, match=r"expected FastNet to name its stages .* got no method stages\(\)"
+    ):
         build("FastNet")
 
 
-@pytest.mark.parametrize("line", ["from dataload import CLASSES", "import models.nothing", "from . import nothing",
-                                  "from benchmarks.report import MARKS"])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from dataload import CLASSES",
+        "import models.nothing",
+        "from . import nothing",
+        "from benchmarks.report import MARKS",
+    ],
+)
 def test_a_source_that_needs_more_than_models_is_refused(tmp_path, line):
     folder = shutil.copytree(PROJECT / "models", tmp_path / "models")
     for name in ("dataload.py", "benchmarks/report.py"):
@@ -495,21 +616,43 @@ def test_a_source_that_needs_more_than_models_is_refused(tmp_path, line):
         registry.source_files(folder / "mine.py")
 
 
-@pytest.mark.parametrize("line", ["import models.fastnet", "from models import fastnet", "from . import fastnet",
-                                  "from .fastnet import FastNet", "from models.fastnet import *"])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import models.fastnet",
+        "from models import fastnet",
+        "from . import fastnet",
+        "from .fastnet import FastNet",
+        "from models.fastnet import *",
+    ],
+)
 def test_what_a_source_imports_of_models_travels_with_it(tmp_path, line):
     folder = shutil.copytree(PROJECT / "models", tmp_path / "models")
     (folder / "mine.py").write_text(f"import torch\n{line}\n")
     found = {path.name for path in registry.source_files(folder / "mine.py")}
-    assert found == {"__init__.py", "bundle.py", "errors.py", "explain.py", "fastnet.py", "mine.py", "stage.py"}
+    assert found == {
+        "__init__.py",
+        "bundle.py",
+        "errors.py",
+        "explain.py",
+        "fastnet.py",
+        "mine.py",
+        "stage.py",
+    }
 
 
-def test_a_bundle_that_needs_the_project_is_refused(tmp_path, model, wrong, tiny_splits, monkeypatch):
+def test_a_bundle_that_needs_the_project_is_refused(
+    tmp_path, model, wrong, tiny_splits, monkeypatch
+):
     """The project's process would find the module, the Space's does not."""
     monkeypatch.setattr(
-        utils, "source_files", lambda path: [p for p in registry.source_files(path) if p.name != "stage.py"]
+        utils,
+        "source_files",
+        lambda path: [p for p in registry.source_files(path) if p.name != "stage.py"],
     )
-    with pytest.raises(ValueError, match=r"does not work on its own: [\s\S]*No module named 'models.stage'"):
+    with pytest.raises(
+        ValueError, match=r"does not work on its own: [\s\S]*No module named 'models.stage'"
+    ):
         exported(tmp_path, model, wrong, tiny_splits.test.labels)
     assert list(tmp_path.iterdir()) == []
 
@@ -568,7 +711,9 @@ while not stop.exists():
 """
 
 
-def test_who_reads_while_a_bundle_is_replaced_gets_one_of_the_two(tmp_path, model, wrong, tiny_splits):
+def test_who_reads_while_a_bundle_is_replaced_gets_one_of_the_two(
+    tmp_path, model, wrong, tiny_splits
+):
     for arch, folder in (("CustomResNet", "first"), ("FastNet", "second")):
         exported(tmp_path / folder, build(arch), wrong, tiny_splits.test.labels)
     space = shutil.copytree(tmp_path / "first", tmp_path / "space")

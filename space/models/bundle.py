@@ -34,11 +34,18 @@ from models.errors import InvalidValue
 
 WEIGHTS = "model.safetensors"
 PICTURES = {"confusion_matrix.png", "misclassified.json", "misclassified.png"}
-SOURCES = {"models/__init__.py", "models/bundle.py", "models/explain.py"}  # and what the network needs
+SOURCES = {
+    "models/__init__.py",
+    "models/bundle.py",
+    "models/explain.py",
+}  # and what the network needs
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
-READY = ".ready"  # in the folder of a Space: a whole new bundle whose files are being moved into place
+READY = (
+    ".ready"  # in the folder of a Space: a whole new bundle whose files are being moved into place
+)
 SCRATCH = ".export-"  # a bundle that is not yet whole
 HOUR = 3600
+RENAMED = {"unsure_below": "confidence_threshold"}  # keys of model.json in earlier versions
 
 # ---- model.json ----------------------------------------------------------------------------------
 
@@ -63,7 +70,9 @@ def check_file_names(sums: dict[str, str]) -> dict[str, str]:
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0, le=1e12)]
 Colour = Annotated[list[Fraction], Field(min_length=3, max_length=3)]
-Deviation = Annotated[list[Annotated[float, Field(ge=1e-3, le=1)]], Field(min_length=3, max_length=3)]
+Deviation = Annotated[
+    list[Annotated[float, Field(ge=1e-3, le=1)]], Field(min_length=3, max_length=3)
+]
 
 
 class Form(BaseModel):
@@ -108,7 +117,7 @@ class DescriptionForm(Form):
     image_size: Annotated[int, Field(ge=1, le=1024)]
     stages: list[StageForm]
     temperature: Annotated[float, Field(ge=1e-3, le=1e3)] | None
-    unsure_below: Fraction | None
+    confidence_threshold: Fraction | None
     test_acc: Fraction
     test_acc_tta: Fraction | None
     training: TrainingForm
@@ -123,6 +132,8 @@ def check_form(meta: object, path: Path) -> None:
         wrong = []
         for problem in error.errors():
             place = ".".join(map(str, problem["loc"])) or "all of it"
+            if place in RENAMED:
+                place = f"{place} (now called {RENAMED[place]}; export the Space again)"
             wrong.append(f"{place}: {problem['msg']}, got {problem['input']!r:.60}")
         raise InvalidValue(f"{path}: {'; '.join(wrong)}") from error
 
@@ -284,7 +295,9 @@ def load_bundle(folder: str | Path) -> tuple[nn.Module, dict]:
         raise InvalidValue(f"{folder}: expected the stages {stages}, got {meta['stages']!r:.200}")
     model.source_file = folder / "models" / meta["source"]  # for whoever exports it again
     with no_grad():
-        model.eval()(zeros(1, 3, meta["image_size"], meta["image_size"]))  # refuses images of another size
+        model.eval()(
+            zeros(1, 3, meta["image_size"], meta["image_size"])
+        )  # refuses images of another size
     return model, meta
 
 

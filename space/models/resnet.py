@@ -34,7 +34,8 @@ class BasicBlock(nn.Module):
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+                nn.BatchNorm2d(out_channels),
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,7 +45,9 @@ class BasicBlock(nn.Module):
 
 def stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     """Two blocks, of which the first may halve the map."""
-    return nn.Sequential(BasicBlock(in_channels, out_channels, stride), BasicBlock(out_channels, out_channels, 1))
+    return nn.Sequential(
+        BasicBlock(in_channels, out_channels, stride), BasicBlock(out_channels, out_channels, 1)
+    )
 
 
 class ResNet18(nn.Module):
@@ -85,17 +88,29 @@ class CustomResNet(nn.Module):
     def __init__(self, num_classes: int = 10):
         super().__init__()
         # A residual sum is no module, so Grad-CAM could not find it. The Identity that receives it can be found.
-        self.preplayer1 = nn.Sequential(*conv_block(3, 64))  #                             (N,  64, 32, 32)
-        self.convblock1 = nn.Sequential(*conv_block(64, 128, pool=True))  #                (N, 128, 16, 16)
+        self.preplayer1 = nn.Sequential(
+            *conv_block(3, 64)
+        )  #                             (N,  64, 32, 32)
+        self.convblock1 = nn.Sequential(
+            *conv_block(64, 128, pool=True)
+        )  #                (N, 128, 16, 16)
         self.resblock1 = nn.Sequential(*conv_block(128, 128))
         self.resblock2 = nn.Sequential(*conv_block(128, 128))
-        self.convblock2 = nn.Sequential(nn.Identity(), *conv_block(128, 256, pool=True))  # (N, 256, 8, 8)
-        self.convblock3 = nn.Sequential(*conv_block(256, 512, pool=True))  #               (N, 512,  4,  4)
+        self.convblock2 = nn.Sequential(
+            nn.Identity(), *conv_block(128, 256, pool=True)
+        )  # (N, 256, 8, 8)
+        self.convblock3 = nn.Sequential(
+            *conv_block(256, 512, pool=True)
+        )  #               (N, 512,  4,  4)
         self.resblock3 = nn.Sequential(*conv_block(512, 512))
         self.resblock4 = nn.Sequential(*conv_block(512, 512))
-        self.maxpoollayer1 = nn.Sequential(nn.Identity(), nn.AdaptiveMaxPool2d(1))  #       (N, 512,  1,  1)
+        self.maxpoollayer1 = nn.Sequential(
+            nn.Identity(), nn.AdaptiveMaxPool2d(1)
+        )  #       (N, 512,  1,  1)
         self.ffconnectedlayer1 = nn.Linear(512, num_classes)
-        self.dropout = nn.Dropout(0.0)  # before the linear layer; short runs underfit, so nothing is dropped
+        self.dropout = nn.Dropout(
+            0.0
+        )  # before the linear layer; short runs underfit, so nothing is dropped
 
     def stages(self) -> list[Stage]:
         """Four maps, finest first; 'resblock2' and 'resblock4' are the residual sums, the last is the default."""
@@ -117,7 +132,7 @@ class CustomResNet(nn.Module):
 
 
 def torchsummary_table(model: nn.Module) -> str:
-    """torchsummary's table of all layers for one (3, 32, 32) image. Its MB are MiB; it counts activations twice."""
+    """Torchsummary's table of all layers for one (3, 32, 32) image. Its MB are MiB; it counts activations twice."""
     import torchsummary
 
     # torchsummary runs two random images through the network: on a copy, in eval mode, with the random state put
@@ -137,7 +152,9 @@ def lightning_table(model: nn.Module) -> str:
     for name, child in model.named_children():
         wrapper.add_module(name, child)
     # Lightning 2.6 adds the columns Mode and FLOPs and three lines about them; they say nothing here.
-    lines = [line.split(" | ")[:4] for line in str(ModelSummary(wrapper, max_depth=1)).splitlines()[:-3]]
+    lines = [
+        line.split(" | ")[:4] for line in str(ModelSummary(wrapper, max_depth=1)).splitlines()[:-3]
+    ]
     rule = "-" * len(" | ".join(lines[0]))
     return "\n".join(rule if set(line[0]) == {"-"} else " | ".join(line) for line in lines)
 

@@ -1,6 +1,9 @@
-"""Checks of the notebook's exercises. Each says whether an answer is right, or what is still missing.
+"""Checks of the notebook's exercises.
 
-A check returns True or False and prints a sentence; an answer that raises an error is an answer that is not right yet.
+Each says whether an answer is right, or what is still missing.
+
+A check returns True or False and prints a sentence; an answer that raises an error is an answer
+that is not right yet.
 """
 
 import functools
@@ -11,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evaluation import accuracy
+from evaluation.predict import accuracy
 from models import explain
 
 
@@ -21,7 +24,9 @@ def check(function: Callable[..., str]) -> Callable[..., bool]:
     @functools.wraps(function)
     def checked(answer: object, *given: object) -> bool:
         try:
-            wrong = "there is no answer in the cell." if answer is None else function(answer, *given)
+            wrong = (
+                "there is no answer in the cell." if answer is None else function(answer, *given)
+            )
         except Exception as problem:  # whatever the reader's code raises belongs in the sentence
             wrong = f"your code raised {type(problem).__name__}: {problem}."
         print(f"Not yet: {wrong}" if wrong else "Right.")
@@ -32,11 +37,17 @@ def check(function: Callable[..., str]) -> Callable[..., bool]:
 
 @check
 def opacity(blend: Callable[[np.ndarray, np.ndarray, float], np.ndarray]) -> str:
-    """blend(image, colours, opacity): image and colours (H, W, 3) in [0, 1] -> the picture at that opacity."""
+    """blend(image, colours, opacity).
+
+    Image and colours (H, W, 3) in [0, 1] -> the picture at that opacity.
+    """
     rng = np.random.default_rng(0)
     image, cam = rng.random((32, 32, 3)), rng.random((32, 32))
     for value in (0, 0.25, 0.4, 1):
-        got, wanted = np.asarray(blend(image, explain.heat(cam), value)), explain.overlay(image, cam, value)
+        got, wanted = (
+            np.asarray(blend(image, explain.colorize(cam), value)),
+            explain.overlay(image, cam, value),
+        )
         if got.shape != wanted.shape:
             return f"expected a picture of shape {wanted.shape}, got {got.shape}."
         if np.abs(got - wanted).max() > 1e-6:
@@ -69,7 +80,10 @@ def grey(transform: A.BasicTransform) -> str:
 
 @check
 def grad_cam(by_hand: Callable[[Tensor, Tensor], Tensor]) -> str:
-    """by_hand(maps, gradients): both (K, H, W), of one image -> ReLU(sum over k of mean(gradients_k) * maps_k)."""
+    """by_hand(maps, gradients).
+
+    Both (K, H, W), of one image -> ReLU(sum over k of mean(gradients_k) * maps_k).
+    """
     maps, gradients = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(0))
     total = sum(float(gradients[k].mean()) * maps[k] for k in range(6))
     got = by_hand(maps, gradients)
@@ -79,7 +93,11 @@ def grad_cam(by_hand: Callable[[Tensor, Tensor], Tensor]) -> str:
         return f"expected a map of shape (4, 4), got {tuple(got.shape)}."
     if torch.allclose(got, total, atol=1e-5):
         return "negative values are left in the map; what speaks against the class does not count."
-    return "" if torch.allclose(got, total.relu(), atol=1e-5) else "the map has other values than the formula gives."
+    return (
+        ""
+        if torch.allclose(got, total.relu(), atol=1e-5)
+        else "the map has other values than the formula gives."
+    )
 
 
 @check
@@ -89,7 +107,9 @@ def stage(kind: type[nn.Module]) -> str:
     images, sizes = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), {}
     stages = network.stages()
     for named in stages:
-        named.module.register_forward_hook(lambda _m, _i, output, name=named.name: sizes.update({name: output.shape}))
+        named.module.register_forward_hook(
+            lambda _m, _i, output, name=named.name: sizes.update({name: output.shape})
+        )
     logits = network.eval()(images)
     if logits.shape != (2, 10):
         return f"expected logits of shape (2, 10), got {tuple(logits.shape)}."
@@ -99,4 +119,8 @@ def stage(kind: type[nn.Module]) -> str:
         if sizes.get(named.name, (0, 0, 0))[2] != named.size:
             return f"{named.name} says it has a map of {named.size}x{named.size}, and its output is not so."
     cams = explain.gradcam(network, stages[-1].module, images, [0, 1])
-    return "" if cams.shape == (2, 32, 32) else f"Grad-CAM of the new stage has the shape {cams.shape}."
+    return (
+        ""
+        if cams.shape == (2, 32, 32)
+        else f"Grad-CAM of the new stage has the shape {cams.shape}."
+    )

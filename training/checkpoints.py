@@ -1,4 +1,7 @@
-"""Checkpoints that are complete or not there: written whole, with a checksum beside each, checked when read."""
+"""Checkpoints that are complete or not there.
+
+Written whole, with a checksum beside each, checked when read.
+"""
 
 import os
 import re
@@ -11,7 +14,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from models.bundle import sha256
 from models.errors import InvalidValue, StorageError
-from models.lit import LitClassifier
+from training.classifier import LitClassifier
 
 
 def sidecar(path: Path) -> Path:
@@ -20,9 +23,14 @@ def sidecar(path: Path) -> Path:
 
 
 class ChecksumIO(TorchCheckpointIO):
-    """Writes a checkpoint whole or not at all, and its sha256 after it: no sidecar, or a wrong one, no checkpoint."""
+    """Writes a checkpoint whole or not at all, and its sha256 after it.
 
-    def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: object = None) -> None:
+    No sidecar, or a wrong one, no checkpoint.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict, path: str | Path, storage_options: object = None
+    ) -> None:
         path = Path(path)
         partial = path.with_name(path.name + ".part")
         super().save_checkpoint(checkpoint, partial, storage_options)
@@ -75,7 +83,7 @@ def load_checkpoint(path: Path, arch: str) -> tuple[LitClassifier, int]:
     return classifier.eval(), epochs
 
 
-def check_room(folder: Path, parameters: int) -> None:
+def check_disk_space(folder: Path, parameters: int) -> None:
     """Raise OSError if the checkpoints of a network of so many parameters cannot be written into the folder.
 
     Four files at most, the last one half written, of the weights and as many numbers of the optimiser, in fp32; less

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-SPACE = Path(__file__).resolve().parent / "space"
+SPACE = Path(__file__).resolve().parent.parent / "space"
 SMOKE_TEST = """
 import json, sys, app
 from gradio_client import Client, handle_file
@@ -31,22 +31,43 @@ def find_python(version: str) -> str:
     """An interpreter of this version, such as "3.12", or the one that runs this."""
     beside = sorted(map(str, Path.home().glob(f".pyenv/versions/{version}*/bin/python")))
     for found in (shutil.which(f"python{version}"), *beside):
-        if found and not subprocess.run([found, "-c", "import ensurepip"], capture_output=True).returncode:
+        if (
+            found
+            and not subprocess.run(
+                [found, "-c", "import ensurepip"], capture_output=True
+            ).returncode
+        ):
             return found
     return sys.executable
 
 
 def main() -> int:
-    version = re.search(r"^sdk_version: (\S+)$", (SPACE / "README.md").read_text(encoding="utf-8"), re.M).group(1)
+    version = re.search(
+        r"^sdk_version: (\S+)$", (SPACE / "README.md").read_text(encoding="utf-8"), re.M
+    ).group(1)
     with tempfile.TemporaryDirectory() as folder:
         environment, copy = Path(folder) / "env", Path(folder) / "space"
-        print(f"installing requirements.txt and gradio {version} into an empty environment", flush=True)
+        print(
+            f"installing requirements.txt and gradio {version} into an empty environment",
+            flush=True,
+        )
         subprocess.check_call([find_python("3.12"), "-m", "venv", environment])
-        pip = [environment / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        pip = [
+            environment / "bin/python",
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--disable-pip-version-check",
+        ]
         subprocess.check_call([*pip, "-r", SPACE / "requirements.txt", f"gradio=={version}"])
         shutil.copytree(SPACE, copy, ignore=shutil.ignore_patterns("__pycache__", ".gradio"))
         done = subprocess.run(
-            [environment / "bin/python", "-c", SMOKE_TEST], cwd=copy, capture_output=True, text=True, timeout=300
+            [environment / "bin/python", "-c", SMOKE_TEST],
+            cwd=copy,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         print(done.stdout, done.stderr[-2000:], sep="\n")
         said = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}

@@ -15,16 +15,18 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from machine import forgive_output
-from space_check import find_python
+from tools.space_check import find_python
+from training.console import forgive_output
 
-PROJECT = Path(__file__).resolve().parent
+PROJECT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "ERA_S12_Assignment.ipynb"
 
 
 def packages(python: Path) -> dict[str, str]:
     """The packages of an environment and their versions."""
-    listed = subprocess.check_output([python, "-m", "pip", "list", "--format=json", "--disable-pip-version-check"])
+    listed = subprocess.check_output(
+        [python, "-m", "pip", "list", "--format=json", "--disable-pip-version-check"]
+    )
     return {package["name"]: package["version"] for package in json.loads(listed)}
 
 
@@ -37,9 +39,20 @@ def main() -> int:
         print("installing what Colab preinstalls into an empty environment", flush=True)
         subprocess.check_call([find_python("3.13"), "-m", "venv", environment])
         subprocess.check_call(
-            [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", PROJECT / "colab.txt"]
+            [
+                python,
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--disable-pip-version-check",
+                "-r",
+                Path(__file__).with_name("colab.txt"),
+            ]
         )
-        tracked = subprocess.check_output(["git", "ls-files", "-z"], cwd=PROJECT, text=True).split("\0")
+        tracked = subprocess.check_output(["git", "ls-files", "-z"], cwd=PROJECT, text=True).split(
+            "\0"
+        )
         for name in filter(None, tracked):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(PROJECT / name, copy / name)
@@ -55,10 +68,18 @@ def main() -> int:
             notebook, timeout=1200, kernel_name="colab", resources={"metadata": {"path": str(copy)}}
         ).execute()  # raises at the first cell that fails
         after = packages(python)
-        changed = {name: (version, after.get(name)) for name, version in before.items() if after.get(name) != version}
+        changed = {
+            name: (version, after.get(name))
+            for name, version in before.items()
+            if after.get(name) != version
+        }
         print("installed:", ", ".join(sorted(set(after) - set(before))))
         print(f"changed: {changed or 'nothing'}")
-        print("the notebook runs as on Colab" if not changed else "the notebook would need a RESTART on Colab")
+        print(
+            "the notebook runs as on Colab"
+            if not changed
+            else "the notebook would need a RESTART on Colab"
+        )
         return 1 if changed else 0
 
 

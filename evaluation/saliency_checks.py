@@ -1,11 +1,11 @@
 """Can you trust a Grad-CAM map? Two checks that a map which explains the network should pass.
 
-Randomised weights (Adebayo et al. 2018, arXiv:1810.03292): a network that has learned nothing must give other maps. If
-it gives the same, the maps show the picture or the architecture, not what was learned.
-Deletion (Petsiuk et al. 2018, arXiv:1806.07421): masking what a heatmap calls important must cost
-the network its confidence sooner than masking other places: random ones, but also the centre, where
-things usually are, and what the heatmap of another image calls important. A heatmap that is no
-better than these two says nothing about this image.
+Randomised weights (Adebayo et al. 2018, arXiv:1810.03292): a network that has learned nothing must
+give other maps. If it gives the same, the maps show the picture or the architecture, not what was
+learned. Deletion (Petsiuk et al. 2018, arXiv:1806.07421): masking what a heatmap calls important
+must cost the network its confidence sooner than masking other places: random ones, but also the
+centre, where things usually are, and what the heatmap of another image calls important. A heatmap
+that is no better than these two says nothing about this image.
 """
 
 import copy
@@ -18,19 +18,23 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from evaluation.drawing import rgb, with_note
+from evaluation.errors import Misclassified
 from models import explain
 from models.errors import InvalidValue
-from utils import Misclassified, rgb, with_note
 
 CELL = 4  # pixels: images are masked in squares of 4x4
 STEPS = 16  # of a deletion curve
 
 
-# ---- randomised weights ---------------------------------------------------------------------------------------------
+# ---- randomised weights --------------------------------------------------------------------------
 
 
-def untrained(model: nn.Module, seed: int = 0) -> nn.Module:
-    """A copy of the network, on the CPU, that has learned nothing: every layer with new random weights."""
+def randomize_weights(model: nn.Module, seed: int = 0) -> nn.Module:
+    """A copy of the network, on the CPU, that has learned nothing.
+
+    Every layer with new random weights.
+    """
     copied = copy.deepcopy(model).cpu().eval()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -40,37 +44,54 @@ def untrained(model: nn.Module, seed: int = 0) -> nn.Module:
     return copied
 
 
-def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation, -1..1, of each pair of maps (N, H, W); 0 where a map is empty, all of one value."""
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation, -1..1, of each pair of maps (N, H, W).
+
+    0 where a map is empty, all of one value.
+    """
     ranks = [pd.DataFrame(maps.reshape(len(maps), -1)).rank(axis=1) for maps in (first, second)]
     return ranks[0].corrwith(ranks[1], axis=1).fillna(0).to_numpy()
 
 
-def plot_randomised(
-    model: nn.Module, data: Sequence[Misclassified], inv_normalize: Callable[[Tensor], Tensor], note: str = ""
+def plot_randomized(
+    model: nn.Module,
+    data: Sequence[Misclassified],
+    inv_normalize: Callable[[Tensor], Tensor],
+    note: str = "",
 ) -> tuple[Figure, float]:
     """Each image, its Grad-CAM map of the last stage for the predicted class, and that of an untrained network.
 
     Returns the figure and the mean similarity of the two maps.
     """
-    images, classes = torch.stack([sample.image for sample in data]), [sample.pred for sample in data]
+    images, classes = (
+        torch.stack([sample.image for sample in data]),
+        [sample.pred for sample in data],
+    )
     maps = [
-        explain.gradcam(network, network.stages()[-1].module, images, classes) for network in (model, untrained(model))
+        explain.gradcam(network, network.stages()[-1].module, images, classes)
+        for network in (model, randomize_weights(model))
     ]
-    fig, axes = plt.subplots(3, len(data), figsize=(1.5 * len(data), 5), squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        3, len(data), figsize=(1.5 * len(data), 5), squeeze=False, layout="constrained"
+    )
     for column, sample in enumerate(data):
         picture = rgb(sample.image, inv_normalize)
-        for axis, cam in zip(axes[:, column], (None, maps[0][column], maps[1][column]), strict=True):
-            axis.imshow(picture if cam is None else explain.overlay(picture, cam, 0.6), interpolation="nearest")
+        for axis, cam in zip(
+            axes[:, column], (None, maps[0][column], maps[1][column]), strict=True
+        ):
+            axis.imshow(
+                picture if cam is None else explain.overlay(picture, cam, 0.6),
+                interpolation="nearest",
+            )
             axis.set(xticks=[], yticks=[])
     for axis, name in zip(axes[:, 0], ("image", "trained", "random weights"), strict=True):
         axis.set_ylabel(name)
     fig.suptitle(with_note("Grad-CAM of the trained network and of one with random weights", note))
     plt.close(fig)
-    return fig, float(similarity(*maps).mean())
+    return fig, float(rank_correlation(*maps).mean())
 
 
-# ---- deletion -------------------------------------------------------------------------------------------------------
+# ---- deletion ------------------------------------------------------------------------------------
 
 
 def cell_means(maps: np.ndarray) -> np.ndarray:
@@ -90,12 +111,16 @@ def mask_patches(images: Tensor, order: np.ndarray, fraction: float) -> Tensor:
     side = images.shape[2] // CELL
     gone = np.zeros(order.shape, dtype=bool)
     np.put_along_axis(gone, order[:, : round(fraction * order.shape[1])], True, axis=1)
-    mask = torch.from_numpy(gone.reshape(-1, 1, side, side).repeat(CELL, axis=2).repeat(CELL, axis=3))
+    mask = torch.from_numpy(
+        gone.reshape(-1, 1, side, side).repeat(CELL, axis=2).repeat(CELL, axis=3)
+    )
     return images.masked_fill(mask.to(images.device), 0)
 
 
 @torch.no_grad()
-def deletion_curves(model: nn.Module, images: Tensor, classes: Sequence[int], order: np.ndarray) -> np.ndarray:
+def deletion_curves(
+    model: nn.Module, images: Tensor, classes: Sequence[int], order: np.ndarray
+) -> np.ndarray:
     """Return the probability of each image's class, (17, N), with 0, 1/16 ... 16/16 masked."""
     device, index = next(model.parameters()).device, torch.tensor(classes)[:, None]
     curves = []
@@ -145,7 +170,9 @@ def deletion(model: nn.Module, images: Tensor, draws: int = 1, seed: int = 0) ->
         ValueError: there are not enough images to give each the heatmaps of others.
     """
     if not 1 <= draws < len(images):
-        raise InvalidValue(f"expected 1 <= draws < {len(images)}, the number of images, got {draws}")
+        raise InvalidValue(
+            f"expected 1 <= draws < {len(images)}, the number of images, got {draws}"
+        )
     with torch.no_grad():
         classes = model.eval()(images.to(next(model.parameters()).device)).argmax(1).tolist()
     cams = explain.gradcam(model, model.stages()[-1].module, images, classes)
@@ -158,7 +185,7 @@ def deletion(model: nn.Module, images: Tensor, draws: int = 1, seed: int = 0) ->
     return pd.DataFrame(table, index=rows)
 
 
-def areas(table: pd.DataFrame) -> pd.DataFrame:
+def deletion_areas(table: pd.DataFrame) -> pd.DataFrame:
     """The areas under the curves of `deletion`: the smaller, the sooner the confidence is lost.
 
     Returns:
@@ -171,7 +198,9 @@ def areas(table: pd.DataFrame) -> pd.DataFrame:
     more = by_image.sub(by_image.iloc[:, 0], axis=0)
     half = 1.96 * more.sem()
     mean = more.mean()
-    return pd.DataFrame({"area": by_image.mean(), "more": mean, "from": mean - half, "to": mean + half})
+    return pd.DataFrame(
+        {"area": by_image.mean(), "more": mean, "from": mean - half, "to": mean + half}
+    )
 
 
 def plot_deletion(table: pd.DataFrame, note: str = "") -> Figure:
@@ -182,8 +211,12 @@ def plot_deletion(table: pd.DataFrame, note: str = "") -> Figure:
     for name in table:
         axis.plot(mean.index, mean[name], "o-", markersize=3, label=name)
         axis.fill_between(mean.index, mean[name] - half[name], mean[name] + half[name], alpha=0.15)
-    axis.set(xlabel="fraction of the image masked", ylabel="probability of the predicted class", ylim=(0, 1))
-    found = areas(table).area
+    axis.set(
+        xlabel="fraction of the image masked",
+        ylabel="probability of the predicted class",
+        ylim=(0, 1),
+    )
+    found = deletion_areas(table).area
     said = ", ".join(f"{name} {area:.3f}" for name, area in found.items())
     axis.set_title(with_note(f"Areas under the curves:\n{said}", note), fontsize=9)
     axis.grid(alpha=0.3)

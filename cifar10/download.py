@@ -1,4 +1,7 @@
-"""CIFAR-10's files: verify, download if they are missing, read. Nothing is unpickled before its md5 is right."""
+"""CIFAR-10's files: verify, download if they are missing, read.
+
+Nothing is unpickled before its md5 is right.
+"""
 
 import contextlib
 import gzip
@@ -11,7 +14,6 @@ import sys
 import tarfile
 import tempfile
 import urllib.parse
-import urllib.request
 import zlib
 from pathlib import Path
 
@@ -44,7 +46,10 @@ CHUNK = 1 << 16
 
 
 class DataUnavailable(ProjectError, RuntimeError):
-    """CIFAR-10 is not there and could not be downloaded; the message says what was tried and what to do."""
+    """CIFAR-10 is not there and could not be downloaded.
+
+    The message says what was tried and what to do.
+    """
 
 
 def md5(path: Path) -> str:
@@ -62,7 +67,7 @@ def verify(folder: Path, checksums: dict[str, str]) -> None:
             raise InvalidValue(f"{folder / name} has md5 {got}, expected {expected}")
 
 
-# ---- download -------------------------------------------------------------------------------------------------------
+# ---- download ------------------------------------------------------------------------------------
 
 
 def size_of(path: Path) -> int:
@@ -79,15 +84,27 @@ def fetch(url: str, part: Path, timeout: float, size: int) -> None:
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=timeout) as response:
         start = have if response.status == http.client.PARTIAL_CONTENT else 0
-        if response.length is not None and start + response.length != size:  # such as a login page: keep what we have
+        if (
+            response.length is not None and start + response.length != size
+        ):  # such as a login page: keep what we have
             raise OSError(f"offers {start + response.length:,} bytes, expected {size:,}")
         if not start:
             part.touch()
         host = urllib.parse.urlsplit(url).netloc
         with (
-            part.open("r+b") as file,  # not "ab": a second process then writes the same bytes to the same places
+            part.open(
+                "r+b"
+            ) as file,  # not "ab": a second process then writes the same bytes to the same places
             # On standard output, where a stored notebook keeps nothing of it.
-            tqdm(total=size, initial=start, unit="B", unit_scale=True, desc=host, leave=False, file=sys.stdout) as bar,
+            tqdm(
+                total=size,
+                initial=start,
+                unit="B",
+                unit_scale=True,
+                desc=host,
+                leave=False,
+                file=sys.stdout,
+            ) as bar,
         ):
             file.seek(start)
             while chunk := response.read(min(CHUNK, size - file.tell())):
@@ -97,11 +114,18 @@ def fetch(url: str, part: Path, timeout: float, size: int) -> None:
                 raise OSError(f"broke off after {file.tell():,} of {size:,} bytes")
 
 
-def download(mirrors: tuple[str, ...], part: Path, archive_md5: str, timeout: float, size: int) -> None:
-    """Fill `part` from the mirrors in turn until its md5 is right. Raises DataUnavailable if it never is."""
+def download(
+    mirrors: tuple[str, ...], part: Path, archive_md5: str, timeout: float, size: int
+) -> None:
+    """Fill `part` from the mirrors in turn until its md5 is right.
+
+    Raises DataUnavailable if it never is.
+    """
     tried = []
     for url in mirrors:
-        for _ in range(3):  # enough to continue once, find that what lay there was wrong, and start anew
+        for _ in range(
+            3
+        ):  # enough to continue once, find that what lay there was wrong, and start anew
             have = size_of(part)
             try:
                 if have < size:
@@ -119,20 +143,27 @@ def download(mirrors: tuple[str, ...], part: Path, archive_md5: str, timeout: fl
                     break
         tried.append(f"  {url}: {problem}")
     raise DataUnavailable(
-        "CIFAR-10 could not be downloaded. Tried:\n" + "\n".join(tried) + "\nConnect to the internet and run again, or "
+        "CIFAR-10 could not be downloaded. Tried:\n"
+        + "\n".join(tried)
+        + "\nConnect to the internet and run again, or "
         f"put the seven files of {FOLDER} into {part.parent / FOLDER}, or set DATA_DIR to a folder that holds {FOLDER}."
     )
 
 
 def extract(archive: Path, folder: Path, names: list[str]) -> None:
-    """Copy the named files out of the archive's FOLDER into folder. Raises InvalidValue if one is not there.
+    """Copy the named files out of the archive's FOLDER into folder.
+
+    Raises InvalidValue if one is not there.
 
     Safe without looking at the members: the md5 of the whole archive was verified before.
     """
     try:
         with tarfile.open(archive) as tar:
             for name in names:
-                with tar.extractfile(f"{FOLDER}/{name}") as source, (folder / name).open("wb") as file:
+                with (
+                    tar.extractfile(f"{FOLDER}/{name}") as source,
+                    (folder / name).open("wb") as file,
+                ):
                     shutil.copyfileobj(source, file)
     except (tarfile.TarError, KeyError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InvalidValue(f"{archive} is no CIFAR-10 archive: {error}") from error
@@ -152,9 +183,13 @@ def unpack(archive: Path, target: Path, checksums: dict[str, str]) -> None:
 
 
 def prepare_cifar10(
-    data_dir: str | Path, checksums: dict[str, str] = CHECKSUMS, mirrors: tuple[str, ...] = MIRRORS,
-    archive_md5: str = ARCHIVE_MD5, archive_bytes: int = ARCHIVE_BYTES, timeout: float = 15,
-) -> Path:  # fmt: skip
+    data_dir: str | Path,
+    checksums: dict[str, str] = CHECKSUMS,
+    mirrors: tuple[str, ...] = MIRRORS,
+    archive_md5: str = ARCHIVE_MD5,
+    archive_bytes: int = ARCHIVE_BYTES,
+    timeout: float = 15,
+) -> Path:
     """Return the folder with CIFAR-10's verified files, downloading them into data_dir if they are not there.
 
     A download that broke off is continued the next time. Raises InvalidValue if the folder is there but a file in it is
@@ -168,7 +203,9 @@ def prepare_cifar10(
             download(mirrors, part, archive_md5, timeout, archive_bytes)
             unpack(part, folder, checksums)
         except (OSError, ValueError, DataUnavailable):
-            if not folder.exists():  # else another process was faster: its files are as good as ours
+            if (
+                not folder.exists()
+            ):  # else another process was faster: its files are as good as ours
                 raise
         with contextlib.suppress(OSError):  # gone, or (on Windows) still open in that other process
             part.unlink()
@@ -179,13 +216,16 @@ def prepare_cifar10(
     return folder
 
 
-# ---- read -----------------------------------------------------------------------------------------------------------
+# ---- read ----------------------------------------------------------------------------------------
 
 
 def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """One file -> uint8 images (N, 32, 32, 3), RGB, and int64 labels (N,). InvalidValue if it holds anything else.
+    """One file -> uint8 images (N, 32, 32, 3), RGB, and int64 labels (N,).
 
-    Only for files of `prepare_cifar10`: a pickle may run any code, but these have the md5 that we expect.
+    InvalidValue if it holds anything else.
+
+    Only for files of `prepare_cifar10`: a pickle may run any code, but these have the md5 that we
+    expect.
     """
     with path.open("rb") as file:
         try:
@@ -194,17 +234,25 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         except Exception as error:  # a broken pickle raises almost anything
             raise InvalidValue(f"{path} is no CIFAR-10 batch: {error!r}") from error
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise InvalidValue(f"{path}: expected a list of whole numbers as labels, got {labels.dtype} {labels.shape}")
+        raise InvalidValue(
+            f"{path}: expected a list of whole numbers as labels, got {labels.dtype} {labels.shape}"
+        )
     if images.dtype != np.uint8 or images.shape != (len(labels), 3072):
-        raise InvalidValue(f"{path}: expected uint8 ({len(labels)}, 3072), got {images.dtype} {images.shape}")
+        raise InvalidValue(
+            f"{path}: expected uint8 ({len(labels)}, 3072), got {images.dtype} {images.shape}"
+        )
     if labels.min() < 0 or labels.max() > 9:
-        raise InvalidValue(f"{path}: expected labels from 0 to 9, got {labels.min()} to {labels.max()}")
+        raise InvalidValue(
+            f"{path}: expected labels from 0 to 9, got {labels.min()} to {labels.max()}"
+        )
     # A row is 1,024 red, then green, then blue values, line by line.
     images = np.ascontiguousarray(images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     return images, labels.astype(np.int64)
 
 
-def read_cifar10(folder: Path) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def read_cifar10(
+    folder: Path,
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """The verified files -> (train images, labels), (test images, labels), as read_batch describes them."""
     parts = [read_batch(folder / name) for name in TRAIN_FILES]
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))

@@ -1,4 +1,7 @@
-"""The notebook's switches: environment variables over the cell's values, checked, and what follows from them."""
+"""The notebook's switches.
+
+Environment variables over the cell's values, checked, and what follows from them.
+"""
 
 import functools
 import os
@@ -7,16 +10,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
-from machine import check_precision, choose_device
 from models.errors import InvalidValue
-from models.lit import RECIPES, Recipe, choose_recipe
 from models.registry import NETWORKS
-from run_folder import AutoChoice, chosen_before
+from training.hardware import check_precision, choose_device
+from training.recipes import RECIPES, Recipe, choose_recipe
+from training.run_folder import AutoChoice, chosen_before
 
-PROJECT = Path(__file__).resolve().parent
-DRIVE = Path("/content/drive/MyDrive")  # Google Drive, where Colab mounts it: what is there outlives the runtime
+PROJECT = Path(__file__).resolve().parent.parent
+DRIVE = Path(
+    "/content/drive/MyDrive"
+)  # Google Drive, where Colab mounts it: what is there outlives the runtime
 
 
 class Switches(BaseModel):
@@ -58,14 +71,19 @@ def choices(name: str) -> list[str]:
 
 
 SWITCHES = {name: field.default for name, field in Switches.model_fields.items()}
-IN_WORDS = {"DEVICES": "'auto' or a number from '1' to '1000'", "PUSH_TO": "'' or a Space as 'user/name'"}
+IN_WORDS = {
+    "DEVICES": "'auto' or a number from '1' to '1000'",
+    "PUSH_TO": "'' or a Space as 'user/name'",
+}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What applies. recipe: with the epochs and batch size that apply. placement: devices, num_nodes and strategy, as
-    Lightning's Trainer has them. auto: given if ARCH = "auto" chose the recipe. smoke: tests only, two epochs of the
-    sample."""
+    """What applies. recipe: with the epochs and batch size that apply.
+
+    placement: devices, num_nodes and strategy, as Lightning's Trainer has them. auto: given if ARCH
+    = "auto" chose the recipe. smoke: tests only, two epochs of the sample.
+    """
 
     seed: int
     recipe_name: str
@@ -101,7 +119,10 @@ def scratch_folder() -> Path:
 
 
 def parse_bool(name: str, text: str) -> bool:
-    """Read a yes or no from an environment variable: true, yes, on, 1 or false, no, off, 0; nothing is no."""
+    """Read a yes or no from an environment variable.
+
+    True, yes, on, 1 or false, no, off, 0; nothing is no.
+    """
     try:
         return TypeAdapter(bool).validate_python(text.strip() or "no")
     except ValidationError as error:
@@ -138,8 +159,8 @@ def expected(name: str) -> str:
     if field.annotation in (int, float):
         low, high = field.metadata
         return f"{'a whole number' if field.annotation is int else 'a number'} from {low.ge} to {high.le}"
-    in_words = IN_WORDS.get(name) or {bool: "True or False", str: "text"}.get(field.annotation)
-    return in_words or f"one of {list(get_args(field.annotation))}"
+    format_error = IN_WORDS.get(name) or {bool: "True or False", str: "text"}.get(field.annotation)
+    return format_error or f"one of {list(get_args(field.annotation))}"
 
 
 def check(switches: dict) -> Switches:
@@ -151,7 +172,9 @@ def check(switches: dict) -> Switches:
     except ValidationError as error:
         problem = error.errors()[0]
         name = problem["loc"][0]
-        raise InvalidValue(f"{name}: expected {expected(name)}, got {problem['input']!r:.60}") from error
+        raise InvalidValue(
+            f"{name}: expected {expected(name)}, got {problem['input']!r:.60}"
+        ) from error
 
 
 def folder(name: str, text: str) -> Path:
@@ -177,32 +200,49 @@ def resolve(switches: dict) -> Settings:
     if chosen.PRECISION:
         check_precision(chosen.PRECISION)
     return Settings(
-        seed=chosen.SEED, recipe_name=name, recipe=recipe, fast_loader=chosen.LOADER == "fast",
-        precision=chosen.PRECISION, placement=placement(switches), train=chosen.TRAIN, fresh=chosen.FRESH,
-        num_samples=chosen.NUM_SAMPLES, opacity=chosen.OPACITY, data_dir=folder("DATA_DIR", chosen.DATA_DIR),
+        seed=chosen.SEED,
+        recipe_name=name,
+        recipe=recipe,
+        fast_loader=chosen.LOADER == "fast",
+        precision=chosen.PRECISION,
+        placement=placement(switches),
+        train=chosen.TRAIN,
+        fresh=chosen.FRESH,
+        num_samples=chosen.NUM_SAMPLES,
+        opacity=chosen.OPACITY,
+        data_dir=folder("DATA_DIR", chosen.DATA_DIR),
         checkpoint_dir=checkpoint_dir,
-        out_dir=folder("OUT_DIR", chosen.OUT_DIR), push_to=chosen.PUSH_TO, launch=chosen.LAUNCH, smoke=smoke,
-        device=device, auto=auto,
-    )  # fmt: skip
+        out_dir=folder("OUT_DIR", chosen.OUT_DIR),
+        push_to=chosen.PUSH_TO,
+        launch=chosen.LAUNCH,
+        smoke=smoke,
+        device=device,
+        auto=auto,
+    )
 
 
 def choose_automatically(chosen: Switches, checkpoint_dir: Path, device: str) -> AutoChoice:
     """Choose the recipe for ARCH = "auto": ResNet18's on a GPU, FastNet's without one.
 
-    A run that the same switches began keeps the recipe that was chosen then, on whatever machine, unless
-    FRESH is set.
+    A run that the same switches began keeps the recipe that was chosen then, on whatever machine,
+    unless FRESH is set.
     """
     asked = {name: getattr(chosen, name) for name in ("ARCH", "RECIPE", "EPOCHS", "BATCH_SIZE")}
     name, _ = choose_recipe("FastNet" if device == "cpu" else "ResNet18", chosen.RECIPE)
     before = None if chosen.FRESH else chosen_before(checkpoint_dir, asked)
     if before in RECIPES and before != name:
-        print(f'ARCH = "auto" chose {before} when this run began; with FRESH = True it would choose {name} here')
+        print(
+            f'ARCH = "auto" chose {before} when this run began; with FRESH = True it would choose {name} here'
+        )
         name = before
     return AutoChoice(asked, name)
 
 
 def placement(switches: dict) -> dict:
-    """On how many devices of how many machines to train, and how; torchrun knows it if it has started us."""
+    """On how many devices of how many machines to train, and how.
+
+    Torchrun knows it if it has started us.
+    """
     devices, num_nodes = switches["DEVICES"], switches["NUM_NODES"]
     if "TORCHELASTIC_RUN_ID" in os.environ:
         devices, num_nodes = os.environ["LOCAL_WORLD_SIZE"], int(os.environ["GROUP_WORLD_SIZE"])
@@ -211,7 +251,10 @@ def placement(switches: dict) -> dict:
 
 
 def checkpoint_folder(wanted: str) -> Path:
-    """Where checkpoints go: as wanted, or on Google Drive if nothing else is wanted and it is mounted."""
+    """Where checkpoints go.
+
+    As wanted, or on Google Drive if nothing else is wanted and it is mounted.
+    """
     path = folder("CHECKPOINT_DIR", wanted)
     return DRIVE / "cifar10-checkpoints" if path == Path("checkpoints") and DRIVE.is_dir() else path
 
@@ -222,7 +265,10 @@ def short(recipe: Recipe) -> Recipe:
 
 
 def output_folder(settings: Settings, is_cifar10: bool) -> Path:
-    """Where a run leaves its results. On the sample that is never the project itself, but a scratch folder."""
+    """Where a run leaves its results.
+
+    On the sample that is never the project itself, but a scratch folder.
+    """
     if settings.out_dir.resolve() == PROJECT and not is_cifar10:
         return scratch_folder()
     settings.out_dir.mkdir(parents=True, exist_ok=True)

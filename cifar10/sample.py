@@ -1,4 +1,7 @@
-"""The built-in sample: a small stand-in for CIFAR-10, drawn from one picture per class. No network needed."""
+"""The built-in sample: a small stand-in for CIFAR-10, drawn from one picture per class.
+
+No network needed.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +16,10 @@ BOX = Image.Resampling.BOX
 
 
 def read_picture(folder: Path, name: str) -> Image.Image:
-    """The picture of a class as RGBA, at twice the side it is drawn with. ValueError if it is not there or no image."""
+    """The picture of a class as RGBA, at twice the side it is drawn with.
+
+    ValueError if it is not there or no image.
+    """
     path = folder / f"{name}.png"
     try:
         with Image.open(path) as picture:
@@ -29,7 +35,10 @@ def background(rng: np.random.Generator) -> Image.Image:
 
 
 def draw(picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """The picture at a random size, place and brightness, mirrored or not, on a background: uint8 (32, 32, 3)."""
+    """The picture at a random size, place and brightness, mirrored or not, on a background.
+
+    Uint8 (32, 32, 3).
+    """
     side = int(rng.integers(20, 37))
     picture = picture.resize((side, side), BOX)
     if rng.random() < 0.5:
@@ -50,6 +59,8 @@ def draw_sample(
     """
     sources = [read_picture(Path(pictures), name) for name in classes]
     rng = np.random.default_rng(seed)
-    labels = np.concatenate([rng.permutation(np.arange(count) % len(classes)) for count in (train, test)])
+    labels = np.concatenate(
+        [rng.permutation(np.arange(count) % len(classes)) for count in (train, test)]
+    )
     images = np.stack([draw(sources[label], rng) for label in labels])
     return (images[:train], labels[:train]), (images[train:], labels[train:])

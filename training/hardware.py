@@ -1,9 +1,7 @@
-"""What this machine is, where it trains and in which precision, and output that never ends a run."""
+"""What this machine is, where it trains and in which precision."""
 
-import contextlib
 import functools
 import importlib.metadata
-import io
 import os
 import platform
 import subprocess
@@ -12,8 +10,8 @@ import time
 from pathlib import Path
 
 # Memory for large tensors comes in pages of 2 MiB instead of 4 KiB, where the system allows it: a
-# training step on a CPU otherwise spends a tenth of its time on being given pages. Read by torch when
-# it first asks for memory.
+# training step on a CPU otherwise spends a tenth of its time on being given pages. Read by torch
+# when it first asks for memory.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
@@ -21,24 +19,25 @@ from torch import Tensor, nn
 
 from models.errors import InvalidValue
 
-PROJECT = Path(__file__).resolve().parent
-
-
-# ---- device -----------------------------------------------------------------------------------------
+PROJECT = Path(__file__).resolve().parent.parent
 
 
 def training_step(device: str | torch.device) -> list[Tensor]:
     """Compute one training step of two convolutions with BatchNorm in channels_last.
 
-    Returns the loss, all gradients and BatchNorm's running averages, on the CPU. The second BatchNorm
-    has a fixed scale, as FastNet's have.
+    Returns the loss, all gradients and BatchNorm's running averages, on the CPU. The second
+    BatchNorm has a fixed scale, as FastNet's have.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = nn.Sequential(
-            nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.GELU(),
-            nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.GELU(),
-        )  # fmt: skip
+            nn.Conv2d(3, 16, 3, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.GELU(),
+            nn.Conv2d(16, 32, 3, padding=1, bias=False),
+            nn.BatchNorm2d(32),
+            nn.GELU(),
+        )
         images, weights = torch.randn(8, 3, 16, 16), torch.randn(8, 32, 16, 16)
     net[4].weight.requires_grad_(False)
     net = net.to(device, memory_format=torch.channels_last)
@@ -51,7 +50,10 @@ def training_step(device: str | torch.device) -> list[Tensor]:
 
 
 def steps_agree(trusted: str | torch.device, tested: str | torch.device) -> bool:
-    """Compare a training step on two devices: whether all numbers differ by less than a thousandth."""
+    """Compare a training step on two devices.
+
+    Whether all numbers differ by less than a thousandth.
+    """
     try:
         pairs = list(zip(training_step(trusted), training_step(tested), strict=True))
     except Exception:  # whatever it is that a device raises: it cannot train
@@ -63,30 +65,32 @@ def steps_agree(trusted: str | torch.device, tested: str | torch.device) -> bool
 def mps_trains_right() -> bool:
     """Whether the Apple GPU learns what the CPU does; says so, once, if it does not.
 
-    In channels_last its BatchNorm gave wrong gradients in some versions (pytorch #175189), and in others
-    it ended the whole process (#98602), so the test runs in a process of its own.
+    In channels_last its BatchNorm gave wrong gradients in some versions (pytorch #175189), and in
+    others it ended the whole process (#98602), so the test runs in a process of its own.
     """
     code = f"import sys, {__name__} as m; sys.exit(not m.steps_agree('cpu', 'mps'))"
-    right = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True).returncode == 0
+    right = (
+        subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True).returncode
+        == 0
+    )
     if not right:
-        print("The Apple GPU computes other gradients than the CPU with this version of torch: the CPU trains.")
+        print(
+            "The Apple GPU computes other gradients than the CPU with this version of torch: the CPU trains."
+        )
     return right
 
 
 def choose_device() -> torch.device:
     """Choose where everything is computed: the one source for training, prediction and Grad-CAM.
 
-    Returns cuda if there is one; mps if a training step there agrees with the CPU's; else cpu. A TPU is
-    never chosen.
+    Returns cuda if there is one; mps if a training step there agrees with the CPU's; else cpu. A
+    TPU is never chosen.
     """
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available() and mps_trains_right():
         return torch.device("mps")
     return torch.device("cpu")
-
-
-# ---- precision --------------------------------------------------------------------------------------
 
 
 def conv_seconds(images: Tensor, conv: nn.Module, bf16: bool) -> tuple[Tensor, float]:
@@ -123,7 +127,9 @@ def choose_precision() -> str:
     """The fastest precision of this machine that is safe: 'bf16-mixed', '16-mixed' or '32-true'."""
     device = choose_device().type
     if device == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+        return (
+            "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+        )
     return "bf16-mixed" if device == "cpu" and cpu_bf16_pays() else "32-true"
 
 
@@ -146,10 +152,9 @@ def check_precision(name: str) -> None:
     """Raise InvalidValue for a precision that Lightning or this machine does not have."""
     possible = possible_precisions()
     if name not in possible:
-        raise InvalidValue(f"expected a precision that {hardware()} has ({', '.join(possible)}), got {name!r}")
-
-
-# ---- in words ---------------------------------------------------------------------------------------
+        raise InvalidValue(
+            f"expected a precision that {hardware()} has ({', '.join(possible)}), got {name!r}"
+        )
 
 
 def cpu_name() -> str:
@@ -175,41 +180,6 @@ def hardware(processes: int = 1) -> str:
 def versions() -> dict[str, str]:
     """Of what shapes the result."""
     packages = ("torch", "pytorch-lightning", "albumentations", "numpy")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
-
-
-# ---- output -----------------------------------------------------------------------------------------
-
-
-class ForgivingOutput(io.TextIOWrapper):
-    """Standard output that goes on when a character cannot be shown or nobody reads any more."""
-
-    def write(self, text: str) -> int:
-        try:
-            return super().write(text)
-        except OSError:  # a broken pipe, a full disk
-            self.discard()
-            return len(text)
-
-    def flush(self) -> None:
-        try:
-            super().flush()
-        except OSError:
-            self.discard()
-
-    def discard(self) -> None:
-        """Send what is still to come to nowhere, as Python's documentation advises for a broken pipe."""
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-
-
-def forgive_output() -> None:
-    """From now on printing never ends this program. For scripts; a notebook's or a test's output stays as it is."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed when the program was started
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
-        elif type(stream) is io.TextIOWrapper:
-            stream.flush()
-            lines = stream.line_buffering
-            setattr(sys, name, ForgivingOutput(stream.buffer, stream.encoding, "replace", line_buffering=lines))
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in packages
+    }

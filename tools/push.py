@@ -1,4 +1,7 @@
-"""Push the Space to Hugging Face: `make push SPACE=user/name`, or with DRY_RUN=1 only say what would change."""
+"""Push the Space to Hugging Face.
+
+`make push SPACE=user/name`, or with DRY_RUN=1 only say what would change.
+"""
 
 import argparse
 import glob
@@ -9,12 +12,12 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from machine import forgive_output
 from models.bundle import bundle_files, load_bundle
 from models.errors import InvalidValue
+from training.console import forgive_output
 from utils import APP_FILES
 
-SPACE = Path(__file__).resolve().parent / "space"
+SPACE = Path(__file__).resolve().parent.parent / "space"
 ADDRESS = "https://huggingface.co/spaces/"
 # What this version or an earlier one, whose sources lay flat in the folder, may have sent.
 SENT_BEFORE = re.compile(r"models/[^/]+\.py|examples/[^/]+|(bundle|explain|resnet|fastnet)\.py")
@@ -90,12 +93,16 @@ def push_space(
         print(f"     deletes  {name}")
     if dry_run:
         return None
-    question = f"Send them, and delete {len(deleted)} there? [y/N] " if deleted else "Send them? [y/N] "
+    question = (
+        f"Send them, and delete {len(deleted)} there? [y/N] " if deleted else "Send them? [y/N] "
+    )
     if ask(question).strip().lower() not in ("y", "yes"):
         print("Nothing was sent.")
         return None
     # Free accounts can create a Gradio Space on this hardware only; the app uses the CPU beside it.
-    api.create_repo(repo_id, repo_type="space", space_sdk="gradio", space_hardware="zero-a10g", exist_ok=True)
+    api.create_repo(
+        repo_id, repo_type="space", space_sdk="gradio", space_hardware="zero-a10g", exist_ok=True
+    )
     api.upload_folder(  # one commit; both lists are patterns, so what is special in a pattern is escaped
         repo_id=repo_id,
         repo_type="space",

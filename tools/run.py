@@ -1,14 +1,12 @@
-"""What `make run`, `make app` and `make publish` do.
+"""`make run` and `make app`.
 
-run: execute the notebook into a folder under runs/ and serve the Space that came out of it.
-app: serve the committed Space. publish: promote a finished run on CIFAR-10 to the committed results.
+Execute the notebook into a folder under runs/ and serve the Space that came out of it.
 """
 
 import argparse
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,19 +18,22 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-from machine import forgive_output
+from training.console import forgive_output
 
-PROJECT = Path(__file__).resolve().parent
+PROJECT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "ERA_S12_Assignment.ipynb"
 HOST, PORT = "127.0.0.1", os.environ.get("GRADIO_SERVER_PORT") or "7860"
-# What is written over: the start of a line up to a carriage return, and what follows one and may still be.
+# What is written over: the start of a line up to a carriage return, and what follows one and may
+# still be.
 TRANSIENT = re.compile(r"(?:\r[^\r\n]*)+\Z|[^\r\n]*\r(?!\n)")
 
 
 class TalkingClient(NotebookClient):
     """Executes a notebook and shows on the terminal what its cells print, while they print it."""
 
-    exit_code = None  # of a kernel that died by itself: below 0 the number of the signal that killed it
+    exit_code = (
+        None  # of a kernel that died by itself: below 0 the number of the signal that killed it
+    )
     tidying = False  # nbclient ends the kernel: at the end, or after Ctrl-C
 
     def process_message(self, message: dict, cell: nbformat.NotebookNode, index: int) -> object:
@@ -71,14 +72,20 @@ def cause_of_death(exit_code: int) -> str:
 
 
 def execute(out: Path) -> None:
-    """Run all cells in the project folder; keep the executed copy in `out`, also when a cell fails."""
+    """Run all cells in the project folder.
+
+    Keep the executed copy in `out`, also when a cell fails.
+    """
     notebook = nbformat.read(PROJECT / NOTEBOOK, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     client = TalkingClient(
-        notebook, timeout=None, kernel_name="python3", coalesce_streams=True,
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        coalesce_streams=True,
         resources={"metadata": {"path": str(PROJECT)}},
         on_cell_start=lambda cell, cell_index: announce(notebook, cells, cell, cell_index),
-    )  # fmt: skip
+    )
     # ipykernel shows figures as pictures, unless this names something else.
     environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
     try:
@@ -88,15 +95,22 @@ def execute(out: Path) -> None:
             raise
         raise KernelDied(cause_of_death(client.exit_code)) from error
     finally:
-        notebook.metadata.pop("widgets", None)  # GitHub may refuse a notebook that holds the state of widgets
+        notebook.metadata.pop(
+            "widgets", None
+        )  # GitHub may refuse a notebook that holds the state of widgets
         nbformat.write(notebook, out / NOTEBOOK)
 
 
-def announce(notebook: nbformat.NotebookNode, cells: list, cell: nbformat.NotebookNode, index: int) -> None:
+def announce(
+    notebook: nbformat.NotebookNode, cells: list, cell: nbformat.NotebookNode, index: int
+) -> None:
     """Print the heading that a code cell stands under when the section begins."""
     before = notebook.cells[index - 1] if index else cell
     if cell.cell_type == "code" and before.source.startswith("## "):
-        print(f"\n[cell {cells.index(cell) + 1} of {len(cells)}] {before.source.splitlines()[0][3:]}", flush=True)
+        print(
+            f"\n[cell {cells.index(cell) + 1} of {len(cells)}] {before.source.splitlines()[0][3:]}",
+            flush=True,
+        )
 
 
 def port_is_free() -> bool:
@@ -114,13 +128,18 @@ def port_is_free() -> bool:
 def serve(space: Path) -> int:
     """Serve a Space until it is interrupted; says when it answers."""
     environment = os.environ | {"GRADIO_SERVER_NAME": HOST, "GRADIO_SERVER_PORT": str(PORT)}
-    app = subprocess.Popen([sys.executable, "app.py"], cwd=space, env=environment, stdout=subprocess.DEVNULL)
+    app = subprocess.Popen(
+        [sys.executable, "app.py"], cwd=space, env=environment, stdout=subprocess.DEVNULL
+    )
     try:
         while app.poll() is None:
             with socket.socket() as probe:
                 probe.settimeout(1)
                 if probe.connect_ex((HOST, int(PORT))) == 0:
-                    print(f"\nThe app of {space} answers on http://{HOST}:{PORT} (stop it with Ctrl-C)", flush=True)
+                    print(
+                        f"\nThe app of {space} answers on http://{HOST}:{PORT} (stop it with Ctrl-C)",
+                        flush=True,
+                    )
                     break
             time.sleep(0.3)
         return app.wait()
@@ -140,7 +159,9 @@ def run() -> int:
     """Execute, then serve: the run's own Space if it was on CIFAR-10, else the committed one."""
     forgive_output()  # cells print what a terminal may not be able to show
     if not port_is_free():
-        print(f"Port {PORT} is in use. Stop what uses it, or set GRADIO_SERVER_PORT to another one.")
+        print(
+            f"Port {PORT} is in use. Stop what uses it, or set GRADIO_SERVER_PORT to another one."
+        )
         return 1
     out = PROJECT / "runs" / time.strftime("%Y%m%d-%H%M%S")
     out.mkdir(parents=True)
@@ -155,8 +176,14 @@ def run() -> int:
         print(f"\nThe notebook's kernel died: {error}.")
         print(f"Run again to continue the training. The notebook up to there is {out / NOTEBOOK}")
         return 1
-    except (KeyboardInterrupt, DeadKernelError, AssertionError):  # nbclient answers Ctrl-C with any of them
-        print(f"\nStopped. Run again to continue the training. The notebook up to there is {out / NOTEBOOK}")
+    except (
+        KeyboardInterrupt,
+        DeadKernelError,
+        AssertionError,
+    ):  # nbclient answers Ctrl-C with any of them
+        print(
+            f"\nStopped. Run again to continue the training. The notebook up to there is {out / NOTEBOOK}"
+        )
         return 130
     print(f"\nThe executed notebook is {out / NOTEBOOK}")
     if results(out).get("data") == "CIFAR-10":
@@ -165,63 +192,14 @@ def run() -> int:
     return serve(PROJECT / "space")
 
 
-def finished_run(folder: str | None) -> Path | None:
-    """The folder of that run, or of the newest, if it was on CIFAR-10 and without an error; else say why not."""
-    candidates = [Path(folder)] if folder else sorted((PROJECT / "runs").glob("*"), reverse=True)
-    source = next((path for path in candidates if results(path).get("data") == "CIFAR-10"), None)
-    if source is None or not (source / NOTEBOOK).exists():
-        print(f"No finished run on CIFAR-10 in {folder or 'runs/'}: `make run` makes one.")
-        return None
-    notebook = nbformat.read(source / NOTEBOOK, as_version=4)
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    if any(output.output_type == "error" for output in outputs):
-        print(f"{source / NOTEBOOK} holds an error and is not published.")
-        return None
-    return source
-
-
-def publish(folder: str | None) -> int:
-    """Copy images/, the bundle of space/, results.json and the executed notebook of a run into the project.
-
-    The app itself stays as the project has it. Who is killed meanwhile publishes again.
-    """
-    from models import bundle  # torch, which nothing else here needs
-    from utils import copy_figures
-
-    source = finished_run(folder)
-    if source is None:
-        return 1
-    try:
-        _, meta = bundle.load_bundle(source / "space")
-    except (OSError, ValueError) as error:
-        print(f"The Space of this run cannot be published: {error}")
-        return 1
-    with bundle.new_bundle(PROJECT / "space") as staged:
-        (staged / "models").mkdir()
-        for name in bundle.bundle_files(meta):
-            shutil.copyfile(source / "space" / name, staged / name)
-    copy_figures(source / "images", PROJECT / "images")
-    for name in (NOTEBOOK, "results.json"):
-        partial = shutil.copyfile(source / name, PROJECT / f"{name}.part")
-        partial.replace(PROJECT / name)
-    print(
-        f"Published {source}. Look at it, bring README.md's numbers up to date (`make test` compares"
-        f" them), then commit it with images/, space/, results.json and {NOTEBOOK}."
-    )
-    return 0
-
-
 def main() -> int:
     forgive_output()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=["run", "app", "publish"])
-    parser.add_argument("folder", nargs="?", help="publish: the run, default: the newest on CIFAR-10")
-    arguments = parser.parse_args()
+    parser.add_argument("command", choices=["run", "app"])
+    command = parser.parse_args().command
     if not PORT.isdecimal() or int(PORT) > 65535:
         parser.error(f"GRADIO_SERVER_PORT: expected a number from 0 to 65535, got {PORT!r:.60}")
-    if arguments.command == "publish":
-        return publish(arguments.folder)
-    return run() if arguments.command == "run" else serve(PROJECT / "space")
+    return run() if command == "run" else serve(PROJECT / "space")
 
 
 if __name__ == "__main__":

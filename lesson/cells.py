@@ -1,24 +1,21 @@
-"""What the notebook's cells say of themselves: errors in one line where that says it all, and their time."""
+"""What the notebook's cells say of themselves.
+
+Errors in one line where that says it all, and their time.
+"""
 
 import json
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
 from models.errors import EXPLAINED
+from training.console import kernel_shell
 
-PROJECT = Path(__file__).resolve().parent
-
-
-def kernel_shell() -> object | None:
-    """IPython's shell of the notebook that runs this; None in a script or a terminal."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return shell if hasattr(shell, "kernel") else None
+PROJECT = Path(__file__).resolve().parent.parent
 
 
-def in_words(kind: type, problem: BaseException, trace: TracebackType) -> str:
+def format_error(kind: type, problem: BaseException, trace: TracebackType) -> str:
     """One line for an error that the project raised on purpose, or for a name that is not there yet.
 
     Any other is a fault of somebody's code, ours perhaps: '' asks for its traceback.
@@ -28,7 +25,11 @@ def in_words(kind: type, problem: BaseException, trace: TracebackType) -> str:
     while trace.tb_next:
         trace = trace.tb_next
     code = trace.tb_frame.f_code
-    if kind is NameError and code.co_name == "<module>" and PROJECT not in Path(code.co_filename).parents:
+    if (
+        kind is NameError
+        and code.co_name == "<module>"
+        and PROJECT not in Path(code.co_filename).parents
+    ):
         return (
             f"{problem.name!r} is not there yet: run the cells above this one first (Runtime, Run before), or check its"
             " spelling."
@@ -37,21 +38,31 @@ def in_words(kind: type, problem: BaseException, trace: TracebackType) -> str:
 
 
 def inline_figures() -> None:
-    """Show figures as pictures in the notebook, whatever MPLBACKEND says. Outside a notebook: nothing happens."""
+    """Show figures as pictures in the notebook, whatever MPLBACKEND says.
+
+    Outside a notebook: nothing happens.
+    """
     shell = kernel_shell()
     if shell:
         shell.run_line_magic("matplotlib", "inline")
 
 
-def short_errors() -> None:
-    """From now on the notebook shows such errors as one line. Outside a notebook: nothing happens."""
+def enable_short_errors() -> None:
+    """From now on the notebook shows such errors as one line.
+
+    Outside a notebook: nothing happens.
+    """
     shell = kernel_shell()
     if not shell:
         return
 
     def show(shell, kind, problem, trace, tb_offset=None) -> list[str]:
-        line = in_words(kind, problem, trace)
-        lines = [line] if line else shell.InteractiveTB.structured_traceback(kind, problem, trace, tb_offset)
+        line = format_error(kind, problem, trace)
+        lines = (
+            [line]
+            if line
+            else shell.InteractiveTB.structured_traceback(kind, problem, trace, tb_offset)
+        )
         shell._showtraceback(kind, problem, lines)
         return lines
 
@@ -90,14 +101,19 @@ class Clock:
         A notebook does not know its own name, so of those in the folders it is the one with most of these
         cells; where it is in none of them, all cells count as 'changed cells'.
         """
-        notebooks = [headings(path) for folder in folders for path in sorted(folder.glob("*.ipynb"))]
+        notebooks = [
+            headings(path) for folder in folders for path in sorted(folder.glob("*.ipynb"))
+        ]
         ours = max(notebooks, key=lambda found: len(found.keys() & self.seconds.keys()), default={})
         sums = {}
         for source, seconds in self.seconds.items():
             name = ours.get(source, "changed cells")
             sums[name] = sums.get(name, 0) + seconds
         total = sum(sums.values())
-        lines = [f"{name:32s} {seconds:7.1f} s {seconds / (total or 1):5.0%}" for name, seconds in sums.items()]
+        lines = [
+            f"{name:32s} {seconds:7.1f} s {seconds / (total or 1):5.0%}"
+            for name, seconds in sums.items()
+        ]
         return "\n".join([*lines, f"{'all cells':32s} {total:7.1f} s"])
 
 

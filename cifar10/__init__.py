@@ -1,0 +1,1 @@
+"""CIFAR-10 on disk: the download, the built-in sample, the fast loader."""

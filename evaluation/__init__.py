@@ -1,0 +1,4 @@
+"""What a trained network can do.
+
+Predictions, calibration, errors, robustness, heatmaps, and their figures.
+"""

@@ -1,0 +1,34 @@
+"""Train without the notebook, on one device or many.
+
+The switches are the notebook's, taken from the environment.
+
+    ERA_ARCH=FastNet .venv/bin/python -m training
+    ERA_ARCH=FastNet .venv/bin/torchrun --nproc-per-node 2 -m training
+
+A run that was interrupted goes on. The notebook, run with the same switches, loads the result. More
+in docs/scaling.md.
+"""
+
+import sys
+
+from dataload import load_splits
+from models.errors import EXPLAINED
+from training.console import forgive_output
+from training.runs import build_datamodule, train
+from training.settings import SWITCHES, resolve
+
+
+def main() -> None:
+    forgive_output()
+    s = resolve(SWITCHES)
+    data = build_datamodule(s.recipe, load_splits(s.data_dir, s.seed), s.seed, s.fast_loader)
+    train(
+        s.recipe, data, s.checkpoint_dir, s.seed, s.fresh, s.precision, auto=s.auto, **s.placement
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EXPLAINED as error:
+        sys.exit(f"{type(error).__name__}: {error}")

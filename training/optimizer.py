@@ -1,0 +1,120 @@
+"""Muon for the filters and SGD for the rest, in one optimiser, and which parameter belongs to which."""
+
+import torch
+from torch import Tensor, nn
+
+from models.errors import InvalidValue
+from training.recipes import Recipe
+
+
+def orthogonalize(matrix: Tensor, steps: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The nearest (semi-)orthogonal matrix, roughly: (R, C) -> (R, C), all singular values near 1.
+
+    Newton and Schulz's iteration with the coefficients of Jordan et al. 2024 (Muon): singular
+    values come into 0.7..1.2 after five steps; three are enough to train with. dtype: to compute
+    in; bf16 suffices, where it is fast.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.to(dtype)
+    x = x / (x.norm() + 1e-7)  # then no singular value is above 1
+    wide = x.shape[0] <= x.shape[1]
+    x = x if wide else x.T  # the product below is then the smaller one
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x if wide else x.T).to(matrix.dtype)
+
+
+class MuonWithSGD(torch.optim.Optimizer):
+    """SGD with Nesterov momentum that, in groups with muon=True, makes each step of a filter bank orthogonal.
+
+    A gradient of a filter bank is mostly a few directions, and a step along it changes only these. An orthogonal step
+    of the same sense moves all of them by the same amount. The filters keep the length sqrt(out_channels), so the
+    learning rate is a rate of turning. torch.optim.Muon takes matrices only; here 4-D weights (out, in, k, k) are
+    matrices (out, in * k * k). Groups: lr, momentum, weight_decay (not for Muon's), muon. dtype: see orthogonalize.
+    """
+
+    def __init__(
+        self,
+        params,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.dtype = dtype
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "muon": False}
+        )
+        for group in self.param_groups:
+            for p in group["params"]:
+                if group["muon"] and p.ndim != 4:
+                    raise InvalidValue(
+                        f"expected 4-D filters for Muon, got a parameter of shape {tuple(p.shape)}"
+                    )
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step; returns what the closure returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self.update(p, group)
+        return loss
+
+    def update(self, p: Tensor, group: dict) -> None:
+        """Move one parameter by its gradient."""
+        step = p.grad if group["muon"] else p.grad.add(p, alpha=group["weight_decay"])
+        state = self.state[p]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(p)
+        state["momentum"].mul_(group["momentum"]).add_(step)
+        step = step.add(state["momentum"], alpha=group["momentum"])  # Nesterov: look one step ahead
+        if group["muon"]:
+            p.mul_(len(p) ** 0.5 / p.norm())
+            step = orthogonalize(step.flatten(1), dtype=self.dtype).view_as(p)
+        p.sub_(step, alpha=group["lr"])
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
+    """What Muon trains, the biases of convolutions and BatchNorm, and the rest, each with its peak learning rate."""
+    layers = [
+        module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.BatchNorm2d))
+    ]
+    biases = {id(layer.bias) for layer in layers} if recipe.bias_lr else set()
+    groups = {"filters": [], "biases": [], "rest": []}
+    for p in filter(lambda p: p.requires_grad, model.parameters()):
+        # The first convolution, of three colours, is too small to be made orthogonal to any use.
+        if recipe.muon_lr and p.shape[2:] == (3, 3) and p.shape[1] > 3:
+            groups["filters"].append(p)
+        else:
+            groups["biases" if id(p) in biases else "rest"].append(p)
+    decay = recipe.weight_decay * recipe.max_lr  # per step: a faster bias does not decay faster
+    return [
+        group
+        for group in (
+            {"params": groups["filters"], "lr": recipe.muon_lr, "momentum": 0.6, "muon": True},
+            {
+                "params": groups["biases"],
+                "lr": recipe.bias_lr,
+                "weight_decay": decay / (recipe.bias_lr or 1),
+            },
+            {"params": groups["rest"]},
+        )
+        if group["params"]
+    ]
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe, bf16: bool) -> MuonWithSGD:
+    """Muon and SGD-Nesterov in one, as the recipe wants them.
+
+    Bf16: make Muon's steps orthogonal in that precision.
+    """
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    return MuonWithSGD(
+        parameter_groups(model, recipe), recipe.max_lr, recipe.momentum, recipe.weight_decay, dtype
+    )

@@ -1,0 +1,233 @@
+"""The hyperparameters of a training run.
+
+What a recipe holds, the recipes there are, and which one a machine can afford.
+"""
+
+import functools
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.errors import InvalidValue
+from models.registry import NETWORKS
+
+MIN_MICRO_BATCH = 32  # images: BatchNorm's statistics of fewer are too noisy to learn with
+
+RANGES = {  # of a recipe's numbers: type, smallest, largest
+    "epochs": (int, 1, 10_000),
+    "batch_size": (int, 1, 50_000),
+    "micro_batch": (int, 0, 50_000),
+    "max_lr": (float, 0, 10**9),
+    "bias_lr": (float, 0, 10**9),
+    "muon_lr": (float, 0, 10**9),
+    "momentum": (float, 0, 1),
+    "weight_decay": (float, 0, 100),
+    "label_smoothing": (float, 0, 1),
+    "warmup": (float, 0, 1),
+    "bn_momentum": (float, 0, 1),
+    "padding": (int, 0, 31),  # a reflection needs one pixel more than it adds
+    "cutout": (int, 0, 32),
+    "low_res": (float, 0, 1),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of a training run.
+
+    InvalidValue if one is out of its range or does not fit the others.
+
+    batch_size: images per step of the optimiser. micro_batch: images that pass through the network
+    at a time where there is no GPU, their gradients added up: what stays in the cache need not wait
+    for the memory; 0: the batch. max_lr: the peak of the schedule, for SGD with Nesterov momentum.
+    bias_lr: the peak for the biases of convolutions and BatchNorm; 0: max_lr. muon_lr: the peak for
+    the 3x3 filters, trained by Muon; 0: by SGD as well. warmup: the fraction of the steps before
+    the peak. weight_decay: of what SGD trains. bn_momentum: the weight of a batch in BatchNorm's
+    running statistics. padding: pixels by which an image is shifted at most. cutout: side of the
+    square that is painted over in half of the images; 0: none. low_res: the fraction of the steps,
+    at the start, on images of 24x24 pixels.
+    """
+
+    network: str
+    epochs: int = 1
+    batch_size: int = 128
+    micro_batch: int = 0
+    max_lr: float = 0.1
+    bias_lr: float = 0.0
+    muon_lr: float = 0.0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    warmup: float = 0.2
+    bn_momentum: float = 0.1
+    padding: int = 4
+    cutout: int = 8
+    low_res: float = 0.0
+
+    def __post_init__(self):
+        if not isinstance(self.network, str) or self.network not in NETWORKS:
+            raise InvalidValue(
+                f"unknown network {self.network!r}, expected one of {', '.join(NETWORKS)}"
+            )
+        for name, (kind, low, high) in RANGES.items():
+            value = getattr(self, name)
+            right_kind = isinstance(value, (int, kind)) and not isinstance(value, bool)
+            if not right_kind or not low <= value <= high:  # which NaN is not either
+                whole = ", a whole number" if kind is int else ""
+                raise InvalidValue(f"expected {name} from {low} to {high}{whole}, got {value!r}")
+        if self.micro_batch and self.batch_size % self.micro_batch:
+            raise InvalidValue(
+                f"a batch_size of {self.batch_size} is no multiple of the micro_batch {self.micro_batch}"
+            )
+
+
+FASTNET = Recipe(
+    "FastNet",
+    8,
+    2000,
+    250,
+    max_lr=0.0204,
+    bias_lr=106,
+    muon_lr=0.24,
+    momentum=0.85,
+    weight_decay=0.196,
+    label_smoothing=0.2,
+    warmup=0,
+    bn_momentum=0.4,
+    padding=2,
+    cutout=0,
+    low_res=0.4,
+)
+
+CUSTOM = Recipe(
+    "CustomResNet",
+    10,
+    512,
+    128,
+    max_lr=0.05,
+    muon_lr=0.1,
+    label_smoothing=0.1,
+    warmup=0.1,
+    bn_momentum=0.2,
+    cutout=0,
+    low_res=0.3,
+)
+
+RESNET18 = Recipe(
+    "ResNet18",
+    20,
+    512,
+    128,
+    max_lr=0.05,
+    muon_lr=0.1,
+    label_smoothing=0,
+    warmup=0.1,
+    bn_momentum=0.2,
+    cutout=12,
+    low_res=0.5,
+)
+
+# One per network and budget, named by the epochs; the first of a network is its default.
+# Those of 30 and 200 epochs want a GPU: they are set by what others published and not yet measured.
+RECIPES = {
+    "resnet18-20": RESNET18,
+    "resnet18-30": replace(RESNET18, epochs=30),
+    # What makes a short run faster does not make a long one better: SGD alone, at full resolution,
+    # and larger cutouts.
+    "resnet18-200": Recipe("ResNet18", 200, 512, 128, max_lr=0.2, warmup=0.1, cutout=16),
+    "custom-10": CUSTOM,
+    "custom-24": replace(
+        CUSTOM, epochs=24, cutout=8
+    ),  # more epochs, more to overfit: more augmentation
+    "fastnet-8": FASTNET,
+    "fastnet-4": replace(FASTNET, epochs=4),
+    "fastnet-2": replace(FASTNET, epochs=2),
+}
+
+
+def fitting_micro_batch(batch_size: int, wanted: int) -> int:
+    """The largest part of at most `wanted` images into which a batch can be divided, or 0 for the whole batch.
+
+    It is 0 as well where the parts would be smaller than BatchNorm can learn with.
+    """
+    part = (
+        max(size for size in range(1, min(batch_size, wanted) + 1) if batch_size % size == 0)
+        if wanted
+        else 0
+    )
+    return part if MIN_MICRO_BATCH <= part < batch_size else 0
+
+
+def choose_recipe(
+    arch: str, name: str = "", epochs: int = 0, batch_size: int = 0
+) -> tuple[str, Recipe]:
+    """The recipe of that name, or the network's first, with its epochs and batch size replaced where they are not 0.
+
+    Any batch size from 1 on fits: micro-batches become smaller, or are not used, where it is no multiple of theirs.
+    Raises InvalidValue for an unknown name or network, and for a recipe of another network.
+    """
+    if arch not in NETWORKS:
+        raise InvalidValue(f"unknown network {arch!r}, expected one of {', '.join(NETWORKS)}")
+    name = name or next(key for key, recipe in RECIPES.items() if recipe.network == arch)
+    if name not in RECIPES or RECIPES[name].network != arch:
+        fitting = [key for key, recipe in RECIPES.items() if recipe.network == arch]
+        raise InvalidValue(f"expected a recipe for {arch} ({', '.join(fitting)}), got {name!r}")
+    changes = {
+        key: value for key, value in (("epochs", epochs), ("batch_size", batch_size)) if value
+    }
+    if batch_size > 0:
+        changes["micro_batch"] = fitting_micro_batch(batch_size, RECIPES[name].micro_batch)
+    return name, replace(RECIPES[name], **changes)
+
+
+SLOW_RUN_MINUTES = 20  # minutes of training after which a smaller budget is offered
+MEASURED = Path(__file__).resolve().parent.parent / "benchmarks/results/accuracy.json"
+
+
+@functools.cache
+def multiply_adds(network: str) -> int:
+    """Millions of multiply-adds with which a network of models.NETWORKS classifies an image."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        NETWORKS[network]().eval()(torch.zeros(1, 3, 32, 32))
+    return round(counter.get_total_flops() / 2e6)
+
+
+def measured_runs(path: Path) -> list[dict]:
+    """The rows of a file of benchmarks/accuracy.py that were validated and can be repeated.
+
+    None of a damaged one.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        known = [row for row in rows if row["recipe"] in RECIPES and row["network"] in NETWORKS]
+        return [row for row in known if row.get("val_single")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def smaller_budget(network: str, epochs: float, measured: Path = MEASURED) -> str:
+    """What to train instead if there is time for so many epochs of a network: the best measured in such a time.
+
+    measured: a file that benchmarks/accuracy.py wrote; its times are of another machine, so multiply-adds are compared.
+    The best is that with the highest validation accuracy: the test images choose nothing.
+    """
+    affordable = epochs * multiply_adds(network) if network in NETWORKS else 0
+    fitting = [
+        row
+        for row in measured_runs(measured)
+        if row["epochs"] * multiply_adds(row["network"]) <= affordable
+    ]
+    advice = f"This machine needs more than {SLOW_RUN_MINUTES} minutes for it. "
+    if not fitting:
+        return (
+            advice
+            + f"EPOCHS = {max(1, int(epochs))} would take {'less' if epochs >= 1 else 'more'}."
+        )
+    best = max(fitting, key=lambda row: row["val_single"])
+    return advice + (
+        f'ARCH = "{best["network"]}", RECIPE = "{best["recipe"]}" would take less, for a validation accuracy of about'
+        f" {best['val_single']:.1%} (measured, {best['train_images']:,} images)."
+    )
