@@ -35,8 +35,8 @@ def error(label: int, pred: int, prob: float = 0.5) -> Misclassified:
 
 
 def test_confused_pairs_are_counted_in_both_directions():
-    errors = [error(3, 5), error(5, 3), error(5, 3), error(0, 8), error(1, 9)]
-    table = errors.most_confused(errors, CLASSES, count=2)
+    wrong = [error(3, 5), error(5, 3), error(5, 3), error(0, 8), error(1, 9)]
+    table = errors.most_confused(wrong, CLASSES, count=2)
     assert table.pair.tolist() == [
         "cat and dog",
         "airplane and ship",

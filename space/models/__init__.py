@@ -1,1 +1,4 @@
-"""The networks and what travels with them. No imports here: a Space has only those files that it needs."""
+"""The networks and what travels with them.
+
+No imports here: a Space has only those files that it needs.
+"""

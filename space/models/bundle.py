@@ -1,9 +1,9 @@
 """The bundle that travels to the Space: a network's weights, description, sources and pictures.
 
-model.json describes the network and holds a checksum of every other file; model.safetensors holds the
-weights in fp16; models/ holds the sources, byte for byte. Nothing is unpickled. Checksums find what was
-changed, lost or mixed up; they cannot stop a person who changes them as well, and this file runs before
-it can compare its own.
+model.json describes the network and holds a checksum of every other file; model.safetensors holds
+the weights in fp16; models/ holds the sources, byte for byte. Nothing is unpickled. Checksums find
+what was changed, lost or mixed up; they cannot stop a person who changes them as well, and this
+file runs before it can compare its own.
 """
 
 import contextlib
@@ -58,7 +58,10 @@ def check_different(names: list[str]) -> list[str]:
 
 
 def check_file_names(sums: dict[str, str]) -> dict[str, str]:
-    """Return the checksums; ValueError unless they are of the pictures and of sources in models/."""
+    """Return the checksums.
+
+    ValueError unless they are of the pictures and of sources in models/.
+    """
     if missing := (PICTURES | SOURCES) - set(sums):
         raise ValueError(f"expected a checksum of {', '.join(sorted(missing))}")
     for name in set(sums) - PICTURES:
@@ -76,7 +79,10 @@ Deviation = Annotated[
 
 
 class Form(BaseModel):
-    """No key more or less, and no value that only resembles the right one: not true for 1, not '1'."""
+    """No key more or less, and no value that only resembles the right one.
+
+    Not true for 1, not '1'.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -219,7 +225,10 @@ def compare(folder: Path, what: str, got: str, expected: str) -> None:
 
 
 class SourceFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports `models` out of what was read and checked: no other file, and no compiled older one."""
+    """Imports `models` out of what was read and checked.
+
+    No other file, and no compiled older one.
+    """
 
     def __init__(self, folder: Path, contents: dict[str, bytes]):
         self.folder, self.contents = folder, contents
@@ -318,10 +327,11 @@ def import_network(folder: Path, meta: dict, contents: dict[str, bytes]) -> type
 
 
 # ---- replacing -----------------------------------------------------------------------------------
-# A bundle is many files, and no system replaces many files at once. So the new ones are written to a folder
-# of their own, and one rename makes that folder READY: before it the old bundle counts, after it the new one.
-# Then the files are moved into place. Who is killed meanwhile leaves some of them in READY, and whoever
-# reads the bundle next, the app at its start as well, moves these first. Other files are not touched.
+# A bundle is many files, and no system replaces many files at once. So the new ones are written to
+# a folder of their own, and one rename makes that folder READY: before it the old bundle counts,
+# after it the new one. Then the files are moved into place. Who is killed meanwhile leaves some of
+# them in READY, and whoever reads the bundle next, the app at its start as well, moves these first.
+# Other files are not touched.
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
-"""Errors that the project raises on purpose. The message says all; a notebook shows it without a traceback.
+"""Errors that the project raises on purpose.
 
-They live here because `models` is below every other room, and imports none of them. Each is also the
-built-in error of its kind, so `except ValueError` catches what it always did.
+The message says all; a notebook shows it without a traceback.
+
+They live here because `models` is below every other room, and imports none of them. Each is also
+the built-in error of its kind, so `except ValueError` catches what it always did.
 """
 
 

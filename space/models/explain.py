@@ -1,9 +1,10 @@
 """Where a network looked: Grad-CAM maps of one stage, and an overlay whose opacity means opacity.
 
-Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) weighs each channel of a stage's map by the mean gradient of the
-class's logit with respect to it, adds the channels up and keeps what is positive. Grad-CAM++ (Chattopadhay et al.
-2018, arXiv:1710.11063) takes only positive gradients, weighed so that small things count as well; LayerCAM (Jiang et
-al. 2021) weighs each cell by its own gradient, which suits the fine maps of early stages.
+Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) weighs each channel of a stage's map by the mean
+gradient of the class's logit with respect to it, adds the channels up and keeps what is positive.
+Grad-CAM++ (Chattopadhay et al. 2018, arXiv:1710.11063) takes only positive gradients, weighed so
+that small things count as well; LayerCAM (Jiang et al. 2021) weighs each cell by its own gradient,
+which suits the fine maps of early stages.
 """
 
 import threading
@@ -80,9 +81,9 @@ def colorize(cam: np.ndarray) -> np.ndarray:
 def overlay(image: np.ndarray, cam: np.ndarray, opacity: float) -> np.ndarray:
     """Blend the colours of a map over an image.
 
-    image: RGB (H, W, 3) in [0, 1]. cam: (H, W) in [0, 1]. opacity: from 0, the image unchanged, to 1, the map alone.
-    Returns RGB (H, W, 3) in [0, 1]; unlike grad-cam's show_cam_on_image it is not rescaled by its maximum.
-    Raises ValueError if shapes or ranges do not fit.
+    image: RGB (H, W, 3) in [0, 1]. cam: (H, W) in [0, 1]. opacity: from 0, the image unchanged, to
+    1, the map alone. Returns RGB (H, W, 3) in [0, 1]; unlike grad-cam's show_cam_on_image it is not
+    rescaled by its maximum. Raises ValueError if shapes or ranges do not fit.
     """
     if image.ndim != 3 or image.shape[2] != 3 or cam.shape != image.shape[:2]:
         raise InvalidValue(

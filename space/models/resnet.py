@@ -1,11 +1,13 @@
 """Two residual networks for 32x32 images, and the table that describes any network.
 
-ResNet18: He et al. 2015 (arXiv:1512.03385), with the stem of kuangliu/pytorch-cifar: a 3x3 convolution and no
-max-pooling, because 32x32 leaves nothing to throw away. 11,173,962 parameters.
-CustomResNet: the nine-layer network of David Page's "How to train your ResNet". 6,575,370 parameters.
+ResNet18: He et al. 2015 (arXiv:1512.03385), with the stem of kuangliu/pytorch-cifar: a 3x3
+convolution and no max-pooling, because 32x32 leaves nothing to throw away. 11,173,962 parameters.
+CustomResNet: the nine-layer network of David Page's "How to train your ResNet". 6,575,370
+parameters.
 
-Both take normalised images (N, 3, 32, 32) and return logits (N, num_classes). Nothing here works in place:
-Grad-CAM keeps the tensors that the stages return and reads them after the whole network has run.
+Both take normalised images (N, 3, 32, 32) and return logits (N, num_classes). Nothing here works in
+place: Grad-CAM keeps the tensors that the stages return and reads them after the whole network has
+run.
 """
 
 import contextlib
@@ -51,7 +53,10 @@ def stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
 
 
 class ResNet18(nn.Module):
-    """Logits of normalised images: (N, 3, 32, 32) -> (N, num_classes). ValueError for another shape."""
+    """Logits of normalised images.
+
+    (N, 3, 32, 32) -> (N, num_classes). ValueError for another shape.
+    """
 
     def __init__(self, num_classes: int = 10):
         super().__init__()
@@ -64,7 +69,10 @@ class ResNet18(nn.Module):
         self.linear = nn.Linear(512, num_classes)
 
     def stages(self) -> list[Stage]:
-        """The four maps after their residual sums, finest first; the last is the default for Grad-CAM."""
+        """The four maps after their residual sums, finest first.
+
+        The last is the default for Grad-CAM.
+        """
         sizes = {"layer1": 32, "layer2": 16, "layer3": 8, "layer4": 4}
         return [Stage(name, getattr(self, name), size) for name, size in sizes.items()]
 
@@ -77,17 +85,24 @@ class ResNet18(nn.Module):
 
 
 def conv_block(in_channels: int, out_channels: int, pool: bool = False) -> list[nn.Module]:
-    """3x3 convolution, BatchNorm, ReLU; with pool, 2x2 max-pooling before the BatchNorm halves the map."""
+    """3x3 convolution, BatchNorm, ReLU.
+
+    With pool, 2x2 max-pooling before the BatchNorm halves the map.
+    """
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
     return [conv, *([nn.MaxPool2d(2)] if pool else []), nn.BatchNorm2d(out_channels), nn.ReLU()]
 
 
 class CustomResNet(nn.Module):
-    """Logits of normalised images: (N, 3, 32, 32) -> (N, num_classes). ValueError for another shape."""
+    """Logits of normalised images.
+
+    (N, 3, 32, 32) -> (N, num_classes). ValueError for another shape.
+    """
 
     def __init__(self, num_classes: int = 10):
         super().__init__()
-        # A residual sum is no module, so Grad-CAM could not find it. The Identity that receives it can be found.
+        # A residual sum is no module, so Grad-CAM could not find it. The Identity that receives it
+        # can be found.
         self.preplayer1 = nn.Sequential(
             *conv_block(3, 64)
         )  #                             (N,  64, 32, 32)
@@ -113,7 +128,10 @@ class CustomResNet(nn.Module):
         )  # before the linear layer; short runs underfit, so nothing is dropped
 
     def stages(self) -> list[Stage]:
-        """Four maps, finest first; 'resblock2' and 'resblock4' are the residual sums, the last is the default."""
+        """Four maps, finest first.
+
+        'resblock2' and 'resblock4' are the residual sums, the last is the default.
+        """
         return [
             Stage("preplayer1", self.preplayer1, 32),
             Stage("resblock2", self.convblock2[0], 16),
@@ -132,11 +150,15 @@ class CustomResNet(nn.Module):
 
 
 def torchsummary_table(model: nn.Module) -> str:
-    """Torchsummary's table of all layers for one (3, 32, 32) image. Its MB are MiB; it counts activations twice."""
+    """Torchsummary's table of all layers for one (3, 32, 32) image.
+
+    Its MB are MiB; it counts activations twice.
+    """
     import torchsummary
 
-    # torchsummary runs two random images through the network: on a copy, in eval mode, with the random state put
-    # back, so that neither BatchNorm's statistics nor anybody's next random number changes.
+    # torchsummary runs two random images through the network: on a copy, in eval mode, with the
+    # random state put back, so that neither BatchNorm's statistics nor anybody's next random number
+    # changes.
     model = copy.deepcopy(model).cpu().float().eval()
     with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()) as printed:
         torchsummary.summary(model, (3, 32, 32), device="cpu")
@@ -151,7 +173,8 @@ def lightning_table(model: nn.Module) -> str:
     wrapper = pl.LightningModule()
     for name, child in model.named_children():
         wrapper.add_module(name, child)
-    # Lightning 2.6 adds the columns Mode and FLOPs and three lines about them; they say nothing here.
+    # Lightning 2.6 adds the columns Mode and FLOPs and three lines about them; they say nothing
+    # here.
     lines = [
         line.split(" | ")[:4] for line in str(ModelSummary(wrapper, max_depth=1)).splitlines()[:-3]
     ]
@@ -160,5 +183,8 @@ def lightning_table(model: nn.Module) -> str:
 
 
 def model_summary(model: nn.Module) -> str:
-    """Describe a network: torchsummary's table for ResNet18, Lightning's for any other. Changes nothing in it."""
+    """Describe a network: torchsummary's table for ResNet18, Lightning's for any other.
+
+    Changes nothing in it.
+    """
     return torchsummary_table(model) if isinstance(model, ResNet18) else lightning_table(model)

@@ -8,7 +8,10 @@ from models.errors import InvalidValue
 
 
 class Stage(NamedTuple):
-    """A place where Grad-CAM can look: its name, the module whose output it reads, the side of that map."""
+    """A place where Grad-CAM can look.
+
+    Its name, the module whose output it reads, the side of that map.
+    """
 
     name: str
     module: nn.Module
