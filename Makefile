@@ -12,8 +12,9 @@ NPY_FEATURES := from numpy._core._multiarray_umath import __cpu_dispatch__ as d,
 run: $(READY) ## execute the notebook into runs/, then serve the Space that came out of it
 	@$(BIN)/python -m tools.run run
 
-test: $(READY) ## all tests, the notebook and the app in a browser among them
-	SMOKE_TEST=1 $(BIN)/python -m pytest tests $(NOTEBOOK) --nbval-lax --nbval-current-env --nbval-cell-timeout=600
+test: $(READY) ## all tests, the notebook and the app in a browser among them; COVERAGE=1 measures what they run
+	SMOKE_TEST=1 $(BIN)/python $(if $(COVERAGE),-m coverage run) -m pytest tests $(NOTEBOOK) \
+		--nbval-lax --nbval-current-env --nbval-cell-timeout=600
 
 numeric: $(READY) ## the tests that compare computed numbers, as on three other CPUs: they must hold to a tolerance on all
 	SMOKE_TEST=1 ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest tests -m numeric
@@ -44,11 +45,13 @@ notebook: $(READY) ## open the notebook
 bench: $(READY) ## speed as ratios within one run, about an hour; accuracy: python -m benchmarks.accuracy RECIPE
 	$(BIN)/python -m benchmarks.speed
 
-lint: $(READY)
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: $(READY) ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
 
 clean: ## remove caches and the environment; runs/, checkpoints/ and data/ stay
-	rm -rf .venv .pytest_cache .ruff_cache .gradio space/.gradio
+	rm -rf .venv .pytest_cache .ruff_cache .gradio space/.gradio .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): requirements.txt requirements-dev.txt constraints.txt

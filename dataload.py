@@ -1,16 +1,16 @@
-"""CIFAR-10 on its way from the disk to the network: files -> arrays -> AlbumentationImageDataset -> loaders.
+"""CIFAR-10 from the disk to the network: files, arrays, AlbumentationImageDataset, loaders.
 
-Images are uint8 RGB (N, 32, 32, 3) until the transform makes them normalised float tensors (3, 32, 32).
+Images are uint8 RGB (N, 32, 32, 3) until the dataset makes them normalised float tensors
+(3, 32, 32).
 """
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
-os.environ.setdefault(
-    "NO_ALBUMENTATIONS_UPDATE", "1"
-)  # or importing it asks a server for its newest version
+# Without it, importing Albumentations asks a server for its newest version.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
 import cv2
@@ -23,42 +23,57 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from cifar10.download import DataUnavailable, prepare_cifar10, read_cifar10
-from cifar10.fast_loader import FastLoader
+from cifar10.fast_loader import FastLoader, Process, check_batches
+from cifar10.images import (
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    CLASSES,
+    CUTOUT_FILL,
+    DEFAULT_AUGMENTATION,
+    IMAGE_SIZE,
+    Augmentation,
+    Images,
+)
 from cifar10.sample import draw_sample
 from models.errors import InvalidValue
 
 __all__ = [
-    "CIFAR10DataModule",
+    "CIFAR10_MEAN",
+    "CIFAR10_STD",
     "CLASSES",
+    "IMAGE_SIZE",
     "AlbumentationImageDataset",
+    "Augmentation",
+    "CIFAR10DataModule",
     "DataUnavailable",
     "Draw",
+    "FastDataModule",
+    "Images",
+    "Splits",
     "denormalize",
-    "loader",
     "load_splits",
+    "loader",
+    "normalize",
     "prepare_cifar10",
     "read_cifar10",
     "sample_cifar10",
     "sample_splits",
 ]
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-IMAGE_SIZE = 32
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)  # of the 50,000 training images / 255, per channel
-CIFAR10_STD = (0.2470, 0.2435, 0.2616)
-MEAN_COLOUR = tuple(round(255 * mean) for mean in CIFAR10_MEAN)  # what becomes 0 once normalised
 VAL_FRACTION = 0.1  # 5,000 of the 50,000 training images
-
-
-class Images(NamedTuple):
-    """images: uint8 (N, 32, 32, 3), RGB. labels: int64 (N,), 0..9."""
-
-    images: np.ndarray
-    labels: np.ndarray
+EVAL_BATCH_SIZE = 250  # at least: without gradients, larger batches fit in memory
 
 
 class Splits(NamedTuple):
-    """The three disjoint parts, what they are ('CIFAR-10', or what says that they are not), and the split's seed."""
+    """Three disjoint sets of images.
+
+    Attributes:
+        train: the images to learn from.
+        val: the images to choose by.
+        test: the images of the final test.
+        source: 'CIFAR-10', or a text that says that they are other images.
+        seed: of the split into train and val.
+    """
 
     train: Images
     val: Images
@@ -71,74 +86,99 @@ class Splits(NamedTuple):
 
 
 def split(train: Images, test: Images, seed: int, source: str) -> Splits:
-    """Cut a tenth of the training images off for validation, chosen by the seed."""
+    """Split a tenth of the training images off for validation, chosen by the seed."""
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed)).numpy()
     cut = len(order) - round(VAL_FRACTION * len(order))
-    first, last = (
+    train, val = (
         Images(train.images[part], train.labels[part]) for part in (order[:cut], order[cut:])
     )
-    return Splits(first, last, test, source, seed)
+    return Splits(train, val, test, source, seed)
 
 
 def load_splits(data_dir: str | Path = "data", seed: int = 42) -> Splits:
-    """CIFAR-10 as 45,000 / 5,000 / 10,000 images, downloaded into data_dir first if it is not there."""
+    """Load CIFAR-10 as 45,000 / 5,000 / 10,000 images.
+
+    Args:
+        data_dir: where the files are; they are downloaded into it if they are missing.
+        seed: of the split into training and validation images.
+
+    Raises:
+        DataUnavailable: if the files are missing and cannot be downloaded.
+        InvalidValue: if a file is damaged.
+    """
     train, test = read_cifar10(prepare_cifar10(data_dir))
-    return split(Images(*train), Images(*test), seed, "CIFAR-10")
+    return split(train, test, seed, "CIFAR-10")
 
 
-def sample_cifar10(
-    pictures: str | Path, seed: int = 42
-) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """Stand-in for read_cifar10 that needs no network.
+def sample_cifar10(pictures: str | Path, seed: int = 42) -> tuple[Images, Images]:
+    """Draw 2,000 training and 500 test images from the ten bundled pictures.
 
-    2,000 and 500 images drawn from the ten bundled pictures.
+    They stand in for `read_cifar10` where there is no network.
+
+    Args:
+        pictures: the folder of the pictures, <class>.png for each class.
+        seed: the same seed draws the same images.
+
+    Raises:
+        InvalidValue: if a picture is missing or is not an image.
     """
     return draw_sample(pictures, CLASSES, seed)
 
 
 def sample_splits(pictures: str | Path, seed: int = 42) -> Splits:
-    """The built-in sample as 1,800 / 200 / 500 images.
+    """Draw the built-in sample as 1,800 / 200 / 500 images; arguments as of `sample_cifar10`.
 
-    For tests and for a first run without a network.
+    It is meant for tests and for a first run without a network.
     """
     train, test = sample_cifar10(pictures, seed)
-    return split(Images(*train), Images(*test), seed, "built-in sample, not CIFAR-10")
+    return split(train, test, seed, "built-in sample, not CIFAR-10")
 
 
 # ---- transforms and dataset ----------------------------------------------------------------------
 
 
-def augmentation(padding: int = 4, cutout: int = 8) -> list[A.BasicTransform]:
-    """What training does to an image.
+def cutout_transform(side: int) -> A.CoarseDropout:
+    """Return the transform that masks a square of `side` pixels in half of the images.
 
-    Shift by up to `padding` pixels, mirror, cut out a square (side 0: none).
+    It works on uint8 images, so it comes before `normalize`.
     """
-    padded, hole = IMAGE_SIZE + 2 * padding, (cutout, cutout)
-    return [
+    return A.CoarseDropout(
+        num_holes_range=(1, 1),
+        hole_height_range=(side, side),
+        hole_width_range=(side, side),
+        fill=tuple(round(255 * value) for value in CUTOUT_FILL),
+        p=0.5,
+    )
+
+
+def augmentation_transforms(
+    augmentation: Augmentation = DEFAULT_AUGMENTATION,
+) -> list[A.BasicTransform]:
+    """Return the transforms of training: shift by padding and cropping, mirror, cutout."""
+    padded = IMAGE_SIZE + 2 * augmentation.padding
+    transforms = [
         A.PadIfNeeded(padded, padded, border_mode=cv2.BORDER_REFLECT_101),
         A.RandomCrop(IMAGE_SIZE, IMAGE_SIZE),
         A.HorizontalFlip(p=0.5),
-        A.CoarseDropout(
-            num_holes_range=(1, 1),
-            hole_height_range=hole,
-            hole_width_range=hole,
-            fill=MEAN_COLOUR,
-            p=0.5,
-        ),  # before Normalize: fill is in 0..255
-    ][: 4 if cutout else 3]
+    ]
+    return transforms + ([cutout_transform(augmentation.cutout)] if augmentation.cutout else [])
 
 
 def normalize(images: np.ndarray) -> Tensor:
-    """uint8 (N, 32, 32, 3) -> float (N, 3, 32, 32) in channels_last.
+    """Scale images to mean 0 and standard deviation 1 per channel over the training set.
 
-    Mean 0 and deviation 1 over the training set.
+    Args:
+        images: uint8 (N, 32, 32, 3), RGB.
+
+    Returns:
+        Float (N, 3, 32, 32) in channels_last.
     """
     mean, std = (255 * torch.tensor(values) for values in (CIFAR10_MEAN, CIFAR10_STD))
     return ((torch.from_numpy(images) - mean) / std).permute(0, 3, 1, 2)
 
 
 def denormalize(images: Tensor) -> Tensor:
-    """Undo Normalize: (..., 3, H, W) -> RGB in [0, 1], same shape."""
+    """Undo `normalize`: float (..., 3, H, W) to RGB in [0, 1] of the same shape."""
     mean, std = (
         torch.tensor(values, device=images.device).view(3, 1, 1)
         for values in (CIFAR10_MEAN, CIFAR10_STD)
@@ -146,37 +186,42 @@ def denormalize(images: Tensor) -> Tensor:
     return (images * std + mean).clamp(0, 1)
 
 
-class AlbumentationImageDataset(Dataset):
-    """Images with labels, augmented and normalised when asked for: (float tensor (3, 32, 32), int).
+def check_image(index: int, image: np.ndarray, label: int) -> None:
+    """Raise InvalidValue if an image is not uint8 (32, 32, 3) or its label not one of ten."""
+    shape = getattr(image, "shape", "")
+    if shape != (IMAGE_SIZE, IMAGE_SIZE, 3) or image.dtype != np.uint8:
+        got = f"{getattr(image, 'dtype', type(image).__name__)} {shape}"
+        raise InvalidValue(f"image {index}: expected a uint8 array (32, 32, 3), got {got}")
+    if not 0 <= label < len(CLASSES):
+        raise InvalidValue(
+            f"image {index}: expected a label from 0 to {len(CLASSES) - 1}, got {label}"
+        )
 
-    image_list: sequence of (uint8 RGB array (32, 32, 3), label 0..9). train: augment, as
-    `augmentation` says. Raises ValueError for an image of another shape or type and for a label out
-    of range.
+
+class AlbumentationImageDataset(Dataset):
+    """Normalised images with labels, augmented for training: (float tensor (3, 32, 32), int).
+
+    Args:
+        image_list: pairs of a uint8 RGB array (32, 32, 3) and a label 0..9.
+        train: whether to augment the images.
+        augmentation: how strongly, if so.
+
+    Raises:
+        InvalidValue: for an image of another shape or type and for a label out of range.
     """
 
     def __init__(
         self,
         image_list: Sequence[tuple[np.ndarray, int]],
         train: bool = True,
-        padding: int = 4,
-        cutout: int = 8,
+        augmentation: Augmentation = DEFAULT_AUGMENTATION,
     ):
         for index, (image, label) in enumerate(image_list):
-            if (
-                getattr(image, "shape", None) != (IMAGE_SIZE, IMAGE_SIZE, 3)
-                or image.dtype != np.uint8
-            ):
-                got = (
-                    f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
-                )
-                raise InvalidValue(f"image {index}: expected a uint8 array (32, 32, 3), got {got}")
-            if not 0 <= label < len(CLASSES):
-                raise InvalidValue(
-                    f"image {index}: expected a label from 0 to {len(CLASSES) - 1}, got {label}"
-                )
+            check_image(index, image, label)
         self.image_list = image_list
-        # strict: albumentations 2 ignores arguments it does not know otherwise
-        self.transform = A.Compose(augmentation(padding, cutout) if train else [], strict=True)
+        transforms = augmentation_transforms(augmentation) if train else []
+        # Without strict, Albumentations 2 ignores arguments that it does not know.
+        self.transform = A.Compose(list(transforms), strict=True)
 
     def __len__(self) -> int:
         return len(self.image_list)
@@ -186,9 +231,9 @@ class AlbumentationImageDataset(Dataset):
         return images[0], int(labels[0])
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """A whole batch, (B, 3, 32, 32) and (B,).
+        """Return a whole batch, images (B, 3, 32, 32) and labels (B,).
 
-        To normalise it in one go takes a third of the time.
+        Normalising the batch at once takes a third of the time of one image after the other.
         """
         images, labels = zip(*(self.image_list[index] for index in indices), strict=True)
         images = np.stack([self.transform(image=image)["image"] for image in images])
@@ -199,18 +244,22 @@ class AlbumentationImageDataset(Dataset):
 
 
 def seed_worker(_worker_id: int) -> None:
-    """Give each worker its own augmentations.
+    """Seed the augmentation of a worker.
 
-    Albumentations 2.0.8 would give all workers and epochs the same.
+    Albumentations 2.0.8 would draw the same random numbers in all workers and epochs.
     """
-    info = get_worker_info()
-    info.dataset.transform.set_random_seed(info.seed % 2**32)
+    worker = cast(Any, get_worker_info())  # None only outside a worker, where nobody calls this
+    worker.dataset.transform.set_random_seed(worker.seed % 2**32)
 
 
 class EpochLoader(DataLoader):
-    """A loader that gives the same batches each time it is iterated: Lightning begins an epoch once or several times,
-    depending on whether the run was interrupted before.
+    """A loader that gives the same batches each time it is iterated.
+
+    Lightning begins an epoch once or several times, depending on whether the run was interrupted.
     """
+
+    dataset: AlbumentationImageDataset
+    generator: torch.Generator
 
     def __iter__(self):
         self.generator.manual_seed(self.generator.initial_seed())
@@ -219,32 +268,32 @@ class EpochLoader(DataLoader):
 
 
 def shard_batches(
-    count: int, batch_size: int, seed: int | None = None, rank: int = 0, processes: int = 1
+    count: int, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1
 ) -> list[list[int]]:
-    """The numbers of `count` images in batches, shuffled if there is a seed, and of each batch every process's part.
+    """Divide the indices of images into batches and take one process's part of each.
 
-    All processes together load the batches that one would load: each image once, in the same order. ValueError if
-    there are too few images in a batch for all of them.
+    All processes together load the batches that one would load: each image once, in the same order.
+
+    Args:
+        count: the number of images.
+        batch_size: of all processes together.
+        seed: shuffles the images; None: their order is kept.
+        rank: the number of the process, from 0.
+        world_size: the number of processes.
+
+    Raises:
+        InvalidValue: if a batch has fewer images than there are processes.
     """
-    if batch_size < 1:
-        raise InvalidValue(f"expected a batch size of at least 1, got {batch_size}")
+    check_batches(count, batch_size, world_size)
     order = torch.arange(count)
     if seed is not None:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     batches = order.split(batch_size) if count else ()
-    if any(len(batch) < processes for batch in batches):
-        raise InvalidValue(
-            f"batches of {batch_size} of {count} images: one has fewer images than there are processes, {processes};"
-            " choose another BATCH_SIZE"
-        )
-    return [batch[rank::processes].tolist() for batch in batches]
+    return [batch[rank::world_size].tolist() for batch in batches]
 
 
 def identity_collate(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """What the dataset gives is a batch already.
-
-    A loader would otherwise put it together from single images.
-    """
+    """Return what the dataset gives, which is a batch already."""
     return batch
 
 
@@ -254,47 +303,52 @@ def make_loader(
     num_workers: int,
     train: bool,
     seed: int = 0,
-    kind: type[DataLoader] = DataLoader,
-    padding: int = 4,
-    cutout: int = 8,
+    augmentation: Augmentation = DEFAULT_AUGMENTATION,
 ) -> DataLoader:
-    """Batches (B, 3, 32, 32), (B,).
+    """Make a loader of batches (B, 3, 32, 32), (B,).
 
-    Order and augmentation of a training loader depend on the seed alone.
-
-    batches: how many images each has, or the numbers of its images.
+    Args:
+        part: the images and labels.
+        batches: the batch size, or the indices of the images of each batch. Such fixed batches are
+            the same each time the loader is iterated, their augmentation too.
+        num_workers: the number of processes that load.
+        train: whether to augment and, where `batches` is a size, shuffle the images.
+        seed: of order and augmentation, which depend on nothing else.
+        augmentation: how strongly to augment.
     """
-    how = (
-        {"batch_sampler": batches}
-        if isinstance(batches, list)
-        else {"batch_size": batches, "shuffle": train}
-    )
     dataset = AlbumentationImageDataset(
-        list(zip(part.images, part.labels, strict=True)), train, padding, cutout
+        list(zip(part.images, part.labels, strict=True)), train, augmentation
     )
     dataset.transform.set_random_seed(seed)  # for num_workers=0, where no worker is seeded
-    return kind(
-        dataset,
-        **how,
-        num_workers=num_workers,
-        worker_init_fn=seed_worker,
-        collate_fn=identity_collate,
-        generator=torch.Generator().manual_seed(seed),
-        pin_memory=torch.cuda.is_available(),
-    )
+    options: dict[str, Any] = {
+        "num_workers": num_workers,
+        "worker_init_fn": seed_worker,
+        "collate_fn": identity_collate,
+        "generator": torch.Generator().manual_seed(seed),
+        "pin_memory": torch.cuda.is_available(),
+    }
+    if isinstance(batches, list):
+        return EpochLoader(dataset, batch_sampler=batches, **options)
+    return DataLoader(dataset, batches, shuffle=train, **options)
 
 
 class CIFAR10DataModule(pl.LightningDataModule):
     """The three loaders as Lightning wants them.
 
-    Each epoch's order and augmentation follow from (seed, epoch), so a run that was interrupted
-    goes on exactly as it would have (with reload_dataloaders_every_n_epochs=1). Where several
-    processes train, each loads its share of every batch (with use_distributed_sampler=False).
+    Order and augmentation of an epoch follow from (seed, epoch), so a run that was interrupted
+    continues with the same batches (with reload_dataloaders_every_n_epochs=1). Where several
+    processes train, each loads its part of every batch (with use_distributed_sampler=False).
 
-    batch_size: of all processes together. splits: the images, or None to take CIFAR-10 from
-    data_dir. padding, cutout: of the augmentation. fast: let FastLoader augment the training
-    images, in batches on the device, instead of Albumentations.
+    Args:
+        data_dir: where CIFAR-10 is, or is downloaded to; only used if there are no splits.
+        batch_size: of all processes together.
+        num_workers: the number of processes that load.
+        seed: of order and augmentation, and of the split of CIFAR-10.
+        splits: the images, or None to take CIFAR-10 from data_dir.
+        augmentation: how strongly to augment the training images.
     """
+
+    loader_name = "albumentations"  # the library that augments, as a run's identity has it
 
     def __init__(
         self,
@@ -303,104 +357,121 @@ class CIFAR10DataModule(pl.LightningDataModule):
         num_workers: int = 2,
         seed: int = 42,
         splits: Splits | None = None,
-        padding: int = 4,
-        cutout: int = 8,
-        fast: bool = False,
+        augmentation: Augmentation = DEFAULT_AUGMENTATION,
     ):
         super().__init__()
         self.data_dir, self.batch_size, self.num_workers = data_dir, batch_size, num_workers
-        self.seed, self.splits, self.padding, self.cutout, self.fast = (
-            seed,
-            splits,
-            padding,
-            cutout,
-            fast,
-        )
-        self.resident: FastLoader | None = None  # its images stay on the device from epoch to epoch
-        self.resident_of: tuple = (None, None)  # the splits and the settings that it was made of
+        self.seed, self.augmentation, self._splits = seed, augmentation, splits
+
+    @property
+    def splits(self) -> Splits:
+        """The images.
+
+        Raises:
+            InvalidValue: if none were given and `setup` has not loaded CIFAR-10 yet.
+        """
+        if self._splits is None:
+            raise InvalidValue("the images are not loaded yet; call setup() first")
+        return self._splits
+
+    @splits.setter
+    def splits(self, splits: Splits) -> None:
+        self._splits = splits
 
     def prepare_data(self) -> None:
-        if self.splits is None:
+        """Download CIFAR-10 if no images were given and its files are missing."""
+        if self._splits is None:
             prepare_cifar10(self.data_dir)
 
     def setup(self, stage: str | None = None) -> None:
-        if self.splits is None:
-            self.splits = load_splits(self.data_dir, self.seed)
+        """Load CIFAR-10 if no images were given."""
+        if self._splits is None:
+            self._splits = load_splits(self.data_dir, self.seed)
 
-    def rank_and_world_size(self) -> tuple[int, int]:
-        """The number of this process, from 0, and how many there are."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+    def rank_and_world_size(self) -> Process:
+        """Return the number of this process, from 0, and how many there are."""
+        if not self.trainer:
+            return Process()
+        return Process(self.trainer.global_rank, self.trainer.world_size)
+
+    def current_epoch(self) -> int:
+        """Return the number of the epoch that is trained, from 0."""
+        return self.trainer.current_epoch if self.trainer else 0
 
     def train_dataloader(self) -> DataLoader | FastLoader:
-        epoch, rank_and_world_size = (
-            self.trainer.current_epoch if self.trainer else 0,
-            self.rank_and_world_size(),
-        )
-        if self.fast:
-            device = self.trainer.strategy.root_device if self.trainer else "cpu"
-            settings = (
-                self.batch_size,
-                self.seed,
-                0,
-                self.padding,
-                self.cutout,
-                torch.device(device),
-                *rank_and_world_size,
-            )
-            splits, made_with = self.resident_of
-            if (
-                splits is not self.splits or made_with != settings
-            ):  # processes may have joined after the range test
-                self.resident = FastLoader(*self.splits.train, CIFAR10_MEAN, CIFAR10_STD, *settings)
-                self.resident_of = self.splits, settings
-            self.resident.epoch = epoch
-            return self.resident
-        seed = int(
-            np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0]
-        )  # one number from the pair
-        batches = shard_batches(
-            len(self.splits.train.labels), self.batch_size, seed, *rank_and_world_size
-        )
-        own_seed = (
-            seed + rank_and_world_size[0]
-        )  # the order is the same in all processes, the augmentation is not
-        return make_loader(
-            self.splits.train,
-            batches,
-            self.num_workers,
-            True,
-            own_seed,
-            EpochLoader,
-            self.padding,
-            self.cutout,
-        )
+        """Return the loader of the current epoch, shuffled and augmented."""
+        process = self.rank_and_world_size()
+        # One number from the pair: a sum would make (1, 3) and (2, 2) the same epoch.
+        numbers = np.random.SeedSequence((self.seed, self.current_epoch()))
+        seed = int(numbers.generate_state(1)[0])
+        train = self.splits.train
+        batches = shard_batches(len(train.labels), self.batch_size, seed, *process)
+        # The order is the same in all processes, the augmentation is not.
+        own_seed = seed + process.rank
+        return make_loader(train, batches, self.num_workers, True, own_seed, self.augmentation)
 
     def step_images(self, index: int, accumulation_steps: int) -> int:
-        """How many images, of all processes, the optimizer's step sees to which the batch of this index belongs.
+        """Count the images, of all processes, of the optimizer step to which a batch belongs.
 
-        The last step of an epoch may see fewer than the others.
+        The last step of an epoch may have fewer images than the others.
+
+        Args:
+            index: the number of the batch in its epoch.
+            accumulation_steps: the number of batches of a step.
         """
         whole = accumulation_steps * self.batch_size
         first = index // accumulation_steps * whole
         return min(whole, len(self.splits.train.labels) - first)
 
     def val_dataloader(self) -> DataLoader:
-        batches = shard_batches(
-            len(self.splits.val.labels),
-            max(self.batch_size, 250),
-            None,
-            *self.rank_and_world_size(),
-        )
-        return make_loader(self.splits.val, batches, self.num_workers, False)
+        """Return the loader of this process's part of the validation images, in their order."""
+        val, batch_size = self.splits.val, max(self.batch_size, EVAL_BATCH_SIZE)
+        batches = shard_batches(len(val.labels), batch_size, None, *self.rank_and_world_size())
+        return make_loader(val, batches, self.num_workers, False)
 
     def test_dataloader(self) -> DataLoader:
-        return make_loader(self.splits.test, max(self.batch_size, 250), self.num_workers, False)
+        """Return the loader of all test images, in their order."""
+        batch_size = max(self.batch_size, EVAL_BATCH_SIZE)
+        return make_loader(self.splits.test, batch_size, self.num_workers, False)
+
+
+class FastDataModule(CIFAR10DataModule):
+    """A CIFAR10DataModule whose training images FastLoader augments, in batches on the device.
+
+    The loader is kept from epoch to epoch, and so are its images on the device.
+    """
+
+    loader_name = "fast"
+    resident: FastLoader | None = None
+    resident_of: tuple = (None, ())  # the images and the settings that it was made of
+
+    def train_dataloader(self) -> FastLoader:
+        """Return the resident loader, made anew if the images or the settings are others.
+
+        The number of processes, for example, may change after a range test.
+        """
+        device = torch.device(self.trainer.strategy.root_device if self.trainer else "cpu")
+        process = self.rank_and_world_size()
+        settings = self.augmentation, self.batch_size, self.seed, process, device
+        splits, made_with = self.resident_of
+        if self.resident is None or splits is not self.splits or made_with != settings:
+            self.resident = FastLoader(self.splits.train, *settings)
+            self.resident_of = self.splits, settings
+        self.resident.epoch = self.current_epoch()
+        return self.resident
 
 
 def loader(
     data_dir: str | Path = "data", batch_size: int = 128, num_workers: int = 2, seed: int = 42
 ) -> tuple[DataLoader, DataLoader]:
-    """The training loader (45,000 images, augmented) and the test loader (10,000, plain) of CIFAR-10."""
+    """Return CIFAR-10's loaders: training (45,000 images, augmented) and test (10,000, not).
+
+    Args:
+        data_dir: where the files are; they are downloaded into it if they are missing.
+        batch_size: images in a batch.
+        num_workers: the number of processes that load.
+        seed: of the split, the order and the augmentation.
+    """
     splits = load_splits(data_dir, seed)
     train_loader = make_loader(splits.train, batch_size, num_workers, True, seed)
     return train_loader, make_loader(splits.test, batch_size, num_workers, False)
@@ -413,7 +484,7 @@ class Draw:
     """Drawing of training images, before and after augmentation."""
 
     @staticmethod
-    def plotings(
+    def plotings(  # noqa: PLR0913
         images: np.ndarray,
         labels: Sequence[int],
         draws: int = 4,
@@ -422,13 +493,24 @@ class Draw:
         padding: int = 4,
         cutout: int = 8,
     ) -> Figure:
-        """Show each image (a column), below it `draws` augmentations of it.
+        """Show each image in a column, below it `draws` augmentations of it.
 
-        images: uint8 (N, 32, 32, 3), 1 to 20 of them. labels: (N,), 0..9. note: a line under the
-        title. padding, cutout: as in `augmentation`.
+        Args:
+            images: uint8 (N, 32, 32, 3), 1 to 20 of them.
+            labels: (N,), 0..9.
+            draws: the number of augmentations of each image.
+            seed: of the augmentation.
+            note: a line under the title.
+            padding: as of Augmentation.
+            cutout: as of Augmentation.
+
+        Raises:
+            InvalidValue: for another number of images or labels.
         """
         title = "Training images: shifted, mirrored" + (", one square cut out" if cutout else "")
-        return Draw.draws(images, labels, augmentation(padding, cutout), draws, seed, title, note)
+        transforms = augmentation_transforms(Augmentation(padding, cutout))
+        title += f"\n{note}" if note else ""
+        return Draw.draws(images, labels, transforms, draws, seed, title)
 
     @staticmethod
     def draws(
@@ -438,34 +520,29 @@ class Draw:
         draws: int,
         seed: int,
         title: str,
-        note: str = "",
     ) -> Figure:
-        """The same with transforms of your own and a title that names them."""
+        """Show images as `plotings` does, with any transforms and a title that names them."""
         if not 1 <= len(images) <= 20 or len(labels) != len(images):
             raise InvalidValue(
                 f"expected 1 to 20 images and a label for each, got {len(images)} and {len(labels)}"
             )
-        augment = A.Compose(transforms, seed=seed, strict=True)
-        rows = [
-            images,
-            *([augment(image=image)["image"] for image in images] for _ in range(draws)),
-        ]
+        augment = A.Compose(list(transforms), seed=seed, strict=True)
+        augmented = [[augment(image=image)["image"] for image in images] for _ in range(draws)]
         fig, axes = plt.subplots(
-            len(rows),
+            1 + draws,
             len(images),
-            figsize=(1.1 * len(images), 1.2 * len(rows)),
+            figsize=(1.1 * len(images), 1.2 * (1 + draws)),
             squeeze=False,
             layout="constrained",
         )
-        for row, (name, pictures) in enumerate(
-            zip(["original", *["augmented"] * draws], rows, strict=True)
-        ):
-            for axis, picture in zip(axes[row], pictures, strict=True):
+        names = ["original", *["augmented"] * draws]
+        for row, name, pictures in zip(axes, names, [images, *augmented], strict=True):
+            for axis, picture in zip(row, pictures, strict=True):
                 axis.imshow(picture, interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
-            axes[row, 0].set_ylabel(name)
+            row[0].set_ylabel(name)
         for axis, label in zip(axes[0], labels, strict=True):
             axis.set_title(CLASSES[label], fontsize=9)
-        fig.suptitle(title + (f"\n{note}" if note else ""))
+        fig.suptitle(title)
         plt.close(fig)
         return fig

@@ -1,1 +1,1 @@
-"""Measurements of accuracy and speed: python -m benchmarks.accuracy, python -m benchmarks.speed."""
+"""Measurements of accuracy, speed and scaling, and the report that README.md shows of them."""

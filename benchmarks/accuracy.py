@@ -1,15 +1,18 @@
-"""Train by a recipe, several seeds, and write down what came out: accuracy, calibration, time.
+"""Measure what a recipe reaches: accuracy with and without TTA, calibration, training time.
 
-    python -m benchmarks.accuracy fastnet-8 --seeds 0 1 2                 # on 45,000 images; also
-    fits the temperature python -m benchmarks.accuracy fastnet-8 --seeds 0 1 2 --all-images    # on
-    all 50,000, for the final figures python -m benchmarks.accuracy fastnet-8 --seeds 0 1 2
-    --without muon  # with one trick left out python -m benchmarks.accuracy custom-10 --change
-    muon_lr=0.1 low_res=0.3  # another value, to try it
+    # trained on 45,000 images, a temperature fitted on the other 5,000
+    python -m benchmarks.accuracy fastnet-8 --seeds 0 1 2
+    # trained on all 50,000 images
+    python -m benchmarks.accuracy fastnet-8 --seeds 0 1 2 --all-images
+    # an ablation: one technique left out
+    python -m benchmarks.accuracy fastnet-8 --seeds 0 1 2 --without muon
+    # a trial of other hyperparameters
+    python -m benchmarks.accuracy custom-10 --change muon_lr=0.1 low_res=0.3
 
-Tricks and values are judged by the validation images: with --without and --change no test image is
-looked at. Runs that were interrupted go on. Results go to benchmarks/results/accuracy.json and
-ablations.json; those of --change, and of --images N, a quick trial on the first N images, are
-printed only.
+Ablations and other hyperparameters are judged by the validation images: with --without and
+--change no test image is used. An interrupted run continues where it ended. The results go to
+benchmarks/results/accuracy.json and ablations.json; those of --change, and of --images N, a quick
+trial on the first N training images, are only printed.
 """
 
 import argparse
@@ -17,7 +20,8 @@ import ast
 import json
 import os
 import statistics
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,144 +35,169 @@ from training import optimizer
 from training.files import write_json
 from training.hardware import choose_device, hardware
 from training.optimizer import parameter_groups
+from training.options import RunOptions
 from training.recipes import RECIPES, Recipe
 from training.runs import build_datamodule, train
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def random_stem(model: FastNet, images: Tensor) -> None:
-    """Instead of FastNet.whiten: leave the stem as it is, random."""
+@dataclass(frozen=True)
+class Ablation:
+    """How a technique is left out of a recipe.
+
+    Attributes:
+        changes: Fields of the recipe -> their values without the technique.
+        patch: A module or class, the name of a function in it, and what replaces that function.
+    """
+
+    changes: dict[str, float] = field(default_factory=dict)
+    patch: tuple[object, str, Callable] | None = None
 
 
-def sgd_for_filters(model: nn.Module, recipe: Recipe) -> list[dict]:
-    """Instead of optimizer.parameter_groups.
+def skip_whitening(model: FastNet, images: Tensor) -> None:
+    """Replace FastNet.whiten: leave the first layer at its random initial weights."""
 
-    SGD at the rate that airbench94 had before Muon, for batches of 2,000.
+
+def sgd_parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
+    """Replace optimizer.parameter_groups: train the filters of Muon by SGD.
+
+    The learning rate is that of airbench94 before it had Muon, for batches of 2,000.
     """
     groups = parameter_groups(model, recipe)
     groups[0] |= {"muon": False, "lr": 2.93, "momentum": 0.85, "weight_decay": 0.0013}
     return groups
 
 
-# What is left out: changed numbers of the recipe, and a function put in the place of another.
 WITHOUT = {
-    "whitening": ({}, (FastNet, "whiten", random_stem)),
-    "dirac": ({}, (nn.init, "dirac_", lambda weight: weight)),
-    "fast_biases": ({"bias_lr": 106 / 64}, None),
-    "muon": ({}, (optimizer, "parameter_groups", sgd_for_filters)),
-    "low_res": ({"low_res": 0.0}, None),
+    "whitening": Ablation(patch=(FastNet, "whiten", skip_whitening)),
+    "dirac": Ablation(patch=(nn.init, "dirac_", lambda weight: weight)),
+    "fast_biases": Ablation({"bias_lr": 106 / 64}),
+    "muon": Ablation(patch=(optimizer, "parameter_groups", sgd_parameter_groups)),
+    "low_res": Ablation({"low_res": 0.0}),
 }
 
 
 def all_images(splits: Splits) -> Splits:
-    """The same with the validation images given back to training."""
-    train_part = Images(
-        *(np.concatenate(parts) for parts in zip(splits.train, splits.val, strict=True))
-    )
-    return splits._replace(
-        train=train_part, val=Images(splits.val.images[:0], splits.val.labels[:0])
-    )
+    """Return splits whose validation images are training images."""
+    pairs = zip(splits.train, splits.val, strict=True)
+    train_part = Images(*(np.concatenate(pair) for pair in pairs))
+    return splits._replace(train=train_part, val=first(splits.val, 0))
+
+
+def first(part: Images, count: int) -> Images:
+    """Return the first `count` images and their labels."""
+    return Images(part.images[:count], part.labels[:count])
 
 
 def store(path: Path, row: dict) -> None:
-    """Put a row into a list in a file, in the place of an earlier measurement of the same."""
+    """Add a row to the list in a JSON file, in the place of an earlier measurement of the same."""
     rows = json.loads(path.read_text()) if path.exists() else []
-    rows = [
-        old
-        for old in rows
-        if any(old[key] != row[key] for key in ("recipe", "without", "train_images"))
-    ]
+    keys = ("recipe", "without", "train_images")
+    rows = [old for old in rows if any(old[key] != row[key] for key in keys)]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, [*rows, row])
 
 
 def measure(
-    name: str,
-    recipe: Recipe,
-    splits: Splits,
-    seed: int,
-    root: str,
-    fast: bool,
-    compiled: bool = False,
-) -> dict:
-    """One run: its figures as fractions, its training time in seconds.
+    name: str, recipe: Recipe, splits: Splits, root: str, options: RunOptions, fast: bool
+) -> dict[str, float | None]:
+    """Train once and evaluate, in fp32 as the Space does, whatever the training used.
 
-    Without a name no test image is looked at.
+    Args:
+        name: The recipe's name in RECIPES, or '' to leave the test images alone.
+        recipe: What is trained. Test images are used only if it is the one of that name.
+        splits: The images. Without validation images the temperature is the one stored for `name`.
+        root: The folder of the runs' folders.
+        options: Seed and compilation.
+        fast: Use the fast loader instead of Albumentations.
 
-    Validation, temperature and test are all computed in fp32, as the Space computes, whatever the
-    training used.
+    Returns:
+        'seconds' of training; with validation images 'val_single' (accuracy), 'val_tta' (accuracy
+        with TTA) and 'temperature'; with test images 'single' (accuracy), 'tta' (accuracy with TTA)
+        and 'ece', which is None without a temperature. Accuracies and ECE are fractions.
     """
-    data = build_datamodule(recipe, splits, seed, fast)
-    run = train(recipe, data, root, seed, compiled=compiled)
-    figures = {"seconds": run.metadata["seconds"]}
+    data = build_datamodule(recipe, splits, options.seed, fast)
+    run = train(recipe, data, root, options)
     device = choose_device().type
+    row: dict[str, float | None] = {"seconds": run.metadata["seconds"]}
     if len(splits.val.labels):
         logits, labels = predict(run.model, device, data.val_dataloader())
-        six, _ = predict(run.model, device, data.val_dataloader(), tta=True)
-        figures |= {"val_single": accuracy(logits, labels), "val_tta": accuracy(six, labels)}
-        figures["temperature"] = fit_temperature(logits, labels)
+        averaged, _ = predict(run.model, device, data.val_dataloader(), tta=True)
+        row |= {"val_single": accuracy(logits, labels), "val_tta": accuracy(averaged, labels)}
+        row["temperature"] = fit_temperature(logits, labels)
     if recipe == RECIPES.get(name):
         logits, labels = predict(run.model, device, data.test_dataloader())
-        six, _ = predict(run.model, device, data.test_dataloader(), tta=True)
-        figures |= {"single": accuracy(logits, labels), "tta": accuracy(six, labels)}
-        temperature = figures.get("temperature") or stored_temperature(name)
-        figures["ece"] = (
+        averaged, _ = predict(run.model, device, data.test_dataloader(), tta=True)
+        row |= {"single": accuracy(logits, labels), "tta": accuracy(averaged, labels)}
+        temperature = row.get("temperature") or stored_temperature(name)
+        row["ece"] = (
             expected_calibration_error(logits, labels, temperature) if temperature else None
         )
-    return figures
+    return row
 
 
 def stored_temperature(name: str) -> float | None:
-    """Of the run of the same recipe on 45,000 images.
+    """Return the temperature of the recipe trained on 45,000 images, if that has been measured.
 
-    Who has seen all images has none left to fit one on.
+    A network that was trained on all images has none left to fit a temperature on.
     """
     path = RESULTS / "accuracy.json"
     rows = json.loads(path.read_text()) if path.exists() else []
-    return next(
-        (row["temperature"] for row in rows if row["recipe"] == name and "temperature" in row), None
-    )
+    fitted = (row for row in rows if row["recipe"] == name and "temperature" in row)
+    return next((row["temperature"] for row in fitted), None)
 
 
-def main() -> None:
+def means(runs: list[dict[str, float | None]]) -> dict[str, float | None]:
+    """Average each value over the runs; None where a run could not measure it."""
+    result: dict[str, float | None] = {}
+    for key in runs[0]:
+        known = [value for run in runs if (value := run[key]) is not None]
+        result[key] = statistics.mean(known) if len(known) == len(runs) else None
+    return result
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", choices=list(RECIPES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--all-images", action="store_true")
-    parser.add_argument("--without", choices=list(WITHOUT))
-    parser.add_argument("--images", type=int, default=0)
+    parser.add_argument("--all-images", action="store_true", help="train on all 50,000 images")
+    parser.add_argument("--without", choices=list(WITHOUT), help="leave out one technique")
+    parser.add_argument("--images", type=int, default=0, help="train on the first N images only")
     parser.add_argument("--compiled", action="store_true", help="compile the network: for a GPU")
     parser.add_argument("--change", nargs="*", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--root", default="checkpoints")
+    parser.add_argument("--root", default="checkpoints", help="folder of the runs")
     parser.add_argument("--albumentations", action="store_true", help="instead of the fast loader")
-    args = parser.parse_args()
-    changes, instead = WITHOUT[args.without] if args.without else ({}, None)
-    changes = changes | {
-        key: ast.literal_eval(value) for key, value in (item.split("=") for item in args.change)
-    }
+    return parser.parse_args()
+
+
+def chosen_splits(all_for_training: bool, images: int) -> Splits:
+    """Load CIFAR-10 and change its splits as the command line says; 0 images: no limit."""
+    splits = load_splits(os.environ.get("DATA_DIR", "data"))
+    splits = all_images(splits) if all_for_training else splits
+    return splits._replace(train=first(splits.train, images)) if images else splits
+
+
+def main() -> None:
+    """Train with each seed, print the results, and store their means."""
+    args = parse_arguments()
+    ablation = WITHOUT[args.without] if args.without else Ablation()
+    pairs = (item.split("=") for item in args.change)
+    changes = ablation.changes | {key: ast.literal_eval(value) for key, value in pairs}
     recipe, root = replace(RECIPES[args.recipe], **changes), args.root
     if args.without:
-        root = f"{root}/without-{args.without}"  # a function put in the place of another does not show in the settings
-    if instead:
-        setattr(*instead)
-    splits = load_splits(os.environ.get("DATA_DIR", "data"))
-    splits = all_images(splits) if args.all_images else splits
-    if args.images:
-        splits = splits._replace(train=Images(*(part[: args.images] for part in splits.train)))
-    name = "" if args.without or args.change else args.recipe
-    runs = []
+        root = f"{root}/without-{args.without}"  # a run's folder does not tell a patched function
+    if ablation.patch:
+        setattr(*ablation.patch)
+    splits = chosen_splits(args.all_images, args.images)
+    name, runs = "" if args.without or args.change else args.recipe, []
     for seed in args.seeds:
-        runs.append(
-            measure(name, recipe, splits, seed, root, not args.albumentations, args.compiled)
-        )
+        options = RunOptions(seed=seed, compiled=args.compiled)
+        runs.append(measure(name, recipe, splits, root, options, not args.albumentations))
         print(f"seed {seed}:", json.dumps(runs[-1]), flush=True)
-    means = {
-        key: None if value is None else statistics.mean(run[key] for run in runs)
-        for key, value in runs[0].items()
-    }
     row = {
         "network": recipe.network,
         "recipe": args.recipe,
@@ -176,14 +205,14 @@ def main() -> None:
         "epochs": recipe.epochs,
         "train_images": len(splits.train.labels),
         "n": len(runs),
-        **means,
+        **means(runs),
         "machine": hardware(),
         "seeds": args.seeds,
-        "runs": runs,
     }
     if not args.change and not args.images:
-        store(RESULTS / ("ablations.json" if args.without else "accuracy.json"), row)
-    print(json.dumps({key: value for key, value in row.items() if key != "runs"}, indent=1))
+        path = RESULTS / ("ablations.json" if args.without else "accuracy.json")
+        store(path, row | {"runs": runs})
+    print(json.dumps(row, indent=1))
 
 
 if __name__ == "__main__":

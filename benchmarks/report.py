@@ -1,7 +1,10 @@
-"""Write what was measured into the README, and draw it: `python -m benchmarks.report`.
+"""Write the measured results into README.md and draw images/compute.png.
 
-The table between the README's two marks, and images/compute.png: accuracy against the work of
-training, with published results beside ours. Both come from benchmarks/results/, nothing is typed.
+    python -m benchmarks.report
+
+README.md receives the table and the sentences between its two marks. The figure shows accuracy
+against training compute, with published results beside ours. All numbers of ours come from
+benchmarks/results/; none is typed.
 """
 
 import json
@@ -10,6 +13,7 @@ import statistics
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.accuracy import RESULTS
@@ -29,53 +33,57 @@ PUBLISHED = [
     ("Page's network, 10 epochs", 1.14, 0.9409),
     ("tuned ResNet-18, 26 epochs", 4.35, 0.9400),
     ("tuned ResNet-18, 80 epochs", 13.4, 0.9588),
-    ("students of this course, 24 epochs (median)", 2.73, 0.903),
+    ("course submissions, 24 epochs (median)", 2.73, 0.903),
 ]
-
-
-TRICKS = {  # what benchmarks.accuracy leaves out, and what is there instead
+ABLATIONS = {  # benchmarks.accuracy --without: what is left out, and what replaces it
     "muon": "Muon (SGD for all filters)",
-    "whitening": "the computed stem (a random one)",
-    "fast_biases": "fast biases (64 times slower ones)",
-    "dirac": "identity filters (random ones)",
+    "whitening": "the whitening layer (random filters)",
+    "fast_biases": "a larger learning rate for biases (1/64)",
+    "dirac": "identity (Dirac) initialisation (random)",
     "low_res": "the start at 24x24 pixels (32x32)",
 }
 
 
-def trick_table(recipe: str = "fastnet-4", folder: Path = RESULTS) -> str:
-    """What each trick of a recipe is worth: validation accuracy of the recipe and without each of them, mean and
-    standard deviation of n seeds, the difference, and the seconds of training.
+def ablation_table(recipe: str = "fastnet-4", folder: Path = RESULTS) -> str:
+    """List what the validation accuracy loses without each technique of a recipe.
+
+    Args:
+        recipe: Its name in RECIPES.
+        folder: Where accuracy.json and ablations.json are.
+
+    Returns:
+        A line for the full recipe, then one for each ablation, the largest loss first: mean and
+        standard deviation of the validation accuracy over n seeds in percent, the difference from
+        the full recipe in percentage points, the seconds of training, n.
     """
-    whole, parts = (
-        json.loads((folder / name).read_text()) for name in ("accuracy.json", "ablations.json")
+    full, ablations = (
+        [row for row in json.loads((folder / name).read_text()) if row["recipe"] == recipe]
+        for name in ("accuracy.json", "ablations.json")
     )
-    (base,) = (row for row in whole if row["recipe"] == recipe and row["train_images"] == 45_000)
+    (base,) = (row for row in full if row["train_images"] == 45_000)
     lines = []
-    for row in [
-        base,
-        *sorted(
-            (row for row in parts if row["recipe"] == recipe), key=lambda row: row["val_single"]
-        ),
-    ]:
-        name = f"without {TRICKS[row['without']]}" if row["without"] else "with all of them"
-        spread = statistics.stdev(run["val_single"] for run in row["runs"])
-        loss = f"({100 * (row['val_single'] - base['val_single']):+.2f})" if row["without"] else ""
-        accuracy = f"{100 * row['val_single']:6.2f} ± {100 * spread:.2f} % {loss:8s}"
-        lines.append(f"{name:44s}{accuracy} {row['seconds']:4.0f} s  n={row['n']}")
+    for row in [base, *sorted(ablations, key=lambda row: row["val_single"])]:
+        name = f"without {ABLATIONS[row['without']]}" if row["without"] else "the full recipe"
+        deviation = statistics.stdev(run["val_single"] for run in row["runs"])
+        change = row["val_single"] - base["val_single"]
+        loss = f"({100 * change:+.2f})" if row["without"] else ""
+        accuracy = f"{100 * row['val_single']:6.2f} ± {100 * deviation:.2f} % {loss:8s}"
+        lines.append(f"{name:48s}{accuracy} {row['seconds']:4.0f} s  n={row['n']}")
     return "\n".join(lines)
 
 
 def petaflop(row: dict) -> float:
-    """Work of a training run.
+    """Return the training compute of a row of accuracy.json, in PFLOP.
 
-    Three passes' worth of multiply-adds per image, two operations each.
+    Each image costs three forward passes in a training step, each multiply-add two operations.
     """
-    share = 1 - LOW_RES_SAVINGS * RECIPES[row["recipe"]].low_res
-    return 6e-9 * multiply_adds(row["network"]) * row["train_images"] * row["epochs"] * share
+    relative_cost = 1 - LOW_RES_SAVINGS * RECIPES[row["recipe"]].low_res  # 1: all at 32x32 pixels
+    images = row["train_images"] * row["epochs"]
+    return 6e-9 * multiply_adds(row["network"]) * images * relative_cost
 
 
 def unmeasured(rows: list[dict]) -> list[dict]:
-    """A row without figures, on all images, for each recipe that no row is of."""
+    """Return a row without results, for 50,000 images, for each recipe that is not in `rows`."""
     known = {row["recipe"] for row in rows}
     return [
         {"network": recipe.network, "recipe": name, "epochs": recipe.epochs, "train_images": 50_000}
@@ -85,87 +93,58 @@ def unmeasured(rows: list[dict]) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """The rows as a Markdown table, cheapest first.
+    """Format rows of accuracy.json as a Markdown table, the least training compute first.
 
-    ECE: of an image without test-time augmentation.
-
-    Compute stands in the place of time: the rows were measured on different machines, whose names
-    ('AMD EPYC') do not tell them apart, so their times, which the files keep, do not compare.
+    The table shows compute, not time: the rows were measured on different machines, whose names
+    ('AMD EPYC') do not tell them apart. The ECE is that of the predictions without TTA.
     """
     names = ["network", "parameters", "epochs", "training images", "PFLOP"]
     names += ["accuracy", "accuracy with TTA", "ECE", "runs"]
     lines = [names, ["---"] * len(names)]
     for row in sorted(rows, key=petaflop):
         parameters = sum(p.numel() for p in build(row["network"]).parameters())
-        cells = [
-            row["network"],
-            f"{parameters:,}",
-            row["epochs"],
-            f"{row['train_images']:,}",
-            f"{petaflop(row):.2f}",
-        ]
-        if "n" in row:
-            cells += [
-                "" if row[key] is None else f"{100 * row[key]:.2f} %"
-                for key in ("single", "tta", "ece")
-            ]
-            cells += [row["n"]]
-        else:
-            cells += ["not measured", "", "", ""]
-        lines.append(cells)
+        lines.append([row["network"], f"{parameters:,}", row["epochs"]])
+        lines[-1] += [f"{row['train_images']:,}", f"{petaflop(row):.2f}", *result_cells(row)]
     markdown = "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
     return f"{markdown}\n\nMeans of the runs' test accuracies.\n"
 
 
-def speed(found: dict) -> str:
-    """What benchmarks.speed found, in two sentences.
+def result_cells(row: dict) -> list:
+    """Return the last four cells of a row: accuracy, accuracy with TTA, ECE, number of runs."""
+    if "n" not in row:
+        return ["not measured", "", "", ""]
+    values = [row[key] for key in ("single", "tta", "ece")]
+    return ["" if value is None else f"{100 * value:.2f} %" for value in values] + [row["n"]]
 
-    Of all networks and loaders the slowest and the fastest step.
+
+def speed(results: dict) -> str:
+    """Describe results/speed.json in two sentences.
+
+    The step ratios are those of the slowest and the fastest combination of network and loader.
     """
-    steps = [ratio for paths in found["step_ratio"].values() for ratio in paths.values()]
+    steps = [ratio for loaders in results["step_ratio"].values() for ratio in loaders.values()]
     return (
-        f"A training step of ours, its data included, runs at {min(steps):.2f} to {max(steps):.2f} times the speed of a"
-        " bare PyTorch loop (above 1 is noise).\n"
-        f"FastNet's whole training takes {found['time_to_94_ratio']:.2f} times as long as the published"
+        f"Our training step, data loading included, runs at {min(steps):.2f} to {max(steps):.2f}"
+        " times the speed of a bare PyTorch loop (above 1 is noise).\n"
+        f"Training FastNet takes {results['time_to_94_ratio']:.2f} times as long as the published"
         " schedule of airbench94 in a plain loop (`make bench`).\n"
     )
 
 
 def plot(rows: list[dict]) -> Figure:
-    """Accuracy against work, both views of ours, published results in grey."""
+    """Plot test accuracy against training compute: ours with and without TTA, published in grey."""
     fig, axis = plt.subplots(figsize=(8, 4.8), layout="constrained")
-    axis.plot(
-        [p for _, p, _ in PUBLISHED],
-        [100 * a for _, _, a in PUBLISHED],
-        "o",
-        color="grey",
-        label="published",
-    )
-    for name, work, accuracy in PUBLISHED:
-        below_or_above = -10 if accuracy < 0.95 else 6  # where the names of ours are not
-        axis.annotate(
-            name,
-            (work, 100 * accuracy),
-            (4, below_or_above),
-            textcoords="offset points",
-            fontsize=7,
-            color="grey",
-        )
-    for view, style, label in (
-        ("tta", "s", "ours, six views"),
-        ("single", "^", "ours, single view"),
-    ):
-        axis.plot(
-            [petaflop(row) for row in rows], [100 * row[view] for row in rows], style, label=label
-        )
+    plot_published(axis)
+    work = [petaflop(row) for row in rows]
+    for key, marker, label in (("tta", "s", "ours, TTA"), ("single", "^", "ours, no TTA")):
+        axis.plot(work, [100 * row[key] for row in rows], marker, label=label)
     for row in rows:
         name = f"{row['network']}, {row['epochs']} epochs"
-        axis.annotate(
-            name, (petaflop(row), 100 * row["tta"]), (5, 0), textcoords="offset points", fontsize=8
-        )
+        point = (petaflop(row), 100 * row["tta"])
+        axis.annotate(name, point, (5, 0), textcoords="offset points", fontsize=8)
     axis.set(
         xscale="log",
-        xlabel="work of training (PFLOP)",
+        xlabel="training compute (PFLOP)",
         ylabel="test accuracy (%)",
         ylim=(89.5, 96.7),
     )
@@ -176,29 +155,43 @@ def plot(rows: list[dict]) -> Figure:
     return fig
 
 
-def write_between_marks(path: Path, measured: str) -> None:
-    """Put what was measured into a Markdown file, in the place of what was measured before."""
+def plot_published(axis: Axes) -> None:
+    """Plot the published results in grey, each with its name."""
+    work, accuracies = ([row[column] for row in PUBLISHED] for column in (1, 2))
+    percent = [100 * accuracy for accuracy in accuracies]
+    axis.plot(work, percent, "o", color="grey", label="published")
+    for name, pflop, accuracy in PUBLISHED:
+        below_or_above = -10 if accuracy < 0.95 else 6  # where the names of ours are not
+        axis.annotate(
+            name,
+            (pflop, 100 * accuracy),
+            (4, below_or_above),
+            textcoords="offset points",
+            fontsize=7,
+            color="grey",
+        )
+
+
+def write_between_marks(path: Path, text: str) -> None:
+    """Replace what stands between the two marks of a Markdown file by `text`."""
     begin, end = (re.escape(mark) for mark in MARKS)
-    text = path.read_text(encoding="utf-8")
-    path.write_text(
-        re.sub(f"{begin}.*?{end}", lambda _: MARKS[0] + measured + MARKS[1], text, flags=re.S),
-        "utf-8",
-    )
+    page, block = path.read_text(encoding="utf-8"), MARKS[0] + text + MARKS[1]
+    path.write_text(re.sub(f"{begin}.*?{end}", lambda _: block, page, flags=re.S), "utf-8")
 
 
-def measured(rows: list[dict], found: dict) -> str:
-    """What the README says of results/accuracy.json and results/speed.json."""
-    return f"{table(rows + unmeasured(rows))}\n{speed(found)}"
+def readme_block(rows: list[dict], speed_results: dict) -> str:
+    """Format what README.md shows of results/accuracy.json and results/speed.json."""
+    return f"{table(rows + unmeasured(rows))}\n{speed(speed_results)}"
 
 
 def main() -> None:
-    rows, found = (
+    """Write the README's block and the figure."""
+    rows, speed_results = (
         json.loads((RESULTS / name).read_text()) for name in ("accuracy.json", "speed.json")
     )
-    write_between_marks(PROJECT / "README.md", measured(rows, found))
-    save_figure(
-        plot([row for row in rows if row["train_images"] == 50_000]), PROJECT / "images/compute.png"
-    )
+    write_between_marks(PROJECT / "README.md", readme_block(rows, speed_results))
+    on_all_images = [row for row in rows if row["train_images"] == 50_000]
+    save_figure(plot(on_all_images), PROJECT / "images/compute.png")
 
 
 if __name__ == "__main__":

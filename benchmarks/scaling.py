@@ -1,9 +1,12 @@
-"""One process against two, and what the formula of docs/scaling.md makes of it: `python -m benchmarks.scaling`.
+"""Measure one process against two, and check the formula of docs/scaling.md.
 
-Measures for each network the seconds of a step on one core, on two, and in two processes of one core each; what of it
-every process does for itself (the optimiser); how long it takes to add the gradients up; how many images a core
-augments; and what FastNet learns in two epochs, in one process and in two. Writes benchmarks/results/scaling.json and
-the tables of docs/scaling.md; a quarter of an hour on two cores.
+    python -m benchmarks.scaling    # a quarter of an hour on two cores
+
+Measures for each network the seconds of a training step on one core, on two cores, and in two
+processes of one core each; of these, how long the optimiser and the all-reduce of the gradients
+take; how many images per second one core loads and augments; and the validation accuracy of FastNet
+after two epochs in one process and in two. Writes benchmarks/results/scaling.json and the tables of
+docs/scaling.md.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,28 +27,30 @@ import torch.distributed as dist
 
 from benchmarks.accuracy import RESULTS
 from benchmarks.report import write_between_marks
-from benchmarks.speed import first_images
+from benchmarks.speed import epoch_seconds, first_images
 from dataload import load_splits
 from training.classifier import LitClassifier
 from training.files import write_json
 from training.hardware import choose_precision, hardware, versions
-from training.history import read_metrics
 from training.optimizer import make_optimizer
+from training.options import RunOptions
 from training.recipes import RECIPES, Recipe
 from training.runs import build_datamodule, train
-from training.settings import SWITCHES, placement
+from training.settings import resolve_placement
+from training.switches import SWITCHES
 
-STEPS = {"FastNet": 4, "ResNet18": 6}  # an epoch of them takes half a minute or so on a core
-WAYS = {
+STEPS = {"FastNet": 4, "ResNet18": 6}  # of an epoch, which then takes about half a minute on a core
+LAYOUTS = {  # (processes, cores of each process)
     "one core": (1, 1),
     "two cores": (1, 2),
     "two processes": (2, 1),
-}  # processes, cores of each
+}
 DOC = Path(__file__).resolve().parent.parent / "docs/scaling.md"
+TEN_GBIT = 1250  # megabytes per second
 
 
-def median_seconds(action, times: int = 7) -> float:
-    """Of so many times that this is done, after once to warm up."""
+def median_seconds(action: Callable[[], object], times: int = 7) -> float:
+    """Measure an action so many times, after once to warm up, and return the median."""
     seconds = []
     for _ in range(times + 1):
         start = time.perf_counter()
@@ -53,12 +59,14 @@ def median_seconds(action, times: int = 7) -> float:
     return statistics.median(seconds[1:])
 
 
-def chosen(network: str) -> Recipe:
-    return replace(next(r for r in RECIPES.values() if r.network == network), epochs=3, low_res=0.0)
+def full_resolution_recipe(network: str) -> Recipe:
+    """Return the first recipe of a network, for three epochs of 32x32 pixels."""
+    recipe = next(recipe for recipe in RECIPES.values() if recipe.network == network)
+    return replace(recipe, epochs=3, low_res=0.0)
 
 
 def optimiser_seconds(recipe: Recipe) -> float:
-    """What a step of the optimiser takes, which every process does for the whole network."""
+    """Measure a step of the optimiser, which every process does for the whole network."""
     net = LitClassifier(**asdict(recipe)).model
     optimizer = make_optimizer(net, recipe, choose_precision() == "bf16-mixed")
     for p in net.parameters():
@@ -66,134 +74,148 @@ def optimiser_seconds(recipe: Recipe) -> float:
     return median_seconds(optimizer.step)
 
 
-def work(network: str, root: Path) -> None:
-    """What each process of a measurement does; the first writes what came out."""
-    recipe, steps = chosen(network), STEPS[network]
-    splits = first_images(
-        load_splits(os.environ.get("DATA_DIR", "data")), steps * recipe.batch_size
-    )
+def measure_all_reduce(recipe: Recipe) -> dict[str, float]:
+    """Measure the all-reduce of the gradients: their 'megabytes', and 'all_reduce' in seconds."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(minutes=5))
+    parameters = LitClassifier(**asdict(recipe)).parameters()
+    gradients = torch.zeros(sum(p.numel() for p in parameters if p.requires_grad))
+    seconds = median_seconds(lambda: dist.all_reduce(gradients))
+    return {"megabytes": 4e-6 * len(gradients), "all_reduce": seconds}
+
+
+def measure_process(network: str, root: Path) -> None:
+    """Measure within one of the processes that torchrun starts; the first writes found.json.
+
+    Args:
+        network: Its name.
+        root: A new folder, the same for all processes.
+    """
+    recipe, steps = full_resolution_recipe(network), STEPS[network]
+    all_splits = load_splits(os.environ.get("DATA_DIR", "data"))
+    splits = first_images(all_splits, steps * recipe.batch_size)
     data = build_datamodule(recipe, splits, 0, fast=True)
-    run = train(recipe, data, root, **placement(SWITCHES))
-    seconds = read_metrics(run.metrics_csv.parent / "logs").seconds.dropna()
-    found = {"step": statistics.median(seconds[1:]) / steps, "optimiser": optimiser_seconds(recipe)}
-    dist.is_initialized() or dist.init_process_group("gloo", timeout=timedelta(minutes=5))
-    gradients = torch.zeros(
-        sum(p.numel() for p in LitClassifier(**asdict(recipe)).parameters() if p.requires_grad)
-    )
-    found |= {
-        "megabytes": 4e-6 * len(gradients),
-        "all_reduce": median_seconds(lambda: dist.all_reduce(gradients)),
-    }
-    if dist.get_rank() == 0:
+    run = train(recipe, data, root, RunOptions(**resolve_placement(SWITCHES)))
+    found = {"step": statistics.median(epoch_seconds(run)[1:]) / steps}
+    if int(os.environ["WORLD_SIZE"]) > 1:
+        found |= measure_all_reduce(recipe)
+    elif torch.get_num_threads() == 1:  # as in each of several processes
+        found["optimiser"] = optimiser_seconds(recipe)
+    if int(os.environ["RANK"]) == 0:
         write_json(root / "found.json", found)
 
 
-def measured(network: str, processes: int, cores: int) -> dict:
-    """Seconds of a step and of its parts, by torchrun in so many processes."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        str(processes),
-        "-m",
-    ]
+def torchrun(processes: int, *arguments: str, **options) -> None:
+    """Run a module of this project in so many processes.
+
+    Args:
+        processes: How many.
+        arguments: The module and its arguments.
+        options: Those of subprocess.run.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    subprocess.run([*command, "-m", *arguments], check=True, cwd=DOC.parent.parent, **options)
+
+
+def measure_layout(network: str, processes: int, cores: int) -> dict[str, float]:
+    """Measure a training step in so many processes of so many cores.
+
+    Returns:
+        'step' in seconds; on one core 'optimiser', its part of the step in seconds; in several
+        processes 'megabytes' of gradients, and 'all_reduce', what adding them up takes in seconds.
+    """
     with tempfile.TemporaryDirectory() as root:
-        subprocess.run(
-            [*command, "benchmarks.scaling", "--network", network, "--root", root],
-            check=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(cores)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        arguments = ("benchmarks.scaling", "--network", network, "--root", root)
+        environment = os.environ | {"OMP_NUM_THREADS": str(cores)}
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        torchrun(processes, *arguments, env=environment, **silent)
         return json.loads((Path(root) / "found.json").read_text())
 
 
-def predicted(one: dict, all_reduce: float, processes: int) -> float:
-    """Seconds of a step in so many processes, from a step on one core.
+def predicted_step(one: dict[str, float], all_reduce: float, processes: int) -> float:
+    """Predict the seconds of a step in several processes by the formula of docs/scaling.md.
 
-    The formula of docs/scaling.md.
+    Args:
+        one: 'step' and 'optimiser' of one process, in seconds.
+        all_reduce: Seconds.
+        processes: How many.
     """
     return (one["step"] - one["optimiser"]) / processes + one["optimiser"] + all_reduce
 
 
-def val_acc(processes: int) -> float:
-    """Validation accuracy of FastNet after two epochs of CIFAR-10, trained by `python -m training` in so many processes."""
+def two_epoch_accuracy(processes: int) -> float:
+    """Train FastNet for two epochs of CIFAR-10 by `python -m training` in so many processes.
+
+    Returns:
+        The validation accuracy, a fraction.
+    """
     with tempfile.TemporaryDirectory() as root:
-        switches = {
-            "ARCH": "FastNet",
-            "RECIPE": "fastnet-2",
-            "LOADER": "fast",
-            "CHECKPOINT_DIR": root,
-        }
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--nproc-per-node",
-                str(processes),
-                "-m",
-                "training",
-            ],
-            check=True,
-            env=os.environ | {f"ERA_{name}": value for name, value in switches.items()},
-            cwd=DOC.parent.parent,
-        )
+        switches = {"ARCH": "FastNet", "RECIPE": "fastnet-2", "LOADER": "fast"}
+        switches["CHECKPOINT_DIR"] = root
+        environment = {f"ERA_{name}": value for name, value in switches.items()}
+        torchrun(processes, "training", env=os.environ | environment)
         (finished,) = Path(root).glob("*/finished.json")
         return json.loads(finished.read_text())["val_acc"]
 
 
 def images_per_second(fast: bool) -> float:
-    """That one core loads and augments, for the network that is given most of them."""
+    """Measure how many images one core loads and augments for FastNet, which needs most of them.
+
+    Args:
+        fast: Use the fast loader instead of Albumentations.
+    """
     torch.set_num_threads(1)
-    recipe, count = chosen("FastNet"), 10_000
+    recipe, count = full_resolution_recipe("FastNet"), 10_000
     splits = first_images(load_splits(os.environ.get("DATA_DIR", "data")), count)
     batches = build_datamodule(recipe, splits, 0, fast).train_dataloader()
     return count / median_seconds(lambda: [None for _ in batches], 3)
 
 
+def markdown_table(rows: list[list[str]]) -> str:
+    """Format rows of cells, the first of them the header, as a Markdown table."""
+    header, *body = (f"| {' | '.join(cells)} |\n" for cells in rows)
+    return "".join([header, f"|{' --- |' * len(rows[0])}\n", *body])
+
+
+def step_row(network: str, layouts: dict[str, dict]) -> list[str]:
+    """Format the steps of a network in each layout, what the formula predicts, and its error."""
+    two = layouts["two processes"]
+    formula = predicted_step(layouts["one core"], two["all_reduce"], 2)
+    seconds = [*(layouts[name]["step"] for name in LAYOUTS), formula]
+    name = f"{network}, {full_resolution_recipe(network).batch_size:,}"
+    error = f"{100 * (formula / two['step'] - 1):+.0f} %"
+    return [name, *(f"{value:.2f} s" for value in seconds), error]
+
+
+def part_row(network: str, layouts: dict[str, dict]) -> list[str]:
+    """Format what goes into the formula: size of the gradients, all-reduce, optimiser step."""
+    size, measured = (layouts["two processes"][key] for key in ("megabytes", "all_reduce"))
+    eight = 2 * 7 / 8 * size / TEN_GBIT  # a ring of eight processes
+    seconds = (measured, eight, layouts["one core"]["optimiser"])
+    return [network, f"{size:.1f} MB", *(f"{1000 * value:.0f} ms" for value in seconds)]
+
+
 def tables(found: dict) -> str:
-    """The two tables of docs/scaling.md."""
-    lines = [
-        "| network, images in a batch | one core | two cores | two processes | formula | error |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for network, ways in found["networks"].items():
-        formula = predicted(ways["one core"], ways["two processes"]["all_reduce"], 2)
-        steps = [f"{ways[way]['step']:.2f} s" for way in WAYS]
-        error = formula / ways["two processes"]["step"] - 1
-        cells = [
-            f"{network}, {chosen(network).batch_size:,}",
-            *steps,
-            f"{formula:.2f} s",
-            f"{100 * error:+.0f} %",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
-        "| network | gradients | two processes add them up | over 10 Gbit/s, 8 processes | the optimiser's part |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for network, ways in found["networks"].items():
-        size, one = ways["two processes"]["megabytes"], ways["one core"]
-        network_seconds = 2 * 7 / 8 * size / 1250
-        cells = [network, f"{size:.1f} MB", f"{1000 * ways['two processes']['all_reduce']:.0f} ms"]
-        cells += [f"{1000 * network_seconds:.0f} ms", f"{1000 * one['optimiser']:.0f} ms"]
-        lines.append(f"| {' | '.join(cells)} |")
-    loaders = ", ".join(
-        f"{value:,.0f} with {name}" for name, value in found["images_per_second"].items()
+    """Format results/scaling.json as the two tables and the sentences of docs/scaling.md."""
+    steps = [["network, images in a batch", *LAYOUTS, "formula", "error"]]
+    parts = [["network", "gradients", "all-reduce, 2 processes"]]
+    parts[0] += ["all-reduce, 8 processes, 10 Gbit/s", "optimiser step"]
+    for network, layouts in found["networks"].items():
+        steps.append(step_row(network, layouts))
+        parts.append(part_row(network, layouts))
+    rates = found["images_per_second"].items()
+    loaders = ", ".join(f"{value:,.0f} with {name}" for name, value in rates)
+    accuracies = ", ".join(f"{100 * x:.2f} % in {name}" for name, x in found["val_acc"].items())
+    return (
+        f"{markdown_table(steps)}\n{markdown_table(parts)}\n"
+        f"Validation accuracy of FastNet after two epochs of CIFAR-10, seed 42: {accuracies}."
+        f" Images per second that one core loads and augments: {loaders}."
+        f" Measured on {found['machine']}.\n"
     )
-    learned = ", ".join(f"{100 * value:.2f} % in {way}" for way, value in found["val_acc"].items())
-    lines += [
-        "",
-        f"FastNet after two epochs of CIFAR-10, seed 42, validation: {learned}. Images a second that one core loads and"
-        f" augments: {loaders}. Measured on {found['machine']}.",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
+    """Measure everything and write it down; with --network, what torchrun's processes do."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -201,12 +223,16 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.network:
-        return work(args.network, args.root)
+        return measure_process(args.network, args.root)
     found = {"networks": {}, "machine": hardware(), "versions": versions()}
     for network in STEPS:
-        found["networks"][network] = {way: measured(network, *how) for way, how in WAYS.items()}
-        print(network, json.dumps(found["networks"][network], indent=1), flush=True)
-    found["val_acc"] = {"one process": val_acc(1), "two processes": val_acc(2)}
+        layouts = {name: measure_layout(network, *layout) for name, layout in LAYOUTS.items()}
+        found["networks"][network] = layouts
+        print(network, json.dumps(layouts, indent=1), flush=True)
+    found["val_acc"] = {
+        "one process": two_epoch_accuracy(1),
+        "two processes": two_epoch_accuracy(2),
+    }
     found["images_per_second"] = {
         "Albumentations": images_per_second(False),
         "the fast loader": images_per_second(True),

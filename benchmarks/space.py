@@ -41,6 +41,7 @@ class Visitor:
         self.http = httpx.Client(base_url=f"{address}/gradio_api", timeout=300)
 
     def upload(self, path: Path) -> dict:
+        """Upload a picture; return what an endpoint takes for it."""
         with path.open("rb") as file:
             sent = self.http.post("/upload", files={"files": file}).json()[0]
         return {"path": sent, "meta": {"_type": "gradio.FileData"}}
@@ -194,10 +195,14 @@ def measure_opacity(address: str, moves: int) -> float:
     return round(1000 * statistics.median(seconds), 1)
 
 
-def measure_load(address: str, visitors: int, requests: int, seconds: float) -> dict[str, int]:
-    """So many visitors send mixed requests, spread over that time.
+def measure_load(address: str, visitors: int, requests: int, seconds: float) -> dict[str, float]:
+    """Send mixed requests of many visitors, spread over some seconds.
 
-    How many answers were wrong, how many failed.
+    Each answer is compared with the one given alone: to the last bit, by one process with one
+    number of threads.
+
+    Returns:
+        How many requests there were, how many answers were wrong, how many failed, the seconds.
     """
     first = Visitor(address)
     wanted = mixed_requests(first)
@@ -235,6 +240,7 @@ def measure_load(address: str, visitors: int, requests: int, seconds: float) -> 
 
 
 def main() -> None:
+    """Measure all of it and write benchmarks/results/space.json."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -245,7 +251,7 @@ def main() -> None:
         assert (
             visitor.ask("classify", visitor.upload(SPACE / "examples/cat.png"), 3)[0] == "complete"
         )
-        found = {"cold_start_s": round(time.perf_counter() - start, 2)}
+        found: dict[str, object] = {"cold_start_s": round(time.perf_counter() - start, 2)}
         print(found, flush=True)
         found["explain_ms"] = measure_explain(address, 20 if quick else 100)
         found["opacity_ms"] = measure_opacity(address, 10 if quick else 100)

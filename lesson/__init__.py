@@ -1,4 +1,1 @@
-"""What only the notebook needs.
-
-Explorers, checks of the exercises, how cells report errors and time.
-"""
+"""What only the notebook needs: explorers, checks of exercises, errors and times of its cells."""

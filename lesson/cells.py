@@ -1,76 +1,94 @@
-"""What the notebook's cells say of themselves.
+"""How the notebook's cells report their errors and the time that they take."""
 
-Errors in one line where that says it all, and their time.
-"""
+from __future__ import annotations
 
 import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, cast
 
 from models.errors import EXPLAINED
 from training.console import kernel_shell
 
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
+
 PROJECT = Path(__file__).resolve().parent.parent
 
 
-def format_error(kind: type, problem: BaseException, trace: TracebackType) -> str:
-    """One line for an error that the project raised on purpose, or for a name that is not there yet.
+def notebook_shell() -> InteractiveShell | None:
+    """Return IPython's shell of the notebook that runs this, or None outside a notebook."""
+    return cast("InteractiveShell | None", kernel_shell())
 
-    Any other is a fault of somebody's code, ours perhaps: '' asks for its traceback.
+
+def inline_figures() -> None:
+    """Show figures as images in the notebook, whatever MPLBACKEND is.
+
+    Outside a notebook, nothing happens.
+    """
+    shell = notebook_shell()
+    if shell:
+        shell.run_line_magic("matplotlib", "inline")
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+def format_error(kind: type, problem: BaseException, trace: TracebackType) -> str:
+    """Return one line for an error that needs no traceback.
+
+    These are the errors that the project raises on purpose, and the NameError of a cell that needs
+    an earlier cell.
+
+    Args:
+        kind: the class of the error.
+        problem: the error.
+        trace: its traceback.
+
+    Returns:
+        The line, or '' for any other error: it is a fault in somebody's code, perhaps in the
+        project's, and needs its traceback.
     """
     if issubclass(kind, EXPLAINED):
         return f"{kind.__name__}: {problem}"
     while trace.tb_next:
         trace = trace.tb_next
     code = trace.tb_frame.f_code
-    if (
-        kind is NameError
-        and code.co_name == "<module>"
-        and PROJECT not in Path(code.co_filename).parents
-    ):
+    in_cell = code.co_name == "<module>" and PROJECT not in Path(code.co_filename).parents
+    if type(problem) is NameError and in_cell:
         return (
-            f"{problem.name!r} is not there yet: run the cells above this one first (Runtime, Run before), or check its"
-            " spelling."
+            f"{problem.name!r} is not there yet: run the cells above this one first"
+            " (Runtime, Run before), or check its spelling."
         )
     return ""
 
 
-def inline_figures() -> None:
-    """Show figures as pictures in the notebook, whatever MPLBACKEND says.
-
-    Outside a notebook: nothing happens.
-    """
-    shell = kernel_shell()
-    if shell:
-        shell.run_line_magic("matplotlib", "inline")
-
-
 def enable_short_errors() -> None:
-    """From now on the notebook shows such errors as one line.
+    """Show an error that needs no traceback as one line, from now on.
 
-    Outside a notebook: nothing happens.
+    Outside a notebook, nothing happens.
     """
-    shell = kernel_shell()
+    shell = notebook_shell()
     if not shell:
         return
 
     def show(shell, kind, problem, trace, tb_offset=None) -> list[str]:
         line = format_error(kind, problem, trace)
-        lines = (
-            [line]
-            if line
-            else shell.InteractiveTB.structured_traceback(kind, problem, trace, tb_offset)
-        )
+        full = shell.InteractiveTB.structured_traceback
+        lines = [line] if line else full(kind, problem, trace, tb_offset)
         shell._showtraceback(kind, problem, lines)
         return lines
 
     shell.set_custom_exc((NameError, *EXPLAINED), show)
 
 
+# ---- time ----------------------------------------------------------------------------------------
+
+
 def headings(notebook: Path) -> dict[str, str]:
-    """Source of a cell -> the heading of its section; empty for a file that is no notebook."""
+    """Map the source of each cell to the heading of its section; {} for a file that is damaged."""
     found, heading = {}, ""
     try:
         for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
@@ -84,28 +102,38 @@ def headings(notebook: Path) -> dict[str, str]:
 
 
 class Clock:
-    """How long each cell took, the last time that it ran."""
+    """The seconds that each cell took, the last time that it ran."""
 
     def __init__(self):
-        self.began, self.seconds = 0.0, {}  # source of a cell -> seconds
+        self.began = 0.0
+        self.seconds: dict[str, float] = {}  # by the source of the cell
 
     def start(self, _info: object) -> None:
+        """Begin to time a cell; IPython calls this before it runs one."""
         self.began = time.perf_counter()
 
-    def stop(self, result: object) -> None:
-        self.seconds[result.info.raw_cell] = time.perf_counter() - self.began
+    def stop(self, result: ExecutionResult) -> None:
+        """Record the time of a cell; IPython calls this after it has run one."""
+        if result.info:
+            self.seconds[str(result.info.raw_cell)] = time.perf_counter() - self.began
 
     def table(self, folders: Iterable[Path] = (Path(), PROJECT)) -> str:
-        """The seconds of each section of the notebook; cells that were changed count as 'changed cells'.
+        """Format the seconds of each section of the notebook.
 
-        A notebook does not know its own name, so of those in the folders it is the one with most of these
-        cells; where it is in none of them, all cells count as 'changed cells'.
+        A notebook does not know its own name: it is taken to be the one that has most of the timed
+        cells. Cells that are not in it count as 'changed cells'.
+
+        Args:
+            folders: where to look for the notebook.
+
+        Returns:
+            A line for each section and a last one for all cells.
         """
         notebooks = [
             headings(path) for folder in folders for path in sorted(folder.glob("*.ipynb"))
         ]
         ours = max(notebooks, key=lambda found: len(found.keys() & self.seconds.keys()), default={})
-        sums = {}
+        sums: dict[str, float] = {}
         for source, seconds in self.seconds.items():
             name = ours.get(source, "changed cells")
             sums[name] = sums.get(name, 0) + seconds
@@ -121,10 +149,11 @@ clock = Clock()
 
 
 def time_cells() -> None:
-    """From now on `clock` measures the notebook's cells. Outside a notebook: nothing happens."""
-    shell = kernel_shell()
+    """Let `clock` time the notebook's cells from now on; outside a notebook, nothing happens."""
+    shell = notebook_shell()
     if shell:
         clock.seconds.clear()
         clock.start(None)  # of the cell that calls this
-        shell.events.register("pre_run_cell", clock.start)  # once: a second time changes nothing
+        # IPython ignores a callback that is registered already.
+        shell.events.register("pre_run_cell", clock.start)
         shell.events.register("post_run_cell", clock.stop)

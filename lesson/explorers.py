@@ -1,39 +1,42 @@
 """Explorers: figures with controls, for a notebook.
 
-Each control redraws the figure, and nothing else runs.
-
-They are made of ipywidgets (7.7 or 8) and show their figure as a PNG in an Image widget, which
-every front end knows. Where there is no front end they still work: set a control's value, read
-`picture.value`.
+Each control redraws the figure, and nothing else runs. They are made of ipywidgets (7.7 or 8) and
+show their figure as a PNG in an Image widget, which every front end knows. They also work without a
+front end: set a control's value, read `picture.value`.
 """
 
 import functools
 import io
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import albumentations as A
 import cv2
 import ipywidgets as widgets
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
-from torch import Tensor, nn
+from torch import Tensor
 
-from dataload import IMAGE_SIZE, MEAN_COLOUR, Draw, Images, normalize
-from evaluation.drawing import MAX_SAMPLES
+from dataload import IMAGE_SIZE, Draw, Images, cutout_transform, normalize
+from evaluation.drawing import MAX_SAMPLES, new_image_grid, show_image, with_note
 from models import explain
 from models.errors import InvalidValue
+from models.stage import Network
 
 ANY = "any class"
-ORDERS = ("as in the test set", "surest first", "least sure first")
-SOURCES = ("errors", "test images", "my picture")
+TEST_ORDER, CONFIDENT_FIRST, UNCONFIDENT_FIRST = ORDERS = (
+    "as in the test set",
+    "most confident first",
+    "least confident first",
+)
+ERRORS, TEST_IMAGES, MY_PICTURE = SOURCES = ("errors", "test images", "my picture")
 
 
 def png(fig: Figure) -> bytes:
-    """The figure as the bytes of a PNG file."""
+    """Return a figure as the bytes of a PNG file."""
     file = io.BytesIO()
     fig.savefig(file, format="png", dpi=80, bbox_inches="tight")
     return file.getvalue()
@@ -42,12 +45,14 @@ def png(fig: Figure) -> bytes:
 class Explorer:
     """Controls above a picture.
 
-    Draw: takes the controls' values by their names, returns a Figure or words instead.
+    Args:
+        controls: widgets with a value; ipywidgets has no type for them.
+        draw: takes the controls' values by their names and returns a Figure, or a message instead.
     """
 
-    def __init__(self, controls: dict[str, widgets.Widget], draw: Callable[..., Figure | str]):
+    def __init__(self, controls: dict[str, Any], draw: Callable[..., Figure | str]):
         self.controls, self.draw = controls, draw
-        self.picture, self.words = widgets.Image(format="png"), widgets.HTML()
+        self.picture, self.message = widgets.Image(format="png"), widgets.HTML()
         for control in controls.values():
             if hasattr(control.style, "description_width"):
                 control.style.description_width = "110px"
@@ -55,7 +60,7 @@ class Explorer:
         half = (len(controls) + 1) // 2
         columns = [list(controls.values())[:half], list(controls.values())[half:]]
         self.panel = widgets.VBox(
-            [widgets.HBox([*map(widgets.VBox, columns)]), self.words, self.picture]
+            [widgets.HBox([*map(widgets.VBox, columns)]), self.message, self.picture]
         )
         self.update()
 
@@ -63,11 +68,9 @@ class Explorer:
         """Draw again with the values that the controls have now."""
         try:
             drawn = self.draw(**{name: control.value for name, control in self.controls.items()})
-        except (
-            ValueError
-        ) as problem:  # of a picture that cannot be read: say it, the controls go on working
+        except ValueError as problem:  # an unreadable picture: show it, the controls keep working
             drawn = str(problem)
-        self.words.value = drawn if isinstance(drawn, str) else ""
+        self.message.value = drawn if isinstance(drawn, str) else ""
         self.picture.value = b"" if isinstance(drawn, str) else png(drawn)
 
     def _ipython_display_(self) -> None:
@@ -79,13 +82,17 @@ class Explorer:
 # ---- augmentation --------------------------------------------------------------------------------
 
 
-def chosen_transforms(
+def build_transforms(
     shift: int, mirror: bool, cutout: int, rotate: int, brightness: float
 ) -> list[A.BasicTransform]:
-    """Albumentations' transforms of these strengths; those of strength 0 are left out.
+    """Build the transforms of these strengths; those of strength 0 are left out.
 
-    shift: pixels at most. cutout: side of the square, pixels. rotate: degrees at most. brightness:
-    fraction at most.
+    Args:
+        shift: pixels at most.
+        mirror: flip half of the images horizontally.
+        cutout: side of the masked square, pixels.
+        rotate: degrees at most.
+        brightness: change at most, as a fraction.
     """
     padded = IMAGE_SIZE + 2 * shift
     transforms = [
@@ -94,12 +101,7 @@ def chosen_transforms(
         (mirror, lambda: A.HorizontalFlip(p=0.5)),
         (rotate, lambda: A.Rotate((-rotate, rotate), border_mode=cv2.BORDER_REFLECT_101, p=1)),
         (brightness, lambda: A.RandomBrightnessContrast((-brightness, brightness), (0, 0), p=1)),
-        (
-            cutout,
-            lambda: A.CoarseDropout(
-                (1, 1), (cutout, cutout), (cutout, cutout), fill=MEAN_COLOUR, p=0.5
-            ),
-        ),
+        (cutout, lambda: cutout_transform(cutout)),
     ]
     return [make() for strength, make in transforms if strength]
 
@@ -107,19 +109,21 @@ def chosen_transforms(
 def explore_augmentation(
     images: np.ndarray, labels: Sequence[int], padding: int = 4, cutout: int = 8, note: str = ""
 ) -> Explorer:
-    """Choose transforms and strengths: the images above, what augmentation makes of them below.
+    """Explore transforms and their strengths: the images above, their augmentations below.
 
-    'draw' draws anew.
-
-    images: uint8 (N, 32, 32, 3), 1 to 20 of them. padding, cutout: what the controls begin with.
+    Args:
+        images: uint8 (N, 32, 32, 3), 1 to 20 of them.
+        labels: (N,), 0..9.
+        padding: the first value of the control 'shift', pixels.
+        cutout: the first value of the control 'cutout', pixels.
+        note: a line under the title.
     """
 
     def draw(draws: int, seed: int, **strengths) -> Figure:
-        transforms = chosen_transforms(**strengths)
-        names = (
-            ", ".join(type(transform).__name__ for transform in transforms) or "nothing is changed"
-        )
-        return Draw.draws(images, labels, transforms, draws, seed, names, note)
+        transforms = build_transforms(**strengths)
+        names = ", ".join(type(transform).__name__ for transform in transforms)
+        title = with_note(names or "nothing is changed", note)
+        return Draw.draws(images, labels, transforms, draws, seed, title)
 
     return Explorer(
         {
@@ -137,17 +141,24 @@ def explore_augmentation(
     )
 
 
-# ---- errors and maps -----------------------------------------------------------------------------
+# ---- errors and heatmaps -------------------------------------------------------------------------
+
+Upload = Mapping[str, Mapping[str, Any]] | Sequence[Mapping[str, Any]]
 
 
-def read_upload(value: dict | Sequence) -> np.ndarray:
-    """What a FileUpload holds, uint8 RGB (32, 32, 3): the middle square.
+def read_upload(value: Upload) -> np.ndarray:
+    """Read the middle square of the picture that a FileUpload holds.
 
-    ValueError for what is no picture.
+    Args:
+        value: {name: {"content": ...}} in ipywidgets 7, a sequence of {"content": ...} in 8.
 
-    value: {name: {"content": ...}} in ipywidgets 7, a sequence of {"content": ...} in ipywidgets 8.
+    Returns:
+        uint8 RGB (32, 32, 3).
+
+    Raises:
+        ValueError: if there is no picture, or one that cannot be read.
     """
-    files = list(value.values()) if isinstance(value, dict) else list(value)
+    files = list(value.values()) if isinstance(value, Mapping) else list(value)
     if not files:
         raise InvalidValue("Upload a picture first.")
     try:
@@ -158,8 +169,14 @@ def read_upload(value: dict | Sequence) -> np.ndarray:
     return np.array(ImageOps.fit(upright, (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS))
 
 
-class Shown(NamedTuple):
-    """An image to show: uint8 RGB (32, 32, 3), its class, or None where nobody knows, probabilities (classes,)."""
+class Sample(NamedTuple):
+    """An image to show.
+
+    Attributes:
+        image: uint8 RGB (32, 32, 3).
+        label: its class, None where nobody knows it.
+        probs: the network's probabilities, (num_classes,).
+    """
 
     image: np.ndarray
     label: int | None
@@ -167,17 +184,26 @@ class Shown(NamedTuple):
 
 
 class ErrorExplorer(Explorer):
-    """Look at errors, at any test image, or at a picture of your own, with the maps of two classes.
+    """Explore errors, any test image, or a picture of one's own, with the heatmaps of two classes.
 
-    Each column is an image; below it the map for the predicted class and the one for the true
-    class. The network runs for new maps and for a new picture only: opacity, order and filters do
-    not run it. test: the test images. logits: (N, classes), what the model answers to them, in
-    their order; ValueError for another shape. temperature: divides the logits.
+    Each column is an image; below it are the heatmap for the predicted class and the one for the
+    true class. The network runs only for new heatmaps and for a new picture.
+
+    Args:
+        model: the network.
+        test: the test images.
+        logits: of the network for the test images, (N, num_classes), in their order.
+        classes: their names.
+        temperature: divides the logits.
+        opacity: of the heatmaps, the first value of the control, 0..1.
+
+    Raises:
+        ValueError: if the logits have another shape.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Network,
         test: Images,
         logits: Tensor,
         classes: Sequence[str],
@@ -190,117 +216,124 @@ class ErrorExplorer(Explorer):
         self.model, self.test, self.classes, self.temperature = model, test, classes, temperature
         self.probs = (logits / temperature).softmax(1)
         self.stages = {stage.name: stage for stage in model.stages()}
-        self.cam = functools.lru_cache(1000)(
-            self.cam
-        )  # of each explorer its own: another network has other maps
-        names = [
-            (f"{name} ({stage.size}x{stage.size})", name) for name, stage in self.stages.items()
-        ]
-        super().__init__(
-            {
-                "source": widgets.Dropdown(options=SOURCES, description="show"),
-                "upload": widgets.FileUpload(
-                    accept="image/*", multiple=False, description="my picture"
-                ),
-                "true": widgets.Dropdown(options=[ANY, *classes], description="true class"),
-                "predicted": widgets.Dropdown(options=[ANY, *classes], description="predicted"),
-                "order": widgets.Dropdown(options=ORDERS, description="order"),
-                "first": widgets.BoundedIntText(
-                    1, min=1, max=len(test.labels), description="from number"
-                ),
-                "count": widgets.IntSlider(5, 1, MAX_SAMPLES, description="how many"),
-                "maps": widgets.Checkbox(True, description="Grad-CAM"),
-                "stage": widgets.Dropdown(
-                    options=names, value=list(self.stages)[-1], description="stage"
-                ),
-                "method": widgets.Dropdown(options=list(explain.METHODS), description="method"),
-                "opacity": widgets.FloatSlider(
-                    opacity, min=0, max=1, step=0.05, description="opacity"
-                ),
-            },
-            self.figure,
-        )
+        # A cache of each explorer's own: another network has other heatmaps.
+        self.heatmap = functools.lru_cache(1000)(self.compute_heatmap)
+        super().__init__(self.build_controls(opacity), self.figure)
 
-    def chosen(self, source: str, true: str, predicted: str, order: str) -> list[int]:
-        """The numbers of the test images that the controls ask for, in that order."""
+    def build_controls(self, opacity: float) -> dict[str, Any]:
+        """Build the widgets, by the names of the arguments of `figure`."""
+        stages = [(f"{name} ({s.size}x{s.size})", name) for name, s in self.stages.items()]
+        classes, last = [ANY, *self.classes], list(self.stages)[-1]
+        return {
+            "source": widgets.Dropdown(options=SOURCES, description="show"),
+            "upload": widgets.FileUpload(
+                accept="image/*", multiple=False, description="my picture"
+            ),
+            "true": widgets.Dropdown(options=classes, description="true class"),
+            "predicted": widgets.Dropdown(options=classes, description="predicted"),
+            "order": widgets.Dropdown(options=ORDERS, description="order"),
+            "first": widgets.BoundedIntText(
+                1, min=1, max=len(self.test.labels), description="from number"
+            ),
+            "count": widgets.IntSlider(5, 1, MAX_SAMPLES, description="how many"),
+            "heatmaps": widgets.Checkbox(True, description="Grad-CAM"),
+            "stage": widgets.Dropdown(options=stages, value=last, description="stage"),
+            "method": widgets.Dropdown(options=list(explain.METHODS), description="method"),
+            "opacity": widgets.FloatSlider(opacity, min=0, max=1, step=0.05, description="opacity"),
+        }
+
+    def select(self, source: str, true: str, predicted: str, order: str) -> list[int]:
+        """List the indices of the test images that the controls ask for.
+
+        Args:
+            source: 'errors' or 'test images'.
+            true: the true class, or 'any class'.
+            predicted: the predicted class, or 'any class'.
+            order: one of ORDERS.
+        """
         preds, probs = self.probs.argmax(1).numpy(), self.probs.amax(1).numpy()
-        fits = preds != self.test.labels if source == "errors" else np.ones(len(preds), dtype=bool)
+        fits = preds != self.test.labels if source == ERRORS else np.ones(len(preds), dtype=bool)
         if true != ANY:
             fits &= self.test.labels == self.classes.index(true)
         if predicted != ANY:
             fits &= preds == self.classes.index(predicted)
-        numbers = np.flatnonzero(fits)
-        if order != ORDERS[0]:
-            numbers = numbers[
-                np.argsort(probs[numbers] * (-1 if order == ORDERS[1] else 1), kind="stable")
-            ]
-        return numbers.tolist()
+        indices = np.flatnonzero(fits)
+        if order != TEST_ORDER:
+            keys = probs[indices] * (-1 if order == CONFIDENT_FIRST else 1)
+            indices = indices[np.argsort(keys, kind="stable")]
+        return indices.tolist()
 
-    def uploaded(self, value: dict | Sequence) -> Shown:
+    def classify_upload(self, value: Upload) -> Sample:
+        """Let the network classify an uploaded picture, whose true class nobody knows."""
         image = read_upload(value)
+        device = next(self.model.parameters()).device
         with torch.no_grad():
-            logits = self.model.eval()(
-                normalize(image[None]).to(next(self.model.parameters()).device)
-            )
-        return Shown(image, None, (logits[0].float().cpu() / self.temperature).softmax(0))
+            logits = self.model.eval()(normalize(image[None]).to(device))
+        return Sample(image, None, (logits[0].float().cpu() / self.temperature).softmax(0))
 
-    def cam(self, pixels: bytes, label: int, stage: str, method: str) -> np.ndarray:
-        """The map of a class in an image, given as the bytes of its pixels."""
-        image = np.frombuffer(pixels, np.uint8).reshape(1, IMAGE_SIZE, IMAGE_SIZE, 3)
-        return explain.gradcam(
-            self.model, self.stages[stage].module, normalize(image.copy()), [label], method
-        )[0]
+    def compute_heatmap(self, pixels: bytes, label: int, stage: str, method: str) -> np.ndarray:
+        """Compute the heatmap (32, 32) of a class in an image.
 
-    def figure(
+        Args:
+            pixels: of the image, uint8 (32, 32, 3), as bytes, which can be a key of a cache.
+            label: the class to explain.
+            stage: the name of a stage.
+            method: a key of `explain.METHODS`.
+        """
+        image = np.frombuffer(pixels, np.uint8).reshape(1, IMAGE_SIZE, IMAGE_SIZE, 3).copy()
+        layer = self.stages[stage].module
+        return explain.gradcam(self.model, layer, normalize(image), [label], method)[0]
+
+    def figure(  # noqa: PLR0913
         self,
         source: str,
-        upload: object,
+        upload: Upload,
         true: str,
         predicted: str,
         order: str,
         first: int,
         count: int,
-        maps: bool,
+        heatmaps: bool,
         stage: str,
         method: str,
         opacity: float,
     ) -> Figure | str:
-        """What the controls ask for, or words if there is no such image."""
-        if source == "my picture":
-            samples = [self.uploaded(upload)]
+        """Draw what the controls, which the arguments are named after, ask for.
+
+        Returns:
+            The figure, or a message if there is no such image.
+        """
+        if source == MY_PICTURE:
+            samples = [self.classify_upload(upload)]
         else:
-            numbers = self.chosen(source, true, predicted, order)[first - 1 :][:count]
+            indices = self.select(source, true, predicted, order)[first - 1 :][:count]
             samples = [
-                Shown(self.test.images[i], int(self.test.labels[i]), self.probs[i]) for i in numbers
+                Sample(self.test.images[i], int(self.test.labels[i]), self.probs[i])
+                for i in indices
             ]
         if not samples:
             return "No image fits; choose other classes or a lower number."
-        rows, columns = 3 if maps else 1, len(samples)
-        fig, axes = plt.subplots(
-            rows,
-            columns,
-            figsize=(1.75 * max(3, columns), 2.1 * rows),
-            squeeze=False,
-            layout="constrained",
-        )
-        for axis in axes.flat:
-            axis.axis("off")
-        for column, (image, label, probs) in zip(axes.T, samples, strict=True):
-            most_confident_class, second = probs.topk(2).indices.tolist()
-            known = "" if label is None else f"true: {self.classes[label]}\n"
-            column[0].imshow(image, interpolation="nearest")
-            column[0].set_title(
-                f"{known}predicted: {self.classes[most_confident_class]} ({probs[most_confident_class]:.2f})",
-                fontsize=9,
-            )
-            other = (
-                second if label in (None, most_confident_class) else label
-            )  # where the answer is right: what it was not
-            for axis, explained in zip(column[1:], (most_confident_class, other), strict=False):
-                cam = self.cam(image.tobytes(), explained, stage, method)
-                axis.imshow(
-                    explain.overlay(image / 255, cam, opacity).clip(0, 1), interpolation="nearest"
-                )
-                axis.set_title(f"for {self.classes[explained]}", fontsize=9)
-        plt.close(fig)
+        rows, columns = 3 if heatmaps else 1, len(samples)
+        fig, axes = new_image_grid(rows, columns, 1.75 * max(3, columns), 2.1 * rows)
+        for column, sample in zip(axes.T, samples, strict=True):
+            self.draw_sample(column[0], sample)
+            for axis, label in zip(column[1:], self.explained_classes(sample), strict=False):
+                cam = self.heatmap(sample.image.tobytes(), label, stage, method)
+                blended = explain.overlay(sample.image / 255, cam, opacity).clip(0, 1)
+                show_image(axis, blended, f"for {self.classes[label]}")
         return fig
+
+    def draw_sample(self, axis: Axes, sample: Sample) -> None:
+        """Draw an image below its true class, predicted class and probability."""
+        pred, _ = self.explained_classes(sample)
+        known = "" if sample.label is None else f"true: {self.classes[sample.label]}\n"
+        title = f"{known}predicted: {self.classes[pred]} ({sample.probs[pred]:.2f})"
+        show_image(axis, sample.image, title)
+
+    def explained_classes(self, sample: Sample) -> tuple[int, int]:
+        """Return the predicted class and the true one, or the second choice instead of the latter.
+
+        The second choice is taken where the prediction is correct and where nobody knows.
+        """
+        pred, second = sample.probs.topk(2).indices.tolist()
+        return pred, second if sample.label is None or sample.label == pred else sample.label

@@ -2,8 +2,8 @@
 
 model.json describes the network and holds a checksum of every other file; model.safetensors holds
 the weights in fp16; models/ holds the sources, byte for byte. Nothing is unpickled. Checksums find
-what was changed, lost or mixed up; they cannot stop a person who changes them as well, and this
-file runs before it can compare its own.
+files that were changed, lost or mixed up. They are no protection against a person who changes them
+as well, and this file runs before it can compare its own.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
@@ -31,37 +31,30 @@ from safetensors.torch import load
 from torch import nn, no_grad, zeros
 
 from models.errors import InvalidValue
+from models.stage import Network
 
 WEIGHTS = "model.safetensors"
 PICTURES = {"confusion_matrix.png", "misclassified.json", "misclassified.png"}
-SOURCES = {
-    "models/__init__.py",
-    "models/bundle.py",
-    "models/explain.py",
-}  # and what the network needs
+# A bundle also holds the sources that these and its network import.
+SOURCES = {"models/__init__.py", "models/bundle.py", "models/explain.py"}
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
-READY = (
-    ".ready"  # in the folder of a Space: a whole new bundle whose files are being moved into place
-)
-SCRATCH = ".export-"  # a bundle that is not yet whole
-HOUR = 3600
+READY = ".ready"  # a folder in the Space's: a complete new bundle that is being moved into place
+SCRATCH = ".export-"  # starts the name of a folder for a bundle that is not complete yet
+HOUR = 3600  # seconds
 RENAMED = {"unsure_below": "confidence_threshold"}  # keys of model.json in earlier versions
 
 # ---- model.json ----------------------------------------------------------------------------------
 
 
 def check_different(names: list[str]) -> list[str]:
-    """Return the names; ValueError if two are equal."""
+    """Return the names, or raise ValueError if two are equal."""
     if len(set(names)) < len(names):
         raise ValueError("expected different names")
     return names
 
 
 def check_file_names(sums: dict[str, str]) -> dict[str, str]:
-    """Return the checksums.
-
-    ValueError unless they are of the pictures and of sources in models/.
-    """
+    """Return the checksums, or raise ValueError if one is missing or is of an unexpected file."""
     if missing := (PICTURES | SOURCES) - set(sums):
         raise ValueError(f"expected a checksum of {', '.join(sorted(missing))}")
     for name in set(sums) - PICTURES:
@@ -71,76 +64,84 @@ def check_file_names(sums: dict[str, str]) -> dict[str, str]:
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Amount = Annotated[float, Field(ge=0, le=1e12)]
-Colour = Annotated[list[Fraction], Field(min_length=3, max_length=3)]
-Deviation = Annotated[
-    list[Annotated[float, Field(ge=1e-3, le=1)]], Field(min_length=3, max_length=3)
-]
+NonNegative = Annotated[float, Field(ge=0, le=1e12)]
+StandardDeviation = Annotated[float, Field(ge=1e-3, le=1)]
 
 
-class Form(BaseModel):
-    """No key more or less, and no value that only resembles the right one.
+class Schema(BaseModel):
+    """A part of model.json with exactly its keys, and values of exactly their types.
 
-    Not true for 1, not '1'.
+    Neither true nor '1' counts as 1.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-class StageForm(Form):
+class StageSchema(Schema):
+    """A stage that Grad-CAM can explain, as in models.stage."""
+
     name: str
     size: int
 
 
-class TrainingForm(Form):
-    """The facts that the app shows; a training may write more of them."""
+class TrainingSchema(Schema):
+    """The metadata of a training that the app shows; other keys are allowed."""
 
     model_config = ConfigDict(extra="allow")
-    epochs: Amount
-    train_images: Amount
-    seconds: Amount
+    epochs: NonNegative
+    train_images: NonNegative
+    seconds: NonNegative
     data: str
     hardware: str
     seed: int
 
 
-class ChecksumsForm(Form):
-    """SHA-256: of the weights, of all other keys of model.json together, and of each other file."""
+class ChecksumsSchema(Schema):
+    """SHA-256 of the weights, of all other keys of model.json together, and of each other file."""
 
     weights: str
     keys: str
     files: Annotated[dict[str, str], AfterValidator(check_file_names)]
 
 
-class DescriptionForm(Form):
-    """model.json."""
+class ModelSchema(Schema):
+    """All of model.json."""
 
     architecture: str
     source: Annotated[str, Field(pattern=r"^[^\W\d]\w*\.py$")]
     classes: Annotated[list[str], Field(min_length=2), AfterValidator(check_different)]
-    mean: Colour
-    std: Deviation
+    mean: Annotated[list[Fraction], Field(min_length=3, max_length=3)]
+    std: Annotated[list[StandardDeviation], Field(min_length=3, max_length=3)]
     image_size: Annotated[int, Field(ge=1, le=1024)]
-    stages: list[StageForm]
+    stages: list[StageSchema]
     temperature: Annotated[float, Field(ge=1e-3, le=1e3)] | None
     confidence_threshold: Fraction | None
     test_acc: Fraction
     test_acc_tta: Fraction | None
-    training: TrainingForm
-    sha256: ChecksumsForm
+    training: TrainingSchema
+    sha256: ChecksumsSchema
 
 
-def check_form(meta: object, path: Path) -> None:
-    """Raise ValueError that names each key of model.json which is missing, unknown or not as expected."""
+def check_schema(meta: object, path: Path) -> None:
+    """Check the keys and values of model.json.
+
+    Args:
+        meta: the content of the file.
+        path: of the file, for the message.
+
+    Raises:
+        ValueError: that names each key which is missing, unknown or has an unexpected value.
+    """
+    for old, new in RENAMED.items():
+        if isinstance(meta, dict) and old in meta:
+            raise InvalidValue(f"{path}: {old} is now called {new}: export the Space again")
     try:
-        DescriptionForm.model_validate(meta)
+        ModelSchema.model_validate(meta)
     except ValidationError as error:
         wrong = []
         for problem in error.errors():
-            place = ".".join(map(str, problem["loc"])) or "all of it"
-            if place in RENAMED:
-                place = f"{place} (now called {RENAMED[place]}; export the Space again)"
-            wrong.append(f"{place}: {problem['msg']}, got {problem['input']!r:.60}")
+            key = ".".join(map(str, problem["loc"])) or "all of it"
+            wrong.append(f"{key}: {problem['msg']}, got {problem['input']!r:.60}")
         raise InvalidValue(f"{path}: {'; '.join(wrong)}") from error
 
 
@@ -148,18 +149,19 @@ def check_form(meta: object, path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_keys(meta: dict) -> str:
-    """The checksum of everything in model.json but the checksums."""
+    """Return the SHA-256 of everything in model.json but its checksums."""
     rest = {key: value for key, value in meta.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def read_file(path: Path) -> bytes:
-    """Read a file of a bundle. ValueError if Git wrote only a pointer to it."""
+    """Read a file of a bundle, or raise ValueError if Git wrote only a pointer to it."""
     content = path.read_bytes()
     if content.startswith(LFS_POINTER):
         raise InvalidValue(
@@ -170,181 +172,191 @@ def read_file(path: Path) -> bytes:
 
 
 def bundle_files(meta: dict) -> list[str]:
-    """List all files of a bundle, relative to its folder; model.json comes last."""
+    """List all files of a bundle, relative to its folder, model.json last."""
     return [WEIGHTS, *sorted(meta["sha256"]["files"]), "model.json"]
 
 
 def read_bundle(folder: Path) -> tuple[dict, dict[str, bytes]]:
-    """Read a bundle, complete and as it was written, and run nothing of it.
+    """Read and check all files of a bundle, and run none of them.
+
+    A bundle that replaces this one meanwhile is read instead of it, never a mixture of both.
 
     Returns:
-        What model.json says, and the content of every other file under its relative name.
+        The keys of model.json, and the content of every other file by its relative name.
 
     Raises:
-        ValueError: that says which file or key is not as it should be.
+        ValueError: if a checksum or a key is wrong, with its name.
         OSError: if a file is missing.
     """
     while True:
         finish_export(folder)
-        found = content_of(folder / "model.json")
+        before = content_or_empty(folder / "model.json")
         try:
             return read_checked(folder)
         except (OSError, ValueError):
-            # A new bundle may have come while this one was read; then it is the one to read.
-            if content_of(folder / "model.json") == found and not (folder / READY).is_dir():
+            # Unless another process replaced the bundle meanwhile: then read the new one.
+            if content_or_empty(folder / "model.json") == before and not (folder / READY).is_dir():
                 raise
 
 
-def content_of(path: Path) -> bytes:
-    """The content of a file, empty if it is not there."""
+def content_or_empty(path: Path) -> bytes:
+    """Return the content of a file, or nothing if the file is missing."""
     return path.read_bytes() if path.is_file() else b""
 
 
 def read_checked(folder: Path) -> tuple[dict, dict[str, bytes]]:
-    """Read the files that are in a folder now: read_bundle without an eye on other processes."""
+    """Read and check the files of a bundle that no other process replaces meanwhile."""
     path = folder / "model.json"
     try:
         meta = json.loads(read_file(path))
     except (OSError, ValueError, RecursionError) as error:
         raise InvalidValue(f"{path} cannot be read: {error}") from error
-    check_form(meta, path)
+    check_schema(meta, path)
     contents = {name: read_file(folder / name) for name in bundle_files(meta)[:-1]}
     found = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     sums = meta["sha256"]
-    compare(folder, "the keys have", sha256_of_keys(meta), sums["keys"])
-    compare(folder, "the weights have", found[WEIGHTS], sums["weights"])
+    compare_checksums(folder, "the keys have", sha256_of_keys(meta), sums["keys"])
+    compare_checksums(folder, "the weights have", found[WEIGHTS], sums["weights"])
     for name, expected in sums["files"].items():
-        compare(folder, f"{name} has", found[name], expected)
+        compare_checksums(folder, f"{name} has", found[name], expected)
     return meta, contents
 
 
-def compare(folder: Path, what: str, got: str, expected: str) -> None:
-    """Raise ValueError where two checksums differ."""
+def compare_checksums(folder: Path, subject: str, got: str, expected: str) -> None:
+    """Raise ValueError if two checksums differ; subject, with its verb, begins the message."""
     if got != expected:
-        raise InvalidValue(f"{folder}: {what} the sha256 {got}, expected {expected}")
+        raise InvalidValue(f"{folder}: {subject} the sha256 {got}, expected {expected}")
 
 
 class SourceFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports `models` out of what was read and checked.
+    """Imports `models` from contents that were read and checked, never from a file or a .pyc.
 
-    No other file, and no compiled older one.
+    Args:
+        folder: of the bundle.
+        contents: of its files, by their relative names.
     """
 
     def __init__(self, folder: Path, contents: dict[str, bytes]):
         self.folder, self.contents = folder, contents
 
+    def file_of(self, name: str) -> str:
+        """Return the relative name of a module's file."""
+        return "models/__init__.py" if name == "models" else name.replace(".", "/") + ".py"
+
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        file = "models/__init__.py" if name == "models" else name.replace(".", "/") + ".py"
+        """Return the spec of a module of the bundle, None for any other."""
+        file = self.file_of(name)
         if file not in self.contents:
             return None
-        spec = importlib.util.spec_from_file_location(name, self.folder / file, loader=self)
-        if name == "models":
-            spec.submodule_search_locations = []  # a package, but without a folder to look in
+        # A package has no folder to search, so that only this finder finds its modules.
+        spec = ModuleSpec(name, self, origin=str(self.folder / file), is_package=name == "models")
+        spec.has_location = True  # the module gets a __file__
         return spec
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Python's own kind of module."""
+        """Return None: Python creates the module."""
 
     def exec_module(self, module: ModuleType) -> None:
-        content = self.contents[Path(module.__file__).relative_to(self.folder).as_posix()]
-        exec(compile(content, module.__file__, "exec"), module.__dict__)
+        """Run the source of a module in it."""
+        file = self.file_of(module.__name__)
+        code = compile(self.contents[file], str(self.folder / file), "exec")
+        exec(code, module.__dict__)
 
 
-IMPORTING = threading.RLock()
+IMPORT_LOCK = threading.RLock()
 
 
 @contextlib.contextmanager
-def models_of(folder: Path, contents: dict[str, bytes]) -> Iterator[None]:
-    """Let `models` mean the package of a bundle, for imports within the block, and then what it meant before.
+def imports_from_bundle(folder: Path, contents: dict[str, bytes]) -> Iterator[None]:
+    """Let `models` mean the package of a bundle for imports within the block.
 
-    The project has a package of that name too, and every bundle has its own.
+    The project has a package of that name, and so has every bundle.
 
     Args:
         folder: of the bundle, absolute.
         contents: of its files, as read_bundle returns them.
     """
-    with IMPORTING:
-        before = {name: sys.modules.pop(name) for name in list(sys.modules) if is_ours(name)}
+    with IMPORT_LOCK:
+        before = {name: sys.modules.pop(name) for name in list(sys.modules) if in_models(name)}
         finder = SourceFinder(folder, contents)
         sys.meta_path.insert(0, finder)
         try:
             yield
         finally:
             sys.meta_path.remove(finder)
-            for name in [name for name in sys.modules if is_ours(name)]:
+            for name in [name for name in sys.modules if in_models(name)]:
                 del sys.modules[name]
             sys.modules.update(before)
 
 
-def is_ours(name: str) -> bool:
+def in_models(name: str) -> bool:
+    """Tell whether a module is the package `models` or part of it."""
     return name.partition(".")[0] == "models"
 
 
-def load_bundle(folder: str | Path) -> tuple[nn.Module, dict]:
-    """Load the network of a bundle, made by the bundle's own source, and what model.json says of it.
+def load_bundle(folder: str | Path) -> tuple[Network, dict]:
+    """Load the network of a bundle, built by the bundle's own source.
 
     Returns:
         The network in eval mode, fp32, on the CPU, and the keys of model.json.
 
     Raises:
-        ValueError: if a checksum, a key, the architecture or a weight is not as it should be.
+        ValueError: if a checksum, a key, the architecture, the stages or a weight is wrong.
         OSError: if a file is missing.
     """
     folder = Path(folder).resolve()
     meta, contents = read_bundle(folder)
-    network = import_network(folder, meta, contents)
-    model = network(len(meta["classes"]))
+    model = import_network(folder, meta, contents)(len(meta["classes"]))
     try:
         model.load_state_dict(load(contents[WEIGHTS]), strict=True)
     except (RuntimeError, SafetensorError) as error:
-        what = f"the weights are not those of a {meta['architecture']}"
-        raise InvalidValue(f"{folder}: {what}: {error}") from error
+        raise InvalidValue(
+            f"{folder}: the weights are not those of a {meta['architecture']}: {error}"
+        ) from error
     stages = [{"name": stage.name, "size": stage.size} for stage in model.stages()]
     if meta["stages"] != stages:
         raise InvalidValue(f"{folder}: expected the stages {stages}, got {meta['stages']!r:.200}")
     model.source_file = folder / "models" / meta["source"]  # for whoever exports it again
-    with no_grad():
-        model.eval()(
-            zeros(1, 3, meta["image_size"], meta["image_size"])
-        )  # refuses images of another size
+    with no_grad():  # the network refuses images of another size
+        model.eval()(zeros(1, 3, meta["image_size"], meta["image_size"]))
     return model, meta
 
 
-def import_network(folder: Path, meta: dict, contents: dict[str, bytes]) -> type[nn.Module]:
-    """Import the class of a bundle's network. ValueError if it is not there."""
+def import_network(folder: Path, meta: dict, contents: dict[str, bytes]) -> type[Network]:
+    """Import the class of a bundle's network, or raise ValueError if it is missing."""
     if f"models/{meta['source']}" not in contents:
         got = meta["source"]
         raise InvalidValue(f"{folder}: expected a Python file of the bundle as source, got {got!r}")
     try:
-        with models_of(folder, contents):
+        with imports_from_bundle(folder, contents):
             module = importlib.import_module(f"models.{meta['source'].removesuffix('.py')}")
     except ImportError as error:
         raise InvalidValue(f"{folder}: {meta['source']} cannot be imported: {error}") from error
     network = getattr(module, meta["architecture"], None)
     if not (isinstance(network, type) and issubclass(network, nn.Module)):
         raise InvalidValue(f"{folder}: {meta['source']} has no network {meta['architecture']!r}")
-    return network
+    return cast(type[Network], network)  # derived from the bundle's own class Network
 
 
 # ---- replacing -----------------------------------------------------------------------------------
-# A bundle is many files, and no system replaces many files at once. So the new ones are written to
-# a folder of their own, and one rename makes that folder READY: before it the old bundle counts,
-# after it the new one. Then the files are moved into place. Who is killed meanwhile leaves some of
-# them in READY, and whoever reads the bundle next, the app at its start as well, moves these first.
-# Other files are not touched.
+# A bundle is many files, and no file system replaces many files at once. So the new ones are
+# written to a separate folder, and one rename makes that folder READY: before it the old bundle
+# counts, after it the new one. Then the files are moved into place. A process that is killed
+# meanwhile leaves some of them in READY, and the next one that reads the bundle (the app as well)
+# moves these first. Other files are not touched.
 
 
 @contextlib.contextmanager
 def new_bundle(folder: Path) -> Iterator[Path]:
-    """Give an empty folder for a new bundle; at the end of the block it takes the place of the old one.
+    """Yield an empty folder for a new bundle, which replaces the old one after the block.
 
-    An error in the block leaves the old bundle as it was.
+    An error in the block leaves the old bundle unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     finish_export(folder)
-    for left in folder.glob(f"{SCRATCH}*"):  # by a killed process; a young one may be in use
-        if time.time() - left.stat().st_mtime > HOUR:
-            shutil.rmtree(left, ignore_errors=True)
+    for leftover in folder.glob(f"{SCRATCH}*"):  # of a killed process; a recent one may be in use
+        if time.time() - leftover.stat().st_mtime > HOUR:
+            shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as scratch:
         written = Path(scratch) / "bundle"
         written.mkdir()
@@ -354,12 +366,12 @@ def new_bundle(folder: Path) -> Iterator[Path]:
 
 
 def finish_export(folder: Path) -> None:
-    """Move the files of a whole new bundle into place, if there is one; model.json is the last.
+    """Move the files of a complete new bundle into place, if there is one, model.json last.
 
-    Several processes may do so at once: what one does not find any more, another has moved.
+    Several processes may do so at once: a file that one no longer finds was moved by another.
     """
     ready = folder / READY
-    files = [Path(place) / name for place, _, names in os.walk(ready) for name in names]
+    files = [Path(parent) / name for parent, _, names in os.walk(ready) for name in names]
     for path in [path for path in files if path != ready / "model.json"]:
         target = folder / path.relative_to(ready)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -369,9 +381,9 @@ def finish_export(folder: Path) -> None:
         listed = json.loads((ready / "model.json").read_bytes())["sha256"]["files"]
         for path in (folder / "models").glob("*.py"):
             if f"models/{path.name}" not in listed:
-                path.unlink(missing_ok=True)  # of the network before
+                path.unlink(missing_ok=True)  # of the previous network
         shutil.rmtree(folder / "models" / "__pycache__", ignore_errors=True)
         (ready / "model.json").replace(folder / "model.json")
-    for place, _, _ in os.walk(ready, topdown=False):
+    for parent, _, _ in os.walk(ready, topdown=False):
         with contextlib.suppress(OSError):  # not empty: the next new bundle came meanwhile
-            os.rmdir(place)
+            Path(parent).rmdir()

@@ -1,6 +1,7 @@
-"""What a CIFAR-10 network sees in a picture: its classes, its Grad-CAM maps, and where it was wrong.
+"""The app: classifies a picture, shows Grad-CAM heatmaps and images that the network got wrong.
 
-`python app.py` serves it on 127.0.0.1:7860 (or GRADIO_SERVER_NAME, GRADIO_SERVER_PORT), from this folder alone.
+`python app.py` serves it on 127.0.0.1:7860 (or GRADIO_SERVER_NAME, GRADIO_SERVER_PORT), from this
+folder alone.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no telemetry
 import gradio as gr
 import numpy as np
 import torch
+from gradio.themes import Default
 from gradio_client.utils import is_file_obj, is_http_url_like, traverse
 from PIL import Image
 
@@ -23,63 +25,58 @@ from models.bundle import load_bundle
 from pictures import preprocess, refusal
 from uploads import keep_seconds, own_folder, start_sweeping
 
-with contextlib.suppress(
-    ImportError
-):  # Hugging Face's ZeroGPU starts no app without a function for its GPU
-    import spaces
+# Hugging Face's ZeroGPU starts no app without a function for its GPU.
+with contextlib.suppress(ImportError):
+    import spaces  # pyright: ignore[reportMissingImports]  # only there
 
     spaces.GPU(lambda: None)
 
-with contextlib.suppress(
-    Exception
-):  # glibc: one heap for all threads, M_ARENA_MAX; with one each, memory grows
+with contextlib.suppress(Exception):  # of glibc, M_ARENA_MAX: a heap per thread makes memory grow
     ctypes.CDLL(None).mallopt(-8, 1)
 
 HERE = Path(__file__).resolve().parent
 MODEL, META = load_bundle(HERE)  # checks the other sources as well, so they are imported after it
 from models.explain import LOCK, METHODS, gradcam, overlay  # noqa: E402
 
-CLASSES, SIZE, STAGES = (
-    META["classes"],
-    META["image_size"],
-    {stage.name: stage for stage in MODEL.stages()},
-)
+CLASSES, SIZE = META["classes"], META["image_size"]
+STAGES = {stage.name: stage for stage in MODEL.stages()}
 STAGE_NAMES = [(f"{name} ({stage.size}x{stage.size} map)", name) for name, stage in STAGES.items()]
 EXAMPLES = [str(path) for name in CLASSES if (path := HERE / "examples" / f"{name}.png").is_file()]
 ANY = "any class"
-MOST = min(10, len(CLASSES))  # of classes and maps
-KEEP_SECONDS, FOLDER = keep_seconds(), own_folder()
-os.environ["GRADIO_TEMP_DIR"] = str(FOLDER)
+MAX_CLASSES = min(10, len(CLASSES))
+KEEP_SECONDS, UPLOADS = keep_seconds(), own_folder()
+os.environ["GRADIO_TEMP_DIR"] = str(UPLOADS)
 
-# ---- what came in --------------------------------------------------------------------------------
+# An image uint8 RGB (32, 32, 3), a heatmap (32, 32) in [0, 1] to draw over it or None, a caption.
+Panel = tuple[np.ndarray, np.ndarray | None, str]
+
+# ---- inputs --------------------------------------------------------------------------------------
 
 
-def number(value: object, low: int, high: int, name: str) -> float:
-    """The value, if it is a number from low to high.
-
-    Gr.Error in words otherwise, for NaN and True as well.
-    """
+def check_number(value: object, low: int, high: int, name: str) -> float:
+    """Return a number from low to high; raise gr.Error for anything else, NaN and True included."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise refusal(f"{name}: a number from {low} to {high}, please; got {reprlib.repr(value)}.")
     return value
 
 
 def check_choice(value: object, choices: list[str], name: str) -> None:
+    """Raise gr.Error if a value is not among the choices."""
     if value not in choices:
         raise refusal(f"{name}: one of {', '.join(choices)}, please; got {reprlib.repr(value)}.")
 
 
 def check_flag(value: object, name: str) -> None:
+    """Raise gr.Error if a value is neither True nor False."""
     if not isinstance(value, bool):
         raise refusal(f"{name}: true or false, please; got {reprlib.repr(value)}.")
 
 
 def load_tiles() -> list[dict]:
-    """The misclassified test images, most confident first, each with its "image", uint8 RGB (32, 32, 3)."""
+    """Read the misclassified test images, most confident first, "image": uint8 RGB (32, 32, 3)."""
     tiles = json.loads((HERE / "misclassified.json").read_text(encoding="utf-8"))
-    pixels = np.asarray(Image.open(HERE / "misclassified.png").convert("RGB"))[
-        ::3, ::3
-    ]  # they were enlarged 3 times
+    enlarged = np.asarray(Image.open(HERE / "misclassified.png").convert("RGB"))  # 3 times
+    pixels = enlarged[::3, ::3]
     for i, tile in enumerate(tiles):
         top, left = i // 10 * SIZE, i % 10 * SIZE
         tile["image"] = np.ascontiguousarray(pixels[top : top + SIZE, left : left + SIZE])
@@ -87,52 +84,55 @@ def load_tiles() -> list[dict]:
 
 
 def normalize(image: np.ndarray) -> torch.Tensor:
-    """uint8 RGB (32, 32, 3) -> (1, 3, 32, 32), exactly as the network was tested."""
+    """Normalise an image as in the test: uint8 RGB (32, 32, 3) -> float (1, 3, 32, 32)."""
     values = (image.astype(np.float32) / 255 - np.float32(META["mean"])) / np.float32(META["std"])
     return torch.from_numpy(values).permute(2, 0, 1)[None].contiguous()
 
 
 TILES = load_tiles()
-MOST_TILES = max(2, len(TILES))  # a slider needs room
+MAX_TILES = max(2, len(TILES))  # a slider needs two values
 
-# ---- what goes out -------------------------------------------------------------------------------
+# ---- answers -------------------------------------------------------------------------------------
 
 
 def draw(image: np.ndarray, cam: np.ndarray | None = None, opacity: float = 0) -> Image.Image:
-    """An image, uint8 RGB (32, 32, 3), with visible pixels, 256x256, and over it the colours of its map, if any."""
+    """Draw a panel of 256x256.
+
+    Args:
+        image: uint8 RGB (32, 32, 3), enlarged so that its pixels are visible.
+        cam: a heatmap (32, 32) in [0, 1] to draw over it, or None.
+        opacity: of the heatmap, in [0, 1].
+    """
     pixels = np.asarray(Image.fromarray(image).resize((256, 256), Image.Resampling.NEAREST))
     if cam is not None:
         cam = np.asarray(Image.fromarray(cam).resize((256, 256), Image.Resampling.BILINEAR))
-        pixels = np.uint8(np.round(255 * overlay(pixels / 255, np.clip(cam, 0, 1), opacity)))
+        blended = overlay(pixels / 255, np.clip(cam, 0, 1), opacity)
+        pixels = np.round(255 * blended).astype(np.uint8)
     picture = Image.fromarray(pixels)
-    picture.info["id"] = os.urandom(
-        8
-    ).hex()  # Gradio rewrites the file of an equal picture while others may read it
+    # Gradio rewrites the file of an equal picture while others may read it.
+    picture.info["id"] = os.urandom(8).hex()
     return picture
 
 
-def blend(panels: list[tuple], opacity: float) -> list[tuple[Image.Image, str]]:
-    """Panels (image uint8 (32, 32, 3), cam (32, 32) or None, caption) -> the gallery, each map over its image."""
-    number(opacity, 0, 1, "Opacity")
+def blend(panels: list[Panel], opacity: float) -> list[tuple[Image.Image, str]]:
+    """Return the pictures of a gallery with their captions, each heatmap over its image."""
+    check_number(opacity, 0, 1, "Opacity")
     return [(draw(image, cam, opacity), caption) for image, cam, caption in panels]
 
 
 def top_k(image: np.ndarray, count: int) -> dict[int, float]:
-    """The `count` likeliest classes of an image, uint8 RGB (32, 32, 3), with their probabilities, likeliest first."""
+    """Return the count likeliest classes of an image, uint8 RGB (32, 32, 3), by probability."""
     with LOCK, torch.inference_mode():
         probs = (MODEL(normalize(image))[0] / (META["temperature"] or 1)).softmax(0)
     best = probs.topk(count)
     return dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
-def cam_panels(image: np.ndarray, stage: str, method: str, captions: dict[int, str]) -> list[tuple]:
-    """The Grad-CAM panels of an image, one for each class in captions.
-
-    A map of zeros is said to be one.
-    """
+def cam_panels(image: np.ndarray, stage: str, method: str, captions: dict[int, str]) -> list[Panel]:
+    """Return the Grad-CAM panels of an image, uint8 RGB (32, 32, 3), one per class in captions."""
     images = normalize(image).repeat(len(captions), 1, 1, 1)
     cams = gradcam(MODEL, STAGES[stage].module, images, list(captions), method)
-    panels = []
+    panels: list[Panel] = []
     for (label, caption), cam in zip(captions.items(), cams, strict=True):
         remark = "" if cam.any() else f": no evidence found for {CLASSES[label]}"
         panels.append((image, cam, caption + remark))
@@ -140,8 +140,9 @@ def cam_panels(image: np.ndarray, stage: str, method: str, captions: dict[int, s
 
 
 def classify(picture: dict | None, top_classes: float) -> tuple[Image.Image, dict[str, float], str]:
-    """The 32x32 image that the network saw, its likeliest classes with their probabilities, and a remark."""
-    count, image = round(number(top_classes, 1, MOST, "Top classes")), preprocess(picture, SIZE)
+    """Return the image that the network saw, its likeliest classes, and a remark."""
+    count = round(check_number(top_classes, 1, MAX_CLASSES, "Top classes"))
+    image = preprocess(picture, SIZE)
     best = top_k(image, count)
     unsure = max(best.values()) < (META["confidence_threshold"] or 0)
     remark = "**The network is unsure: this may be none of its classes.** " if unsure else ""
@@ -151,13 +152,10 @@ def classify(picture: dict | None, top_classes: float) -> tuple[Image.Image, dic
 
 def explain(
     picture: dict | None, show: bool, maps: float, stage: str, method: str, opacity: float
-) -> tuple[list, list[tuple]]:
-    """Grad-CAM of the likeliest classes, side by side.
-
-    The gallery, and its panels for the next opacity.
-    """
+) -> tuple[list, list[Panel]]:
+    """Return a Grad-CAM gallery of the likeliest classes, and its panels for another opacity."""
     check_flag(show, "Show Grad-CAM")
-    count = round(number(maps, 1, MOST, "Number of maps"))
+    count = round(check_number(maps, 1, MAX_CLASSES, "Number of maps"))
     check_choice(stage, list(STAGES), "Stage")
     check_choice(method, list(METHODS), "Method")
     if not show:
@@ -168,7 +166,7 @@ def explain(
     return blend(panels, opacity), panels
 
 
-def misclassified(
+def misclassified(  # noqa: PLR0913
     show: bool,
     count: float,
     true_class: str,
@@ -177,39 +175,32 @@ def misclassified(
     stage: str,
     method: str,
     opacity: float,
-) -> tuple[list, list[tuple], str]:
-    """Test images that the network got wrong, most confident first, with the maps for both classes if wanted."""
+) -> tuple[list, list[Panel], str]:
+    """Return a gallery of misclassified test images, most confident first, its panels, a remark."""
     check_flag(show, "Show misclassified images")
     check_flag(maps, "With Grad-CAM")
-    count = round(number(count, 1, MOST_TILES, "Number of images"))
+    count = round(check_number(count, 1, MAX_TILES, "Number of images"))
     check_choice(true_class, [ANY, *CLASSES], "True class")
     check_choice(predicted_class, [ANY, *CLASSES], "Predicted class")
     check_choice(stage, list(STAGES), "Stage")
     check_choice(method, list(METHODS), "Method")
     if not (show and TILES):
-        return (
-            blend([], opacity),
-            [],
-            "No misclassified images are stored with this network." if show else "",
-        )
+        remark = "No misclassified images are stored with this network." if show else ""
+        return blend([], opacity), [], remark
     fits = [tile for tile in TILES if true_class in (ANY, CLASSES[tile["true"]])]
     fits = [tile for tile in fits if predicted_class in (ANY, CLASSES[tile["predicted"]])]
     panels = [panel for tile in fits[:count] for panel in tile_panels(tile, maps, stage, method)]
-    return (
-        blend(panels, opacity),
-        panels,
-        f"Showing {min(count, len(fits))} of {len(fits)} stored images that fit.",
-    )
+    remark = f"Showing {min(count, len(fits))} of {len(fits)} stored images that fit."
+    return blend(panels, opacity), panels, remark
 
 
-def tile_panels(tile: dict, maps: bool, stage: str, method: str) -> list[tuple]:
-    """One misclassified image.
-
-    Itself, and with maps the map of the predicted class and that of the true class.
-    """
+def tile_panels(tile: dict, maps: bool, stage: str, method: str) -> list[Panel]:
+    """Return the panels of a misclassified image, with maps also its two heatmaps."""
     image, predicted, true = tile["image"], tile["predicted"], tile["true"]
     prob = tile["probabilities"][predicted]
-    panels = [(image, None, f"{CLASSES[true]}, taken for {CLASSES[predicted]} ({prob:.2f})")]
+    panels: list[Panel] = [
+        (image, None, f"{CLASSES[true]}, taken for {CLASSES[predicted]} ({prob:.2f})")
+    ]
     if maps:
         captions = {
             predicted: f"why {CLASSES[predicted]} (predicted)",
@@ -223,9 +214,10 @@ def tile_panels(tile: dict, maps: bool, stage: str, method: str) -> list[tuple]:
 
 
 class Blocks(gr.Blocks):
-    """Gradio's Blocks; what it refuses before our functions see it is refused in words, and no address is fetched."""
+    """Gradio's Blocks that fetch no address and say what they refuse."""
 
     async def preprocess_data(self, block_fn, inputs, *rest, **options):
+        """Check inputs before any function of the app gets them."""
         try:
             traverse(inputs, refuse_address, is_file_obj)
             return await super().preprocess_data(block_fn, inputs, *rest, **options)
@@ -233,51 +225,39 @@ class Blocks(gr.Blocks):
             raise
         except Exception as error:
             got = reprlib.repr(inputs)
-            raise refusal(
-                f"Arguments as the page 'Use via API' shows them, please; got {got}."
-            ) from error
+            message = f"Arguments as the page 'Use via API' shows them, please; got {got}."
+            raise refusal(message) from error
 
 
 def refuse_address(file: dict) -> None:
+    """Raise gr.Error for a file that would be downloaded."""
     if is_http_url_like(file["path"]):
         raise refusal("Upload a picture first: nothing is fetched from an address.")
 
 
 def live(function: Callable) -> Callable:
-    """The function for controls that can be moved before there is a picture.
-
-    Then nothing happens.
-    """
+    """Return a function that does nothing as long as there is no picture."""
     return lambda picture, *options: function(picture, *options) if picture else gr.skip()
 
 
 def recolor(function: Callable) -> Callable:
-    """The function for a move of the opacity alone.
-
-    Blends the panels that are stored, and runs it if none are.
-    """
+    """Return a function for a new opacity: it blends stored panels, or computes them first."""
     return lambda panels, *options: (
         (blend(panels, options[-1]), panels) if panels else function(*options)
     )
 
 
-AS_SENT = {
-    "preprocess": False,
+NETWORK_EVENT = {
+    "preprocess": False,  # the functions check their arguments themselves
     "trigger_mode": "always_last",
-}  # our functions say in words what is wrong
-NETWORK = {
     "concurrency_id": "network",
-    "concurrency_limit": 1,
-    **AS_SENT,
-}  # one at a time: all share one network
-LIVE = {"api_visibility": "private", **NETWORK}
-BLEND = {
-    "show_progress": "hidden",
-    **LIVE,
-}  # in the same queue: after the maps that are being computed, not before
-THEME = gr.themes.Default(
+    "concurrency_limit": 1,  # all visitors share one network
+}
+LIVE_EVENT = {"api_visibility": "private", **NETWORK_EVENT}
+BLEND_EVENT = {"show_progress": "hidden", **LIVE_EVENT}  # waits for heatmaps in the same queue
+THEME = Default(  # no web fonts
     font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-)  # no web fonts
+)
 GALLERY = {
     "format": "png",
     "height": "auto",
@@ -285,15 +265,20 @@ GALLERY = {
     "buttons": ["download", "download_all"],
 }
 CSS = """
-.grid-wrap.fixed-height { min-height: 0; max-height: none; padding-top: 36px }  /* galleries show all their panels */
+/* galleries show all their panels, with the captions below them */
+.grid-wrap.fixed-height { min-height: 0; max-height: none; padding-top: 36px }
 .thumbnail-lg, .thumbnail-lg > img { height: auto !important; aspect-ratio: auto !important }
 .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) }
-.thumbnail-item .caption-label { position: static; max-width: none; white-space: normal; border: 0 }  /* below it */
-@media (max-width: 640px) { .tab-container button { padding: 0 8px } }  /* all three tabs fit on a phone */
+.thumbnail-item .caption-label {
+  position: static; max-width: none; white-space: normal; border: 0
+}
+/* all three tabs fit on a phone */
+@media (max-width: 640px) { .tab-container button { padding: 0 8px } }
 """
 
 with Blocks(
-    title="CIFAR-10: what the network sees", delete_cache=(KEEP_SECONDS / 6, KEEP_SECONDS)
+    title="CIFAR-10: what the network sees",
+    delete_cache=(KEEP_SECONDS / 6, KEEP_SECONDS),  # pyright: ignore[reportArgumentType]  # floats work
 ) as demo:
     gr.Markdown(f"# CIFAR-10: what the network sees\nIt knows only these: {', '.join(CLASSES)}.")
     with gr.Tab("Classify"), gr.Row():
@@ -302,7 +287,12 @@ with Blocks(
             if EXAMPLES:
                 gr.Examples(EXAMPLES, image, label="Examples")
             top = gr.Slider(
-                1, MOST, min(3, MOST), step=1, label="Top classes", info="how many, at most ten"
+                1,
+                MAX_CLASSES,
+                min(3, MAX_CLASSES),
+                step=1,
+                label="Top classes",
+                info="how many, at most ten",
             )
             run = gr.Button("Classify", variant="primary")
             label = gr.Label(label="Classes")
@@ -313,7 +303,7 @@ with Blocks(
             )
             show = gr.Checkbox(True, label="Show Grad-CAM", info="where the network looked")
             maps = gr.Slider(
-                1, MOST, 2, step=1, label="Number of maps", info="for the likeliest classes"
+                1, MAX_CLASSES, 2, step=1, label="Number of maps", info="for the likeliest classes"
             )
             stage = gr.Dropdown(
                 STAGE_NAMES, value=list(STAGES)[-1], label="Stage", info="whose output is explained"
@@ -330,7 +320,7 @@ with Blocks(
         with gr.Column():
             wrong_show = gr.Checkbox(True, label="Show misclassified images")
             wrong_count = gr.Slider(
-                1, MOST_TILES, min(6, MOST_TILES), step=1, label="Number of images"
+                1, MAX_TILES, min(6, MAX_TILES), step=1, label="Number of images"
             )
             wrong_true = gr.Dropdown([ANY, *CLASSES], value=ANY, label="True class")
             wrong_pred = gr.Dropdown([ANY, *CLASSES], value=ANY, label="Predicted class")
@@ -347,19 +337,15 @@ with Blocks(
             wrong_gallery = gr.Gallery(label="Most confident first", columns=3, **GALLERY)
             wrong_panels = gr.State([], time_to_live=KEEP_SECONDS)
     with gr.Tab("About"):
-        tta = (
-            ""
-            if META["test_acc_tta"] is None
-            else f", {META['test_acc_tta']:.2%} with test-time augmentation"
-        )
-        metadata = {
+        tta_acc = META["test_acc_tta"]
+        about = {
+            **META,
             "parameters": sum(p.numel() for p in MODEL.parameters()),
             "minutes": META["training"]["seconds"] / 60,
+            "number": len(CLASSES),
+            "tta": "" if tta_acc is None else f", {tta_acc:.2%} with test-time augmentation",
         }
-        metadata["number"] = len(CLASSES)
-        gr.Markdown(
-            (HERE / "about.md").read_text(encoding="utf-8").format(**META, **metadata, tta=tta)
-        )
+        gr.Markdown((HERE / "about.md").read_text(encoding="utf-8").format(**about))
         gr.Image(
             str(HERE / "confusion_matrix.png"),
             label="Confusion matrix",
@@ -367,43 +353,32 @@ with Blocks(
             interactive=False,
         )
 
-    answers, maps_of = [saw, label, remark], [gallery, panels]
-    chosen = [image, show, maps, stage, method, opacity]
-    done = run.click(classify, [image, top], answers, api_name="classify", **NETWORK)
-    done.success(explain, chosen, maps_of, api_name="explain", **NETWORK)
-    done = image.change(live(classify), [image, top], answers, **LIVE)
-    done.success(
-        live(explain), chosen, maps_of, **LIVE
-    )  # not at once with it: the same error would be said twice
-    top.input(live(classify), [image, top], answers, **LIVE)
-    gr.on(
-        [show.input, maps.input, stage.input, method.input], live(explain), chosen, maps_of, **LIVE
-    )
-    opacity.input(recolor(live(explain)), [panels, *chosen], maps_of, **BLEND)
+    answers, heatmaps = [saw, label, remark], [gallery, panels]
+    options = [image, show, maps, stage, method, opacity]
+    done = run.click(classify, [image, top], answers, api_name="classify", **NETWORK_EVENT)
+    done.success(explain, options, heatmaps, api_name="explain", **NETWORK_EVENT)
+    done = image.change(live(classify), [image, top], answers, **LIVE_EVENT)
+    # Only after a success: an error would be shown twice.
+    done.success(live(explain), options, heatmaps, **LIVE_EVENT)
+    top.input(live(classify), [image, top], answers, **LIVE_EVENT)
+    moves = [show.input, maps.input, stage.input, method.input]
+    gr.on(moves, live(explain), options, heatmaps, **LIVE_EVENT)
+    opacity.input(recolor(live(explain)), [panels, *options], heatmaps, **BLEND_EVENT)
 
-    chosen = [
-        wrong_show,
-        wrong_count,
-        wrong_true,
-        wrong_pred,
-        wrong_maps,
-        wrong_stage,
-        wrong_method,
-    ]
-    moves = [
-        wrong_tab.select,
-        *(control.input for control in chosen),
-    ]  # select: the files of the last time may be gone
-    chosen, found = [*chosen, wrong_opacity], [wrong_gallery, wrong_panels, wrong_remark]
-    gr.on(moves, misclassified, chosen, found, api_name="misclassified", **NETWORK)
-    again = recolor(lambda *options: misclassified(*options)[:2])
-    wrong_opacity.input(again, [wrong_panels, *chosen], found[:2], **BLEND)
+    options = [wrong_show, wrong_count, wrong_true, wrong_pred, wrong_maps]
+    options += [wrong_stage, wrong_method]
+    # The tab as well: the files of its last gallery may have been deleted.
+    moves = [wrong_tab.select, *(control.input for control in options)]
+    options, answers = [*options, wrong_opacity], [wrong_gallery, wrong_panels, wrong_remark]
+    gr.on(moves, misclassified, options, answers, api_name="misclassified", **NETWORK_EVENT)
+    again = recolor(lambda *values: misclassified(*values)[:2])
+    wrong_opacity.input(again, [wrong_panels, *options], answers[:2], **BLEND_EVENT)
 
 if __name__ == "__main__":
     kept = set().union(
         *(block.keep_in_cache for block in demo.blocks.values() if hasattr(block, "keep_in_cache"))
     )
-    start_sweeping(FOLDER, kept, KEEP_SECONDS)
+    start_sweeping(UPLOADS, kept, KEEP_SECONDS)
     demo.queue(max_size=64).launch(
         max_file_size="10mb",
         state_session_capacity=200,

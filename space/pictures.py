@@ -1,6 +1,7 @@
-"""Reads a picture that a visitor sent: any that a browser shows, as the square of pixels that the network sees.
+"""Reads a visitor's picture, any that a browser shows, as the square that the network sees.
 
-Metadata never refuse a picture: of EXIF only the orientation is read, of a PNG only the chunks with pixels.
+Damaged metadata never refuse a picture: of EXIF only the orientation is read, of a PNG only the
+chunks with pixels.
 """
 
 import base64
@@ -19,7 +20,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
 MAX_BYTES, MAX_PIXELS = 10_000_000, 25_000_000
-MAX_MISSING = 0.25  # of the pixels of a file that is broken off
+MAX_MISSING = 0.25  # of the pixels of a truncated file
 PNG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd9"
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 TURNS = {
@@ -35,15 +36,15 @@ TURNS = {
 refusal = functools.partial(gr.Error, print_exception=False)  # for the visitor, not for the log
 
 
-def uploaded(path: str) -> bytes:
-    """The content of an uploaded file, and of no other."""
+def read_upload(path: str) -> bytes:
+    """Return the content of an uploaded file, or raise gr.Error for any other path."""
     try:
         file = Path(path).resolve()
         if file.is_relative_to(Path(get_upload_folder()).resolve()):
             return file.read_bytes()
     except FileNotFoundError as error:
         raise refusal("This picture is no longer there, please upload it again.") from error
-    except (OSError, ValueError):  # a folder, or no name that a file can have
+    except (OSError, ValueError):  # a folder, or an impossible file name
         pass
     raise refusal(
         "Upload a picture first, and send the path that the upload gives: no other file is read."
@@ -51,14 +52,18 @@ def uploaded(path: str) -> bytes:
 
 
 def content_of(picture: object) -> bytes:
-    """The bytes of {"path".
+    """Return the bytes of a picture; nothing is ever fetched.
 
-    Uploaded file} or {"url": "data:...;base64,..."}. Nothing is ever fetched.
+    Args:
+        picture: {"path": uploaded file} or {"url": "data:...;base64,..."}.
+
+    Raises:
+        gr.Error: for anything else, and for more than MAX_BYTES.
     """
     sent = picture if isinstance(picture, dict) else {}
     path, url = sent.get("path"), sent.get("url")
     if isinstance(path, str) and path:
-        return uploaded(path)
+        return read_upload(path)
     if not (isinstance(url, str) and url.startswith("data:")):
         remark = " Nothing is fetched from an address." if url else ""
         raise refusal(f"Upload a picture or pick an example first.{remark}")
@@ -68,10 +73,7 @@ def content_of(picture: object) -> bytes:
 
 
 def without_metadata(content: bytes) -> bytes:
-    """A PNG without its texts, profiles and animation, whatever is wrong with them.
-
-    Other files as they are.
-    """
+    """Return a PNG without its texts, profiles and animation, any other file unchanged."""
     if not content.startswith(PNG):
         return content
     kept, at = [content[:8]], 8
@@ -86,7 +88,7 @@ def without_metadata(content: bytes) -> bytes:
 
 
 def load(content: bytes) -> Image.Image:
-    """The first frame, decoded. Raises nearly anything where it cannot be."""
+    """Decode the first frame; Pillow may raise nearly any error."""
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError
@@ -95,23 +97,20 @@ def load(content: bytes) -> Image.Image:
 
 
 def decode(content: bytes) -> Image.Image:
-    """The first frame, also of a file whose end is missing, if most of its pixels are there."""
+    """Decode the first frame, of a truncated file as well if most of its pixels are there."""
     content = without_metadata(content)
     try:
         return load(content)
     except (OSError, SyntaxError, ValueError):
-        return load_broken(content)
+        return load_truncated(content)
 
 
-def load_broken(content: bytes) -> Image.Image:
-    """The first frame of a file that ends too early.
-
-    Raises OSError if too much of it is missing.
-    """
-    with tolerance():
+def load_truncated(content: bytes) -> Image.Image:
+    """Decode the first frame of a truncated file, or raise OSError if too much is missing."""
+    with truncation_allowed():
         if content.startswith(PNG):
             image, missing = load(content), missing_of_png(content)
-        else:  # what changes with that which follows the end of the file is not in the file
+        else:  # pixels that depend on a filler behind the end of the file are missing in it
             content = content.rstrip(b"\xff")  # half of a JPEG's marker
             ends = (content + JPEG_END.rjust(1 << 20, filler) for filler in (b"\0", b"\xaa"))
             image, other = (load(content) for content in ends)
@@ -122,10 +121,10 @@ def load_broken(content: bytes) -> Image.Image:
 
 
 @contextlib.contextmanager
-def tolerance() -> Iterator[None]:
-    """Let Pillow fill what is missing, meanwhile.
+def truncation_allowed() -> Iterator[None]:
+    """Let Pillow fill missing pixels within the block.
 
-    A switch of the process: the app reads one picture at a time.
+    The setting holds for the whole process: the app reads one picture at a time.
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = True
     try:
@@ -135,11 +134,10 @@ def tolerance() -> Iterator[None]:
 
 
 def missing_of_png(content: bytes) -> float:
-    """The fraction of a PNG's pixels that are not in the file."""
+    """Return the fraction of a PNG's pixels that are not in the file."""
     width, height, depth, colour = struct.unpack(">IIBB", content[16:26])
-    whole = height * (
-        1 + -(-width * depth * PNG_CHANNELS[colour] // 8)
-    )  # bytes; interlacing adds a few
+    row = 1 + -(-width * depth * PNG_CHANNELS[colour] // 8)  # bytes, with the number of its filter
+    whole = height * row  # interlacing adds a few
     pixels, at = zlib.decompressobj(), content.index(b"IDAT") - 4
     there = 0
     while at + 8 < len(content) and there < whole:
@@ -151,33 +149,34 @@ def missing_of_png(content: bytes) -> float:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image, turned as its EXIF orientation says."""
+    """Return the image, rotated or flipped by its EXIF orientation."""
     try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF makes Pillow raise nearly anything
         turn = None
     return image if turn is None else image.transpose(turn)
 
 
+def white_level(values: np.ndarray) -> float:
+    """Guess the value of white, which no file says: 1, or that of 8, 10, 12 or 16 bits."""
+    finite = values[np.isfinite(values)]
+    # A single hot pixel does not make all others black.
+    highest = float(np.percentile(finite, 99.9)) if finite.size else 0.0
+    # Resampling may exceed white a little.
+    levels = (1.0, 255.0, 1023.0, 4095.0, 65535.0)
+    return next((level for level in levels if highest <= 1.5 * level), highest)
+
+
 def to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits, or of floats, as 8 bits: Pillow would clip it to white."""
+    """Return grey of more than 8 bits, or of floats, as 8 bits: Pillow would clip it to white."""
     values = np.asarray(image, dtype=np.float32)
-    if image.mode.startswith("I;16"):
-        full = 65535.0
-    else:  # nobody says what white is: 1, 255 or more bits, exceeded a little where the picture was resampled
-        finite = values[np.isfinite(values)]
-        highest = (
-            np.percentile(finite, 99.9) if finite.size else 0
-        )  # one hot pixel does not make the others black
-        full = next(
-            (full for full in (1, 255, 1023, 4095, 65535) if highest <= 1.5 * full), highest
-        )
-    values = np.nan_to_num(values, nan=0, posinf=full, neginf=0)
-    return Image.fromarray(np.uint8(255 / full * np.clip(values, 0, full)))
+    white = 65535.0 if image.mode.startswith("I;16") else white_level(values)
+    values = np.nan_to_num(values, nan=0, posinf=white, neginf=0)
+    return Image.fromarray((255 / white * np.clip(values, 0, white)).astype(np.uint8))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8 bits, upright, transparency on white."""
+    """Return an image as RGB of 8 bits, upright, on white where it is transparent."""
     image = upright(image)
     if image.mode.startswith(("I", "F")):
         return to_8_bits(image).convert("RGB")
@@ -186,16 +185,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def preprocess(picture: object, size: int) -> np.ndarray:
-    """What the network sees of a picture: the square in its middle, as uint8 RGB (size, size, 3).
+    """Read a picture as the network sees it: the square in its middle.
 
-    picture: {"path": uploaded file} or {"url": "data:...;base64,..."}. Raises gr.Error, in words
-    for the visitor.
+    Args:
+        picture: {"path": uploaded file} or {"url": "data:...;base64,..."}.
+        size: height and width of the result.
+
+    Returns:
+        uint8 RGB (size, size, 3).
+
+    Raises:
+        gr.Error: with a message for the visitor.
     """
     content = content_of(picture)
     try:
-        return np.asarray(
-            ImageOps.fit(to_rgb(decode(content)), (size, size), Image.Resampling.LANCZOS)
-        )
+        image = to_rgb(decode(content))
+        return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
     except Image.DecompressionBombError as error:
         raise refusal(
             "This picture has more than 25 million pixels; please make it smaller."

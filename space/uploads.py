@@ -1,7 +1,4 @@
-"""Where uploads and answers lie.
-
-A folder of this app's own, swept of what is old when it starts and while it runs.
-"""
+"""The folder for uploads and answers, whose old files are deleted while the app runs."""
 
 import contextlib
 import os
@@ -14,13 +11,13 @@ NAME = "cifar10-space"
 
 
 def keep_seconds() -> float:
-    """How long a file is kept, from UPLOADS_KEEP_SECONDS.
+    """Return how long a file is kept, from UPLOADS_KEEP_SECONDS.
 
-    Raises SystemExit if that is no such number.
+    Raises:
+        SystemExit: if that is not a number from 1 to 3000.
     """
-    text = (
-        os.environ.get("UPLOADS_KEEP_SECONDS") or "3000"
-    )  # with a sixth of it between two sweeps: within an hour
+    # With a sweep in every sixth of it, 3000 seconds delete a file within an hour.
+    text = os.environ.get("UPLOADS_KEEP_SECONDS") or "3000"
     try:
         seconds = float(text)
     except ValueError:
@@ -33,10 +30,12 @@ def keep_seconds() -> float:
 
 
 def own_folder() -> Path:
-    """The folder for uploads, below GRADIO_TEMP_DIR or else the system's temporary folder.
+    """Create the folder for uploads, in GRADIO_TEMP_DIR or the system's temporary folder.
 
-    It holds nothing but this app's files, so it can be swept. Raises SystemExit if nothing can be
-    written there.
+    It holds only files of this app, so that old ones can be deleted.
+
+    Raises:
+        SystemExit: if nothing can be written there.
     """
     folder = os.environ.get("GRADIO_TEMP_DIR")
     try:
@@ -46,31 +45,34 @@ def own_folder() -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except (OSError, RuntimeError) as error:  # expanduser raises RuntimeError for an unknown user
+        reason = getattr(error, "strerror", None) or error
         raise SystemExit(
-            f"The folder for uploads cannot be written: {folder} ({getattr(error, 'strerror', None) or error}). "
+            f"The folder for uploads cannot be written: {folder} ({reason}). "
             "Set GRADIO_TEMP_DIR to a folder that you may write."
         ) from None
     return folder
 
 
 def sweep(folder: Path, kept: set[str], seconds: float) -> None:
-    """Delete the files below folder that were written more than so many seconds ago, and folders that are empty.
+    """Delete old files and empty folders.
 
-    kept: paths that are still needed. They are touched: another app that sweeps the same folder leaves them as well.
+    Args:
+        folder: all below it is swept.
+        kept: paths that are still needed. They are touched, so that another app that sweeps the
+            same folder keeps them as well.
+        seconds: the age from which a file is deleted.
     """
-    for parent, folders, files in os.walk(
-        folder, topdown=False
-    ):  # what is in a folder before the folder
-        for path in (os.path.join(parent, name) for name in (*files, *folders)):
+    for parent, folders, files in os.walk(folder, topdown=False):  # contents before their folder
+        for path in (Path(parent, name) for name in (*files, *folders)):
             with contextlib.suppress(OSError):  # another app was faster, or the folder is not empty
-                if path in kept:
+                if str(path) in kept:
                     os.utime(path)
-                elif os.lstat(path).st_mtime < time.time() - seconds:
-                    (os.rmdir if os.path.basename(path) in folders else os.remove)(path)
+                elif path.lstat().st_mtime < time.time() - seconds:
+                    (path.rmdir if path.name in folders else path.unlink)()
 
 
 def start_sweeping(folder: Path, kept: set[str], seconds: float) -> None:
-    """Sweep now, and again in every sixth part of that time, for as long as the process lives."""
+    """Call sweep now and then every sixth of the seconds, in a thread of this process."""
 
     def run() -> None:
         while True:

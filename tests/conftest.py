@@ -38,7 +38,7 @@ def pictures(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_splits() -> Splits:
-    """64 / 32 / 40 images whose class is their colour, so that a network can learn them in a few steps."""
+    """64 / 32 / 40 images whose class is their colour: a network learns them in a few steps."""
     rng = np.random.default_rng(0)
     colours = rng.integers(0, 256, (10, 1, 1, 3))
 
@@ -91,7 +91,10 @@ def space_meta() -> dict:
 
 @pytest.fixture(scope="session")
 def exported_space(tmp_path_factory, tiny_splits) -> Path:
-    """The Space of an untrained ResNet18 with 23 misclassified images, complete in a folder of its own. Read only."""
+    """The Space of an untrained ResNet18 with 23 misclassified images, in a folder of its own.
+
+    Tests only read it.
+    """
     folder = tmp_path_factory.mktemp("exported") / "space"
     torch.manual_seed(0)
     model = build("ResNet18")

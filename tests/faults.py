@@ -19,11 +19,9 @@ class Fault:
     unit: str = ""
 
     def lost(self) -> str:
-        return (
-            f"{self.before - self.after} of {self.before} {self.unit}"
-            if self.unit
-            else "not measured"
-        )
+        """Say how much was lost, if it was measured."""
+        lost = f"{self.before - self.after} of {self.before} {self.unit}"
+        return lost if self.unit else "not measured"
 
 
 FAULTS: dict[str, Fault] = defaultdict(Fault)
@@ -31,23 +29,23 @@ FAULTS: dict[str, Fault] = defaultdict(Fault)
 
 @pytest.fixture
 def faults(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """A function that tells what a test has injected; it was survived if the whole test passes."""
-    told = request.node.faults = []
+    """Return a function that records an injected fault, survived if the whole test passes."""
+    recorded = request.node.faults = []
 
-    def tell(name: str, times: int = 1, before: int = 0, after: int = 0, unit: str = "") -> None:
-        told.append((name, times, before, after, unit))
+    def record(name: str, times: int = 1, before: int = 0, after: int = 0, unit: str = "") -> None:
+        recorded.append((name, times, before, after, unit))
 
-    return tell
+    return record
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
-    """Count what a test of a fault told, or, where it failed before it could, the test itself."""
+    """Count the faults that a test recorded, or the test itself if it failed before."""
     report = yield
     ended = report.when == "call" or (report.when == "setup" and report.failed)
     if ended and not report.skipped and "faults" in getattr(item, "fixturenames", ()):
-        nothing_told = [(f"({item.name})", 1, 0, 0, "")]
-        for name, times, before, after, unit in getattr(item, "faults", []) or nothing_told:
+        nothing_recorded = [(f"({item.name})", 1, 0, 0, "")]
+        for name, times, before, after, unit in getattr(item, "faults", []) or nothing_recorded:
             fault = FAULTS[name]
             fault.injected += times
             fault.survived += times * report.passed
@@ -57,7 +55,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
 
 
 def fault_lines(found: dict[str, Fault]) -> list[str]:
-    """The table of `make faults`: its header, and a line for each fault."""
+    """Format the table of `make faults`: its header, and a line for each fault."""
     rows = [(name, fault.injected, fault.survived, fault.lost()) for name, fault in found.items()]
     rows = [("fault", "injected", "survived", "lost"), *rows]
     return [
@@ -66,5 +64,6 @@ def fault_lines(found: dict[str, Fault]) -> list[str]:
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
+    """Print the table after the tests of `make faults`."""
     if os.environ.get("FAULTS") == "long":
         terminalreporter.write_line("\n" + "\n".join(fault_lines(FAULTS)))

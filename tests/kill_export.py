@@ -14,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import utils
 from dataload import CLASSES, denormalize
+from evaluation.bundle_check import logits_of_bundle
 from evaluation.errors import plot_confusion
 from models.bundle import load_bundle
 from models.registry import build
@@ -109,7 +111,7 @@ def check(project: Path) -> str:
 def main() -> None:
     project, name = Path(sys.argv[1]), sys.argv[2]
     publish.PROJECT = project
-    utils.APP_FILES.discard("examples")  # many files that are moved like any other
+    utils.EXAMPLE_SUFFIXES = ()  # many files that are moved like any other
     export(project / "pristine", *OLD)
     (project / "pristine/mine").mkdir()
     (project / "pristine/mine/notes.txt").write_text("of the user")
@@ -131,7 +133,7 @@ def main() -> None:
         if (project / "space/.ready").exists() and len(
             found
         ) % 9 == 0:  # as the Space itself begins
-            utils.logits_of_bundle(project / "space", utils.torch.zeros(1, 3, 32, 32))
+            logits_of_bundle(project / "space", torch.zeros(1, 3, 32, 32))
         found.append(check(project))
     assert found == sorted(found)  # one step, and no way back
     print(found.count(OLD[0]), found.count(NEW[0]))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,10 @@ from benchmarks import accuracy, reference, report, scaling, speed
 from models.fastnet import FastNet
 from models.registry import build
 from training import optimizer
+from training.classifier import LitClassifier
+from training.options import RunOptions
 from training.recipes import RECIPES
+from training.runs import build_datamodule, make_classifier
 
 
 @pytest.fixture
@@ -35,7 +39,7 @@ def row() -> dict:
 
 
 @pytest.mark.numeric
-def test_the_work_of_fastnet_is_the_published_petaflops(row, monkeypatch):
+def test_the_training_compute_of_fastnet_is_the_published_petaflops(row, monkeypatch):
     monkeypatch.setitem(
         report.RECIPES, "fastnet-8", report.RECIPES["fastnet-8"].__class__("FastNet", 8)
     )
@@ -53,7 +57,8 @@ def test_the_work_of_fastnet_is_the_published_petaflops(row, monkeypatch):
 def test_the_table_shows_percent_of_the_fractions_and_the_number_of_runs(row):
     header, _, line, *_ = report.table([row]).splitlines()
     assert header == (
-        "| network | parameters | epochs | training images | PFLOP | accuracy | accuracy with TTA | ECE | runs |"
+        "| network | parameters | epochs | training images | PFLOP"
+        " | accuracy | accuracy with TTA | ECE | runs |"
     )
     assert line == "| FastNet | 1,972,792 | 8 | 50,000 | 0.23 | 93.21 % | 94.00 % | 0.85 % | 2 |"
 
@@ -83,7 +88,7 @@ def test_the_speed_is_that_of_the_slowest_and_the_fastest_step():
     assert "at 0.96 to 0.99 times the speed" in text and "takes 0.54 times as long" in text
 
 
-def test_the_tricks_are_listed_by_what_they_are_worth(row, tmp_path):
+def test_the_ablations_are_listed_with_the_largest_loss_first(row, tmp_path):
     def measured(val_single: float, without: str | None) -> dict:
         runs = [{"val_single": val_single + change} for change in (-0.001, 0.001)]
         return row | {
@@ -97,7 +102,7 @@ def test_the_tricks_are_listed_by_what_they_are_worth(row, tmp_path):
     (tmp_path / "ablations.json").write_text(
         json.dumps([measured(0.925, "dirac"), measured(0.91, "muon")])
     )
-    first, second, third = report.trick_table("fastnet-8", tmp_path).splitlines()
+    first, second, third = report.ablation_table("fastnet-8", tmp_path).splitlines()
     assert (
         "93.00 ± 0.14 %" in first and "n=2" in first
     )  # of 92.9 and 93.1: the square root of 2 x 0.1^2 / (2 - 1)
@@ -107,31 +112,32 @@ def test_the_tricks_are_listed_by_what_they_are_worth(row, tmp_path):
         and "identity" in third
         and "(-0.50)" in third
     )
-    assert set(report.TRICKS) == set(accuracy.WITHOUT)
+    assert set(report.ABLATIONS) == set(accuracy.WITHOUT)
 
 
-def test_the_plot_puts_each_run_at_its_work_and_accuracy(row):
+def test_the_plot_puts_each_run_at_its_compute_and_accuracy(row):
     (axis,) = report.plot([row]).axes
     points = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
-    assert points["ours, six views"] == [[pytest.approx(report.petaflop(row)), pytest.approx(94.0)]]
-    assert points["ours, single view"][0][1] == pytest.approx(93.214)
+    assert points["ours, TTA"] == [[pytest.approx(report.petaflop(row)), pytest.approx(94.0)]]
+    assert points["ours, no TTA"][0][1] == pytest.approx(93.214)
     assert axis.get_xscale() == "log" and len(points["published"]) == len(report.PUBLISHED)
 
 
-def test_the_formula_shares_out_all_but_the_optimiser_and_adds_the_all_reduce():
+def test_the_formula_splits_all_but_the_optimiser_and_adds_the_all_reduce():
     one = {"step": 10.0, "optimiser": 2.0}
-    assert scaling.predicted(one, 0.5, 2) == pytest.approx(8 / 2 + 2 + 0.5)
-    assert scaling.predicted(one, 0.0, 1) == 10
+    assert scaling.predicted_step(one, 0.5, 2) == pytest.approx(8 / 2 + 2 + 0.5)
+    assert scaling.predicted_step(one, 0.0, 1) == 10
 
 
 def test_the_tables_of_scaling_hold_steps_the_formula_and_the_gradients():
-    def way(step: float) -> dict:
-        return {"step": step, "optimiser": 2.0, "all_reduce": 0.5, "megabytes": 8.0}
-
-    ways = {"one core": way(10.0), "two cores": way(6.0), "two processes": way(6.25)}
+    layouts = {
+        "one core": {"step": 10.0, "optimiser": 2.0},
+        "two cores": {"step": 6.0},
+        "two processes": {"step": 6.25, "all_reduce": 0.5, "megabytes": 8.0},
+    }
     rates = {"Albumentations": 4000.4, "the fast loader": 20_000}
     found = {
-        "networks": {"FastNet": ways},
+        "networks": {"FastNet": layouts},
         "images_per_second": rates,
         "val_acc": {"one": 0.87, "two": 0.861},
     }
@@ -199,8 +205,8 @@ def test_validation_and_test_are_measured_in_the_same_precision(tiny_splits, mon
     run = SimpleNamespace(model=Noting(), metadata={"seconds": 1.0})
     monkeypatch.setattr(accuracy, "train", lambda *_, **__: run)
     monkeypatch.setattr(accuracy, "choose_precision", lambda: "bf16-mixed", raising=False)
-    found = accuracy.measure("fastnet-2", recipe, tiny_splits, 0, "nowhere", fast=True)
-    assert {"val_single", "val_tta", "temperature", "single", "tta", "ece"} <= set(found)
+    found = accuracy.measure("fastnet-2", recipe, tiny_splits, "nowhere", RunOptions(), fast=True)
+    assert set(found) == {"seconds", "val_single", "temperature", "single", "tta", "ece"}
     assert {count for count, *_ in seen} == {32, 40}  # validation and test images
     assert {(dtype, autocast) for _, dtype, autocast in seen} == {(torch.float32, False)}
 
@@ -217,23 +223,31 @@ def test_all_images_gives_the_validation_images_back(tiny_splits):
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("name", accuracy.WITHOUT)
-def test_what_is_left_out_is_left_out(name, monkeypatch):
-    changes, instead = accuracy.WITHOUT[name]
-    recipe = RECIPES["fastnet-8"]
-    assert changes or instead
-    for key, value in changes.items():
-        assert getattr(recipe, key) != value
-    if instead:
-        monkeypatch.setattr(*instead)
+def test_what_is_left_out_is_left_out_of_a_training_run(name, tiny_splits, monkeypatch):
+    """In what training itself calls, whatever names it calls it by."""
+    ablation, full = accuracy.WITHOUT[name], RECIPES["fastnet-8"]
+    assert ablation.changes or ablation.patch
+    assert all(getattr(full, key) != value for key, value in ablation.changes.items())
+    if ablation.patch:
+        monkeypatch.setattr(*ablation.patch)
+    recipe = replace(full, **ablation.changes)
+    data = build_datamodule(recipe, tiny_splits, 0, fast=True)
+    classifier = make_classifier(LitClassifier, recipe, data, seed=0)
+    trainer = SimpleNamespace(estimated_stepping_batches=8, precision="32-true")
+    monkeypatch.setattr(LitClassifier, "trainer", trainer)
+    groups = classifier.configure_optimizers()["optimizer"].param_groups
+    model = classifier.model
     torch.manual_seed(0)
-    model = FastNet()
-    before = model.stem.weight.clone()
-    model.whiten(torch.randn(8, 3, 32, 32))
-    assert torch.equal(before, model.stem.weight) == (name == "whitening")
+    random_stem = nn.Conv2d(3, 24, 2).weight  # what make_classifier draws first
     x = torch.rand(1, 24, 4, 4)
-    assert torch.allclose(model.group1[0](x)[:, :24], x, atol=1e-5) == (name != "dirac")
-    groups = optimizer.parameter_groups(model, recipe)
-    assert any(group.get("muon") for group in groups) == (name != "muon")
+    left_out = {
+        "whitening": torch.equal(model.stem.weight, random_stem),
+        "dirac": not torch.allclose(model.group1[0](x)[:, :24], x, atol=1e-5),
+        "fast_biases": groups[1]["initial_lr"] < 2,
+        "muon": not any(group["muon"] for group in groups),
+        "low_res": recipe.low_res == 0,
+    }
+    assert [key for key, is_out in left_out.items() if is_out] == [name]
 
 
 @pytest.mark.numeric

@@ -1,7 +1,4 @@
-"""The page of the Space in a real browser.
-
-Its controls do what they say, on a desktop and on a phone.
-"""
+"""In a real browser the Space's controls do what they say, on a desktop and on a phone."""
 
 import io
 import os
@@ -43,7 +40,7 @@ STAGES = ["layer1 (32x32 map)", "layer2 (16x16 map)", "layer3 (8x8 map)", "layer
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
-        missing = "NO CHROMIUM: the page of the Space was not tried in a browser (install chromium to do so)"
+        missing = "NO CHROMIUM: install it, so that the Space's page is tried in a browser"
         pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
@@ -60,7 +57,7 @@ def server(browser, exported_space, tmp_path_factory):
 
 @pytest.fixture
 def open_page(browser: Browser, server):
-    """Opens the page; at the end of the test nothing may have left this machine, and no error been logged."""
+    """Open the page; at the end nothing may have left this machine, and no error been logged."""
     errors, requests, contexts = [], [], []
 
     def opened(
@@ -103,10 +100,11 @@ def sources(page: Page) -> list[str]:
 
 
 def shown(page: Page, count: int, not_these: list[str]) -> list[np.ndarray]:
-    """The pixels of the gallery's images, once there are `count`, others than these, and no more come for a second."""
+    """The pixels of the gallery's images, once there are `count` and no others for a second."""
     page.wait_for_function(
         """([count, old]) => {
-            const images = [...document.querySelectorAll('.thumbnail-item img')].filter(image => image.offsetParent)
+            const images = [...document.querySelectorAll('.thumbnail-item img')]
+                .filter(image => image.offsetParent)
             return images.length == count && images.every(image => !old.includes(image.src))
         }""",
         arg=[count, not_these],
@@ -164,7 +162,7 @@ def test_an_example_and_a_pasted_picture_are_classified(open_page):
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("stage", STAGES)
-def test_opacity_of_each_stage_goes_from_the_picture_to_the_map(open_page, picture, stage):
+def test_opacity_of_each_stage_goes_from_the_picture_to_the_heatmap(open_page, picture, stage):
     page = open_page()
     page.set_input_files("input[type=file]", picture)
     shown(page, 2, [])
@@ -204,7 +202,7 @@ def test_maps_can_be_counted_and_switched_off(open_page, picture):
     expect(page.locator(".thumbnail-item:visible")).to_have_count(0)
 
 
-def test_five_misclassified_images_stand_beside_their_maps(open_page):
+def test_five_misclassified_images_stand_beside_their_heatmaps(open_page):
     page = open_page()
     page.get_by_role("tab", name="Misclassified images").click()
     shown(page, 6, [])
@@ -249,10 +247,7 @@ def test_the_method_can_be_chosen(open_page, picture, method):
 
 
 def test_the_keyboard_alone_is_enough(open_page):
-    """From the top of the page by Tab.
-
-    An example with Enter, a class more with the arrow, Grad-CAM off with Space.
-    """
+    """Tab from the top; Enter takes an example, an arrow adds a class, Space hides Grad-CAM."""
     page = open_page()
     focus(
         page,
@@ -287,7 +282,8 @@ def focused(page: Page, label: str) -> bool:
     return page.evaluate(
         """label => {
             const element = document.activeElement
-            const names = [element.getAttribute('aria-label'), ...[...(element.labels ?? [])].map(one => one.innerText)]
+            const labels = [...(element.labels ?? [])].map(label => label.innerText)
+            const names = [element.getAttribute('aria-label'), ...labels]
             return names.some(name => name?.includes(label))
         }""",
         label,

@@ -11,6 +11,8 @@ from nbclient.exceptions import CellExecutionError
 from lesson import cells
 from training import settings
 
+IMPORT = "import sys; sys.path.insert(0, '.'); from lesson import cells"
+
 
 def line_for(source: str, namespace: dict | None = None) -> str:
     """What the notebook would show for the error of this cell."""
@@ -28,7 +30,7 @@ def test_a_name_that_is_not_there_yet_says_what_to_run():
 
 
 def test_what_our_code_refuses_is_one_line():
-    source = "settings.check({})"
+    source = "settings.validate({})"
     assert line_for(source, {"settings": settings}).startswith(
         "InvalidValue: expected the switches"
     )
@@ -41,8 +43,8 @@ def test_what_our_code_refuses_is_one_line():
         "int('x')",
         "def f(): return missing\nf()",
         "import json; json.loads('{')",
-        "import torch; from evaluation.predict import predict; predict(torch.nn.Identity(), 'cpu', [])",
-        "from training import console; console.clock('long')",
+        "from evaluation.predict import predict; predict(__import__('torch').nn.ReLU(), 'cpu', [])",
+        "from training import console; console.format_duration('long')",
         "import pathlib; from cifar10 import download; download.md5(pathlib.Path('missing'))",
     ],
     ids=[
@@ -61,7 +63,7 @@ def test_what_nobody_meant_to_raise_keeps_its_traceback(source):
 
 def test_in_a_kernel_the_cell_still_fails_but_shortly(tmp_path):
     sources = [
-        "import sys; sys.path.insert(0, '.'); from lesson import cells; cells.enable_short_errors()",
+        f"{IMPORT}; cells.enable_short_errors()",
         "wrong[0]",
     ]
     notebook = nbformat.v4.new_notebook(
@@ -124,7 +126,7 @@ def test_figures_are_pictures_whatever_the_backend_is_called(monkeypatch, backen
     if backend:
         monkeypatch.setenv("MPLBACKEND", backend)
     sources = [
-        "import sys; sys.path.insert(0, '.'); from lesson import cells; from training import progress; cells.inline_figures()",
+        f"{IMPORT}; from training import progress; cells.inline_figures()",
         "import matplotlib.pyplot as plt\nfig, _ = plt.subplots(); plt.close(fig)\nfig",
     ]
     notebook = nbformat.v4.new_notebook(
@@ -154,7 +156,7 @@ print('after')"""
 
 def test_in_a_kernel_the_clock_measures_every_cell_once_however_often_it_is_started():
     sources = [
-        "import sys; sys.path.insert(0, '.'); from lesson import cells; cells.time_cells(); cells.time_cells()",
+        f"{IMPORT}; cells.time_cells(); cells.time_cells()",
         "import time; time.sleep(0.5)",
         "print(cells.clock.table().splitlines()[-1], len(cells.clock.seconds))",
     ]
@@ -167,7 +169,11 @@ def test_in_a_kernel_the_clock_measures_every_cell_once_however_often_it_is_star
 
 
 def test_outside_a_notebook_nothing_happens():
-    program = "from lesson import cells; cells.enable_short_errors(); cells.time_cells(); cells.inline_figures(); print(1)"
+    program = """from lesson import cells
+cells.enable_short_errors()
+cells.time_cells()
+cells.inline_figures()
+print(1)"""
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=cells.PROJECT,

@@ -12,10 +12,12 @@ from cifar10.fast_loader import FastLoader
 from dataload import (
     CLASSES,
     AlbumentationImageDataset,
+    Augmentation,
     CIFAR10DataModule,
     Draw,
+    FastDataModule,
     Images,
-    augmentation,
+    augmentation_transforms,
     denormalize,
     loader,
     make_loader,
@@ -73,8 +75,9 @@ def test_the_seed_decides_the_split():
 
 def test_augmentation_runs_in_the_order_of_the_recipe():
     names = ["PadIfNeeded", "RandomCrop", "HorizontalFlip", "CoarseDropout"]
-    assert [type(step).__name__ for step in augmentation()] == names
-    assert [type(step).__name__ for step in augmentation(cutout=0)] == names[:3]
+    assert [type(step).__name__ for step in augmentation_transforms()] == names
+    without_cutout = augmentation_transforms(Augmentation(cutout=0))
+    assert [type(step).__name__ for step in without_cutout] == names[:3]
 
 
 def test_an_argument_that_albumentations_does_not_know_is_an_error(image):
@@ -86,7 +89,7 @@ def test_an_argument_that_albumentations_does_not_know_is_an_error(image):
 def test_the_crop_moves_the_image_by_up_to_four_pixels():
     image = np.zeros((32, 32, 3), dtype=np.uint8)
     image[16, 16] = 255
-    pad_and_crop = A.Compose(augmentation()[:2], seed=0)
+    pad_and_crop = A.Compose(augmentation_transforms()[:2], seed=0)
     shifts = {
         tuple(np.argwhere(pad_and_crop(image=image)["image"][..., 0])[0] - 16) for _ in range(2000)
     }
@@ -94,24 +97,25 @@ def test_the_crop_moves_the_image_by_up_to_four_pixels():
 
 
 def test_half_of_the_images_are_mirrored(image):
-    flip = A.Compose([augmentation()[2]], seed=0)
+    flip = A.Compose([augmentation_transforms()[2]], seed=0)
     mirrored = [np.array_equal(flip(image=image)["image"], image[:, ::-1]) for _ in range(1000)]
     assert 440 < sum(mirrored) < 560  # 500 +- 3.8 standard deviations of 15.8
 
 
 def test_half_of_the_images_lose_one_square_of_the_mean_colour():
     white = np.full((32, 32, 3), 255, dtype=np.uint8)
-    cutout, lost = A.Compose([augmentation()[3]], seed=0), []
+    mean_colour = (125, 123, 114)  # 255 times the mean, rounded
+    cutout, lost = A.Compose([augmentation_transforms()[3]], seed=0), []
     for _ in range(1000):
         image = cutout(image=white)["image"]
         painted = (image != 255).any(axis=-1)
         lost.append(int(painted.sum()))
         if painted.any():
-            assert (image[painted] == dataload.MEAN_COLOUR).all()
+            assert (image[painted] == mean_colour).all()
             rows, columns = np.nonzero(painted)
             assert np.ptp(rows) == np.ptp(columns) == 7
     assert set(lost) == {0, 64} and 440 < lost.count(64) < 560
-    normalised = normalize(np.full((1, 32, 32, 3), dataload.MEAN_COLOUR, dtype=np.uint8))
+    normalised = normalize(np.full((1, 32, 32, 3), mean_colour, dtype=np.uint8))
     assert normalised.abs().max() < 0.01  # the colour of the square says nothing to the network
 
 
@@ -152,6 +156,14 @@ def test_a_batch_size_below_one_is_refused(tiny_splits):
 
 def all_images(batches) -> torch.Tensor:
     return torch.cat([images for images, _ in batches])
+
+
+def test_a_module_without_images_says_how_to_load_them(tiny_splits):
+    data = CIFAR10DataModule()
+    with pytest.raises(ValueError, match=r"not loaded yet; call setup\(\) first"):
+        data.train_dataloader()
+    data.splits = tiny_splits
+    assert data.splits is tiny_splits
 
 
 @pytest.mark.numeric
@@ -238,23 +250,13 @@ def drawn(
 
     Normalised (N, 32, 32, 3).
     """
-    labels = np.arange(len(images)) % 10
+    part = Images(images, np.arange(len(images)) % 10)
+    augmentation = Augmentation(padding, cutout)
     if fast:
-        numbers = (
-            dataload.CIFAR10_MEAN,
-            dataload.CIFAR10_STD,
-            100,
-            7,
-            epoch,
-            padding,
-            cutout,
-            "cpu",
-        )
-        batches = FastLoader(images, labels, *numbers)
+        batches = FastLoader(part, augmentation, batch_size=100, seed=7)
+        batches.epoch = epoch
     else:
-        batches = make_loader(
-            Images(images, labels), 100, 0, True, 7, padding=padding, cutout=cutout
-        )
+        batches = make_loader(part, 100, 0, True, 7, augmentation)
     return all_images(batches).permute(0, 2, 3, 1).numpy()
 
 
@@ -270,8 +272,8 @@ def test_both_loaders_shift_mirror_and_cut_alike():
     assert np.abs(fast.std(0) - slow.std(0)).mean() < 0.02 * slow.std(0).mean()
     # Cut out: the mean colour, which is 0 but for rounding. An 8x8 square in half of the images is
     # 3.1 % of the pixels.
-    shard_batches = [(np.abs(images).max(-1) < 0.01).mean() for images in (fast, slow)]
-    assert shard_batches == pytest.approx([0.5 * 64 / 1024] * 2, rel=0.06)
+    masked = [(np.abs(images).max(-1) < 0.01).mean() for images in (fast, slow)]
+    assert masked == pytest.approx([0.5 * 64 / 1024] * 2, rel=0.06)
 
 
 @pytest.mark.numeric
@@ -319,7 +321,7 @@ def test_the_fast_loader_s_epoch_follows_from_its_seed_and_number(tiny_splits):
     images = tiny_splits.train.images
     assert np.array_equal(drawn(images, epoch=3), drawn(images, epoch=3))
     assert not np.array_equal(drawn(images, epoch=3), drawn(images, epoch=5))
-    data = CIFAR10DataModule(batch_size=24, splits=tiny_splits, fast=True)
+    data = FastDataModule(batch_size=24, splits=tiny_splits)
     batches = list(data.train_dataloader())
     place = {"global_rank": 0, "world_size": 1, "strategy": SimpleNamespace(root_device="cpu")}
     data.trainer = SimpleNamespace(current_epoch=3, **place)
@@ -327,18 +329,8 @@ def test_the_fast_loader_s_epoch_follows_from_its_seed_and_number(tiny_splits):
         data.train_dataloader().epoch == 3 and data.train_dataloader() is data.resident
     )  # nothing is copied again
     assert len(data.resident) == len(batches) == 3 and len(batches[-1][1]) == 64 - 48
-    assert np.bincount(torch.cat([labels for _, labels in batches])).tolist() == [
-        7,
-        7,
-        7,
-        7,
-        6,
-        6,
-        6,
-        6,
-        6,
-        6,
-    ]
+    counts = np.bincount(torch.cat([labels for _, labels in batches])).tolist()
+    assert counts == [7] * 4 + [6] * 6
 
 
 # ---- sample ----

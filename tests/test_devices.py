@@ -21,9 +21,17 @@ import torch
 from nbclient import NotebookClient
 
 import training.classifier
-from dataload import CIFAR10DataModule, Images, Splits, shard_batches
+from dataload import (
+    Augmentation,
+    CIFAR10DataModule,
+    FastDataModule,
+    Images,
+    Splits,
+    shard_batches,
+)
 from tests.conftest import PROJECT
 from training import run_folder, runs
+from training.options import RunOptions
 from training.recipes import Recipe
 from training.run_folder import archive_run
 from training.runs import train
@@ -39,6 +47,8 @@ RECIPE = Recipe(
     low_res=0.5,
     cutout=0,
 )
+OPTIONS = RunOptions(seed=3, precision="32-true")
+TWO_PROCESSES = dataclasses.replace(OPTIONS, devices=2, strategy="ddp_notebook")
 
 
 def coloured(count: int, seed: int) -> Images:
@@ -51,17 +61,17 @@ def coloured(count: int, seed: int) -> Images:
     return Images(np.uint8(np.clip(noisy, 0, 255)), labels)
 
 
-def small_data(**settings) -> CIFAR10DataModule:
+def small_data(kind=CIFAR10DataModule, **settings) -> CIFAR10DataModule:
     splits = Splits(coloured(256, 0), coloured(51, 1), coloured(20, 2), "colours")
-    return CIFAR10DataModule(batch_size=32, num_workers=0, seed=3, splits=splits, **settings)
+    return kind(batch_size=32, num_workers=0, seed=3, splits=splits, **settings)
 
 
-# ---- shares --------------------------------------------------------------------------------------
+# ---- split batches -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("seed", [None, 5])
-def test_together_all_processes_load_the_batches_of_one(processes, seed):
+def test_all_processes_together_load_the_batches_of_one(processes, seed):
     alone = shard_batches(100, 16, seed)
     parts = [shard_batches(100, 16, seed, rank, processes) for rank in range(processes)]
     assert [sorted(sum(batch, [])) for batch in zip(*parts, strict=True)] == [
@@ -99,13 +109,10 @@ def epoch(rank: int, processes: int, **settings) -> tuple[torch.Tensor, list[lis
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize("fast", [False, True])
-def test_two_processes_are_given_the_images_of_one(fast):
-    same = {
-        "padding": 0,
-        "cutout": 0,
-        "fast": fast,
-    }  # at most mirrored: an image is known by the sum of its pixels
+@pytest.mark.parametrize("kind", [CIFAR10DataModule, FastDataModule])
+def test_two_processes_are_given_the_images_of_one(kind):
+    # At most mirrored: an image is known by the sum of its pixels.
+    same = {"kind": kind, "augmentation": Augmentation(0, 0)}
     (first, left), (second, right), (alone, both) = (
         epoch(0, 2, **same),
         epoch(1, 2, **same),
@@ -121,8 +128,8 @@ def test_two_processes_are_given_the_images_of_one(fast):
     assert len(first) == len(second) == 128 and torch.allclose(sums, wanted, atol=1e-3)
 
 
-@pytest.mark.parametrize("fast", [False, True])
-def test_two_processes_do_not_augment_alike(fast, monkeypatch):
+@pytest.mark.parametrize("kind", [CIFAR10DataModule, FastDataModule])
+def test_two_processes_do_not_augment_alike(kind, monkeypatch):
     """One image everywhere, of plain rows.
 
     Neither the order nor the mirroring tells the processes apart.
@@ -131,7 +138,7 @@ def test_two_processes_do_not_augment_alike(fast, monkeypatch):
     monkeypatch.setattr(
         "tests.test_devices.coloured", lambda count, _: Images(images[:count], np.zeros(count, int))
     )
-    first, second = (epoch(rank, 2, fast=fast)[0] for rank in range(2))
+    first, second = (epoch(rank, 2, kind=kind)[0] for rank in range(2))
     assert first.shape == second.shape and not torch.equal(first, second)
 
 
@@ -145,8 +152,9 @@ from pathlib import Path
 from dataload import AlbumentationImageDataset
 from tests.test_devices import RECIPE, small_data
 from training.classifier import LitClassifier
+from training.options import RunOptions
 from training.runs import train
-from training.settings import SWITCHES, placement
+from training.settings import SWITCHES, resolve_placement
 
 root, killed = Path(sys.argv[1]), sys.argv[2:]
 rank = int(os.environ["RANK"])
@@ -163,8 +171,9 @@ def deadly(self, batch, index):
     return step(self, batch, index)
 
 AlbumentationImageDataset.__getitems__, LitClassifier.training_step = noted, deadly
-run = train(RECIPE, small_data(), root, 3, precision="32-true", **placement(SWITCHES))
-(root / f"rank{rank}.json").write_text(json.dumps({"loaded": loaded, "facts": run.facts}))
+options = RunOptions(3, precision="32-true", **resolve_placement(SWITCHES))
+run = train(RECIPE, small_data(), root, options)
+(root / f"rank{rank}.json").write_text(json.dumps({"loaded": loaded, "metadata": run.metadata}))
 """
 
 
@@ -232,12 +241,12 @@ def test_two_processes_log_once_and_write_one_set_of_checkpoints(two):
     assert printed.count("epoch   4/4") == 1
     metadata = json.loads((folder / "finished.json").read_text())
     assert metadata["hardware"].startswith("2 processes")
-    assert metadata == json.loads((root / "rank1.json").read_text())["facts"]
+    assert metadata == json.loads((root / "rank1.json").read_text())["metadata"]
 
 
 @pytest.mark.numeric
 def test_two_processes_learn_what_one_learns(two, tmp_path):
-    alone = train(RECIPE, small_data(), tmp_path, 3, precision="32-true")
+    alone = train(RECIPE, small_data(), tmp_path, OPTIONS)
     one, both = (
         pd.read_csv(alone.metrics_csv),
         pd.read_csv(next(two[0].glob("FastNet-*")) / "metrics.csv"),
@@ -282,12 +291,18 @@ def test_after_one_of_two_is_killed_they_go_on_as_if_nothing_had_happened(two, t
 def test_a_notebook_trains_on_two_devices_and_shows_each_epoch_once(two, tmp_path):
     """After the kernel has computed something itself, as the notebook does before it trains."""
     setup = (
-        "from training.settings import SWITCHES, placement\nfrom tests.test_devices import RECIPE, small_data\n"
-        "from training.range_test import range_test\nfrom training.runs import train\nprint(len(range_test(RECIPE, small_data(), steps=3)))"
+        "from tests.test_devices import RECIPE, small_data\n"
+        "from training.options import RunOptions\n"
+        "from training.range_test import range_test\n"
+        "from training.runs import train\n"
+        "from training.settings import SWITCHES, resolve_placement\n"
+        "print(len(range_test(RECIPE, small_data(), steps=3)))"
     )
     fit = (
-        f"run = train(RECIPE, small_data(), {str(tmp_path)!r}, 3, precision='32-true',"
-        " **placement(SWITCHES | {'DEVICES': '2'}))\nprint(run.facts['hardware'])"
+        "placement = resolve_placement(SWITCHES | {'DEVICES': '2'})\n"
+        "options = RunOptions(3, precision='32-true', **placement)\n"
+        f"run = train(RECIPE, small_data(), {str(tmp_path)!r}, options)\n"
+        "print(run.metadata['hardware'])"
     )
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(source) for source in (setup, fit)]
@@ -312,15 +327,7 @@ def test_what_goes_wrong_in_one_of_the_processes_is_said_in_one_line(tmp_path, m
     with pytest.raises(
         RuntimeError, match=r"^models.errors.Diverged: the loss is nan at step 1, epoch 1"
     ):
-        train(
-            RECIPE,
-            small_data(),
-            tmp_path,
-            3,
-            precision="32-true",
-            devices=2,
-            strategy="ddp_notebook",
-        )
+        train(RECIPE, small_data(), tmp_path, TWO_PROCESSES)
     faults("a loss that is no number in one of two processes", 1)
 
 
@@ -332,15 +339,7 @@ def test_a_gpu_of_several_without_memory_says_which_setting_to_halve(tmp_path, m
     with pytest.raises(
         RuntimeError, match="too small for batches of 64 images; set BATCH_SIZE to 32"
     ):
-        train(
-            RECIPE,
-            small_data(),
-            tmp_path,
-            3,
-            precision="32-true",
-            devices=2,
-            strategy="ddp_notebook",
-        )
+        train(RECIPE, small_data(), tmp_path, TWO_PROCESSES)
     faults("one of two GPUs out of memory (simulated)", 1)
 
 
@@ -348,7 +347,7 @@ def test_a_notebook_that_has_used_a_gpu_is_sent_to_torchrun(tmp_path, monkeypatc
     monkeypatch.setattr(runs, "kernel_shell", lambda: object())
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     with pytest.raises(ValueError, match="torchrun --nproc-per-node 4 -m training"):
-        train(RECIPE, small_data(), tmp_path, 3, precision="32-true", devices=4)
+        train(RECIPE, small_data(), tmp_path, dataclasses.replace(OPTIONS, devices=4))
     assert not any(tmp_path.iterdir())
 
 
@@ -362,7 +361,9 @@ def test_the_script_trains_by_the_notebook_s_switches(tmp_path):
     """
     script = tmp_path / "small.py"
     script.write_text(
-        "import training.__main__ as m, tests.test_devices as t\nm.load_splits = lambda *_: t.small_data().splits\nm.main()"
+        "import training.__main__ as m, tests.test_devices as t\n"
+        "m.load_splits = lambda *_: t.small_data().splits\n"
+        "m.main()"
     )
     switches = {
         "ARCH": "FastNet",
@@ -388,7 +389,7 @@ def test_the_script_trains_by_the_notebook_s_switches(tmp_path):
     assert metadata["batch_size"] == 250 and metadata["hardware"].startswith("2 processes")
 
 
-def test_only_the_first_process_sets_a_run_aside_and_the_others_wait_for_it(tmp_path, monkeypatch):
+def test_only_the_first_process_archives_a_run_and_the_others_wait_for_it(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "started.json").write_text('{"run_id": 1}')
@@ -416,15 +417,8 @@ def test_the_settings_reach_the_trainer(monkeypatch, tmp_path):
 
     monkeypatch.setattr(runs.pl, "Trainer", Trainer)
     recipe = dataclasses.replace(RECIPE, epochs=1)
+    options = dataclasses.replace(OPTIONS, devices=4, num_nodes=3, strategy="ddp")
     with pytest.raises(InterruptedError):
-        train(
-            recipe,
-            small_data(),
-            tmp_path,
-            precision="32-true",
-            devices=4,
-            num_nodes=3,
-            strategy="ddp",
-        )
+        train(recipe, small_data(), tmp_path, options)
     assert (given["devices"], given["num_nodes"], given["strategy"]) == (4, 3, "ddp")
-    assert given["use_distributed_sampler"] is False  # the loaders share the batches out themselves
+    assert given["use_distributed_sampler"] is False  # the loaders split the batches themselves

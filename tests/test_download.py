@@ -1,4 +1,4 @@
-"""download.py against a server on 127.0.0.1 that serves a small archive and misbehaves as each test plans it."""
+"""Downloads from a server on 127.0.0.1 that serves a small archive and misbehaves as planned."""
 
 import hashlib
 import io
@@ -142,7 +142,7 @@ def server(monkeypatch):
 
 
 def prepare(server, folder: Path, timeout: float = 10, archive: bytes = ARCHIVE, **plan) -> Path:
-    """prepare_cifar10 with one mirror per keyword, /a, /b and so on in this order, that answers as planned."""
+    """Call prepare_cifar10 with a mirror per keyword, /a, /b, ..., that answers as planned."""
     server.plan |= {f"/{name}": list(answers) for name, answers in plan.items()}
     mirrors = tuple(f"http://127.0.0.1:{server.server_port}/{name}" for name in plan)
     return prepare_cifar10(folder, CHECKSUMS, mirrors, md5(archive), len(archive), timeout)
@@ -153,9 +153,13 @@ def kept(asked: tuple[str, str | None]) -> int:
     return int(asked[1].removeprefix("bytes=").rstrip("-")) if asked[1] else 0
 
 
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
 def holds_only_the_right_files(data_dir: Path) -> bool:
     there = {path.name: path.read_bytes() for path in (data_dir / FOLDER).iterdir()}
-    return os.listdir(data_dir) == [FOLDER] and there == FILES
+    return names(data_dir) == [FOLDER] and there == FILES
 
 
 # ---- download ------------------------------------------------------------------------------------
@@ -189,7 +193,7 @@ def test_a_server_that_cannot_continue_sends_everything_again(server, tmp_path, 
         "download: server ignores ranges",
         1,
         len(FILES),
-        len(os.listdir(tmp_path / FOLDER)),
+        len(names(tmp_path / FOLDER)),
         "files",
     )
 
@@ -207,7 +211,7 @@ def test_the_next_mirror_continues_what_the_first_began(server, tmp_path, troubl
 def test_the_next_call_continues_what_the_last_began(server, tmp_path):
     with pytest.raises(DataUnavailable, match="broke off after"):
         prepare(server, tmp_path, a=[breaks])
-    assert os.listdir(tmp_path) == [PART]
+    assert names(tmp_path) == [PART]
     prepare(server, tmp_path, b=[ranges])
     assert server.asked[-1] == ("/b", f"bytes={HALF}-")
     assert holds_only_the_right_files(tmp_path)
@@ -217,7 +221,7 @@ def test_wrong_bytes_are_dropped_for_the_next_mirror(server, tmp_path, faults):
     prepare(server, tmp_path, a=[wrong], b=[ranges])
     assert server.asked == [("/a", None), ("/b", None)]
     assert holds_only_the_right_files(tmp_path)
-    faults("download: wrong bytes", 1, len(FILES), len(os.listdir(tmp_path / FOLDER)), "files")
+    faults("download: wrong bytes", 1, len(FILES), len(names(tmp_path / FOLDER)), "files")
 
 
 def test_one_mirror_is_enough_after_wrong_bytes_and_a_break(server, tmp_path):
@@ -238,7 +242,7 @@ def test_wrong_bytes_of_an_earlier_time_are_replaced(server, tmp_path, size, fau
         "download: wrong bytes of an earlier time",
         1,
         len(FILES),
-        len(os.listdir(tmp_path / FOLDER)),
+        len(names(tmp_path / FOLDER)),
         "files",
     )
 
@@ -248,14 +252,14 @@ def test_an_http_error_leads_to_the_next_mirror(server, tmp_path, status, faults
     prepare(server, tmp_path, a=[sends(b"", status)], b=[whole])
     assert [path for path, _ in server.asked] == ["/a", "/b"]
     assert holds_only_the_right_files(tmp_path)
-    faults("download: HTTP 404, 500", 1, len(FILES), len(os.listdir(tmp_path / FOLDER)), "files")
+    faults("download: HTTP 404, 500", 1, len(FILES), len(names(tmp_path / FOLDER)), "files")
 
 
 def test_a_redirect_is_followed(server, tmp_path, faults):
     server.plan["/elsewhere"] = [whole]
     prepare(server, tmp_path, a=[sends(b"", 302, Location="/elsewhere")])
     assert holds_only_the_right_files(tmp_path)
-    faults("download: redirected", 1, len(FILES), len(os.listdir(tmp_path / FOLDER)), "files")
+    faults("download: redirected", 1, len(FILES), len(names(tmp_path / FOLDER)), "files")
 
 
 @pytest.mark.parametrize("stall", [stalls, stalls_half_way])
@@ -264,7 +268,7 @@ def test_a_stalled_host_leads_to_the_next_mirror(server, tmp_path, stall, faults
     prepare(server, tmp_path, timeout=0.3, a=[stall], b=[whole])
     assert time.monotonic() - start < 3
     assert holds_only_the_right_files(tmp_path)
-    faults("download: server stalls", 1, len(FILES), len(os.listdir(tmp_path / FOLDER)), "files")
+    faults("download: server stalls", 1, len(FILES), len(names(tmp_path / FOLDER)), "files")
 
 
 def test_the_error_names_each_mirror_its_problem_and_what_to_do(server, tmp_path):
@@ -277,7 +281,7 @@ def test_the_error_names_each_mirror_its_problem_and_what_to_do(server, tmp_path
     }.items():
         assert f"http://127.0.0.1:{server.server_port}/{name}: {problem}" in str(error.value)
     assert f"put the seven files of {FOLDER} into {tmp_path / FOLDER}" in str(error.value)
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 def test_without_a_connection_the_data_are_unavailable(tmp_path, monkeypatch, faults):
@@ -304,7 +308,7 @@ def test_two_at_a_time_both_get_the_files(server, tmp_path, faults):
         "download: two processes at once",
         1,
         len(FILES),
-        len(os.listdir(tmp_path / FOLDER)),
+        len(names(tmp_path / FOLDER)),
         "files",
     )
 
@@ -320,7 +324,7 @@ def test_files_that_another_process_put_there_meanwhile_are_taken(server, tmp_pa
     assert holds_only_the_right_files(tmp_path)
 
 
-def test_two_that_write_to_one_file_do_not_spoil_it(server, tmp_path):
+def test_two_that_write_to_one_file_do_not_corrupt_it(server, tmp_path):
     def other_process_writes_too(mirror):
         (tmp_path / PART).write_bytes(ARCHIVE[: HALF + 1000])
         ranges(mirror)
@@ -334,7 +338,7 @@ def test_two_that_write_to_one_file_do_not_spoil_it(server, tmp_path):
 # Says where its file is, downloads in small pieces, and is interrupted from outside.
 CHILD = """
 import sys
-from pathlib import Path
+from cifar10 import download
 from tests.test_download import ARCHIVE, CHECKSUMS, md5
 download.CHUNK = 16384
 download.prepare_cifar10(sys.argv[1], CHECKSUMS, (sys.argv[2],), md5(ARCHIVE), len(ARCHIVE), 60)
@@ -358,7 +362,7 @@ def test_ctrl_c_half_way_leaves_what_came_and_the_next_call_continues(server, tm
     finally:
         child.kill()
     came = download.size_of(tmp_path / PART)
-    assert 32768 <= came <= HALF and os.listdir(tmp_path) == [PART]
+    assert 32768 <= came <= HALF and names(tmp_path) == [PART]
     prepare(server, tmp_path, a=[ranges])
     assert server.asked[1:] == [("/a", f"bytes={came}-")] and holds_only_the_right_files(tmp_path)
     faults("download: Ctrl-C half way", 1, came, kept(server.asked[-1]), "bytes")
@@ -389,7 +393,7 @@ def test_a_damaged_folder_is_reported_and_left_alone(server, tmp_path, faults):
         prepare(server, tmp_path, a=[whole])
     assert (tmp_path / FOLDER / TEST_FILE).read_bytes() == b"abc"
     assert len(server.asked) == 1
-    faults("a damaged file of CIFAR-10", 1, len(FILES), len(os.listdir(tmp_path / FOLDER)), "files")
+    faults("a damaged file of CIFAR-10", 1, len(FILES), len(names(tmp_path / FOLDER)), "files")
 
 
 ALL_BUT_ONE = {name: content for name, content in FILES.items() if name != TEST_FILE}
@@ -458,7 +462,11 @@ def test_the_five_training_files_are_joined_in_order(tmp_path):
 
 def test_a_python_2_pickle_with_numpys_old_names_is_read(read):
     array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    dtype = (
+        b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN"
+        + 2 * b"J\xff\xff\xff\xff"
+        + b"K\x00tb"
+    )
     state = (
         b"(K\x01K\x01M\x00\x0c\x86" + dtype + b"\x89T\x00\x0c\x00\x00" + b"\x07" * 3072 + b"tb"
     )  # 0x0c00 = 3072
@@ -506,7 +514,7 @@ def test_an_archive_of_another_md5_is_never_opened(server, tmp_path, monkeypatch
     with pytest.raises(DataUnavailable, match="wrong content"):
         mirror = f"http://127.0.0.1:{server.server_port}/a"
         prepare_cifar10(tmp_path, CHECKSUMS, (mirror,), md5(ARCHIVE), len(hostile), 10)
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 BATCH = batch([0] * 5, noise(0))

@@ -1,11 +1,17 @@
-"""Six views are six views, and a temperature makes a network as sure as it is right."""
+"""TTA averages six views, and the temperature makes confidence agree with accuracy."""
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from evaluation.calibration import confidence_threshold, expected_calibration_error, fit_temperature
+from evaluation.calibration import (
+    confidence_threshold,
+    expected_calibration_error,
+    fit_temperature,
+    plot_reliability,
+    reliability_bins,
+)
 from evaluation.predict import accuracy, predict, tta_logits
 
 pytestmark = pytest.mark.numeric
@@ -21,7 +27,7 @@ class Corner(nn.Module):
         return images[:, 0, :2, :2].flatten(1)
 
 
-def test_six_views_are_mirrored_and_shifted_by_a_pixel_and_weighed():
+def test_tta_mirrors_shifts_by_a_pixel_and_weights_the_six_views():
     image = np.random.default_rng(0).random((3, 8, 8)).astype(np.float32)
     padded = np.pad(image, ((0, 0), (1, 1), (1, 1)), mode="reflect")
     expected = np.zeros(4)
@@ -61,7 +67,7 @@ def test_the_temperature_that_was_put_in_is_found(temperature):
 
 
 def test_the_calibration_error_of_four_answers_by_hand():
-    """Confidences 0.9, 0.9 (one of two right) and 0.6, 0.6 (both right), two classes.
+    """Confidences 0.9, 0.9 (one of two correct) and 0.6, 0.6 (both correct), two classes.
 
     (2 * 0.4 + 2 * 0.4) / 4.
     """
@@ -80,7 +86,34 @@ def test_answers_of_one_bin_balance_each_other():
     )
 
 
-def test_a_twentieth_of_the_images_lies_below_the_threshold_of_doubt():
+def test_a_twentieth_of_the_images_lies_below_the_confidence_threshold():
     logits = 3 * torch.randn(1000, 10, generator=torch.Generator().manual_seed(0))
     threshold = confidence_threshold(logits, 0.7, 0.05)
     assert int(((logits / 0.7).softmax(1).max(1).values < threshold).sum()) == 50
+
+
+def test_the_bins_of_four_answers_by_hand():
+    """Confidences 0.9, 0.9 (one correct) and 0.65, 0.65 (both correct).
+
+    Bins 14 and 10 of 15, counted from 1.
+    """
+    confidence = torch.tensor([0.9, 0.9, 0.65, 0.65])
+    sums = reliability_bins(
+        torch.stack([confidence, 1 - confidence], 1).log(), torch.tensor([0, 1, 0, 0])
+    )
+    filled = {
+        bin + 1: tuple(float(values[bin]) for values in sums)
+        for bin in range(15)
+        if sums.total[bin]
+    }
+    assert list(filled) == [10, 14]
+    assert filled[10] == pytest.approx((1.3, 2, 2)) and filled[14] == pytest.approx((1.8, 1, 2))
+
+
+def test_bars_of_the_reliability_diagram_are_the_accuracies_of_the_bins():
+    confidence = torch.tensor([0.9, 0.9, 0.65, 0.65])
+    logits = torch.stack([confidence, 1 - confidence], 1).log()
+    before, after = plot_reliability(logits, torch.tensor([0, 1, 0, 0]), 0.5).axes
+    bars = {round(bar.get_x() + bar.get_width() / 2, 3): bar.get_height() for bar in before.patches}
+    assert bars == pytest.approx({round(9.5 / 15, 3): 1, round(13.5 / 15, 3): 0.5})
+    assert "37.50%" in before.get_title() and "temperature 0.50" in after.get_title()

@@ -1,4 +1,4 @@
-"""Every check of an exercise fails on the unsolved cell and passes with the solution that the notebook gives."""
+"""Each check of an exercise fails on the unsolved cell and passes with the notebook's solution."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def namespace() -> dict:
     generator = torch.Generator().manual_seed(0)
     true_logits = 2 * torch.randn(5000, 10, generator=generator)
     labels = torch.multinomial(true_logits.softmax(1), 1, generator=generator).flatten()
-    logits = true_logits / 2  # of a network that is not sure enough
+    logits = true_logits / 2  # of an underconfident network
     return {
         "exercises": exercises,
         "resnet": resnet,
@@ -88,11 +88,13 @@ def test_answers_that_are_nearly_right_are_told_why_not(capsys, namespace):
         (exercises.grad_cam, lambda maps, gradients: maps, "shape"),
         (exercises.grad_cam, lambda maps, gradients: maps[0], "other values"),
         (exercises.grad_cam, lambda maps: maps, "TypeError"),
-        (exercises.stage, OtherSize, "its output is not so"),
+        (exercises.stage, OtherSize, "but the shape of its output is"),
     ):
         assert not check(answer) and words in capsys.readouterr().out
     assert not exercises.temperature(9.0, namespace["val_logits"], namespace["val_labels"])
-    assert re.search(r"at 9.0 the network is \d+\.\d% sure on average", capsys.readouterr().out)
+    assert re.search(
+        r"at 9.0 the network is \d+\.\d% confident on average", capsys.readouterr().out
+    )
 
 
 # ---- exercise 5, all the way ----
@@ -108,9 +110,11 @@ from training.runs import train
 from utils import export_to_space
 
 s = settings.resolve(settings.SWITCHES)
-few = [Images(part.images[:n], part.labels[:n]) for part, n in zip(sample_splits("space/examples")[:3], (64, 20, 20))]
+parts = zip(sample_splits("space/examples")[:3], (64, 20, 20))
+few = [Images(part.images[:count], part.labels[:count]) for part, count in parts]
 recipe = replace(s.recipe, epochs=1, batch_size=32, micro_batch=0)
-run = train(recipe, CIFAR10DataModule(batch_size=32, num_workers=0, splits=Splits(*few, "a few")), "checkpoints")
+data = CIFAR10DataModule(batch_size=32, num_workers=0, splits=Splits(*few, "a few"))
+run = train(recipe, data, "checkpoints")
 wrong = wrong_predictions(few[2].images[:3], few[2].labels[:3])
 confusion = plot_confusion(wrong, few[2].labels, CLASSES)
 export_to_space("out/space", run.model, space_meta(), wrong, denormalize, confusion)
@@ -125,7 +129,7 @@ def insert(path: Path, place: str, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """A copy of the project in which exercise 5 is done as its text says, with the given solution."""
+    """A copy of the project with exercise 5 done as its text says, with the given solution."""
     folder = tmp_path_factory.mktemp("copy") / "project"
     others = shutil.ignore_patterns(
         ".git", ".venv", "__pycache__", "data", "runs", "checkpoints", "logs"

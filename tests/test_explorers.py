@@ -1,4 +1,4 @@
-"""Each control of an explorer changes its figure, and only new maps and pictures run the network."""
+"""Each control of an explorer changes its figure; few of them run the network."""
 
 import io
 
@@ -20,7 +20,7 @@ def model() -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def logits(model, tiny_splits) -> torch.Tensor:
-    """The network's, with every second image made right."""
+    """The network's, with every second image made correct."""
     with torch.no_grad():
         logits = model(normalize(tiny_splits.test.images))
     logits[::2] += 9 * torch.nn.functional.one_hot(
@@ -78,13 +78,13 @@ def test_each_control_of_the_augmentation_changes_the_figure(tiny_splits, contro
 
 
 def test_transforms_of_strength_0_are_left_out():
-    assert explorers.chosen_transforms(0, False, 0, 0, 0.0) == []
-    names = [type(t).__name__ for t in explorers.chosen_transforms(0, True, 0, 20, 0.0)]
+    assert explorers.build_transforms(0, False, 0, 0, 0.0) == []
+    names = [type(t).__name__ for t in explorers.build_transforms(0, True, 0, 20, 0.0)]
     assert names == ["HorizontalFlip", "Rotate"]
 
 
 def test_cutout_covers_as_much_as_the_control_says():
-    (transform,) = explorers.chosen_transforms(0, False, 10, 0, 0.0)
+    (transform,) = explorers.build_transforms(0, False, 10, 0, 0.0)
     white = np.full((32, 32, 3), 255, np.uint8)
     covered = {int((transform(image=white)["image"] != 255).all(-1).sum()) for _ in range(40)}
     assert covered == {0, 100}
@@ -97,17 +97,17 @@ def test_cutout_covers_as_much_as_the_control_says():
     ("control", "value"),
     [
         ("source", "test images"),
-        ("order", "least sure first"),
+        ("order", "least confident first"),
         ("first", 4),
         ("count", 2),
-        ("maps", False),
+        ("heatmaps", False),
         ("stage", "resblock2"),
         ("method", "LayerCAM"),
         ("opacity", 1.0),
     ],
 )
 def test_each_control_of_the_errors_changes_the_figure(explorer, control, value):
-    explorer.controls["order"].value = "surest first"
+    explorer.controls["order"].value = "most confident first"
     before = png(explorer)
     explorer.controls[control].value = value
     assert png(explorer) != before
@@ -135,7 +135,7 @@ def test_filters_show_only_what_fits(explorer, logits, tiny_splits):
 def test_the_filter_by_predicted_class_is_one(explorer, logits):
     preds = logits.argmax(1).numpy()
     for label in range(10):
-        found = explorer.chosen("test images", "any class", CLASSES[label], explorers.ORDERS[0])
+        found = explorer.select("test images", "any class", CLASSES[label], explorers.ORDERS[0])
         assert found == np.flatnonzero(preds == label).tolist()
 
 
@@ -144,19 +144,17 @@ def test_errors_are_errors_and_sorted_as_asked(explorer, logits, tiny_splits):
     preds, probs = logits.argmax(1).numpy(), logits.softmax(1).amax(1).numpy()
     wrong = np.flatnonzero(preds != tiny_splits.test.labels)
     assert (
-        explorer.chosen("errors", "any class", "any class", explorers.ORDERS[0]) == wrong.tolist()
+        explorer.select("errors", "any class", "any class", explorers.ORDERS[0]) == wrong.tolist()
     )
-    most_confident_class = explorer.chosen("errors", "any class", "any class", "surest first")
-    assert (np.diff(probs[most_confident_class]) <= 0).all() and sorted(
-        most_confident_class
-    ) == wrong.tolist()
-    least = explorer.chosen("test images", "any class", "any class", "least sure first")
+    most_confident = explorer.select("errors", "any class", "any class", "most confident first")
+    assert (np.diff(probs[most_confident]) <= 0).all() and sorted(most_confident) == wrong.tolist()
+    least = explorer.select("test images", "any class", "any class", "least confident first")
     assert (np.diff(probs[least]) >= 0).all() and len(least) == 40
 
 
-def test_the_maps_are_for_the_predicted_and_the_true_class(explorer, logits, tiny_splits):
+def test_the_heatmaps_are_for_the_predicted_and_the_true_class(explorer, logits, tiny_splits):
     fig = explorer.draw(**{name: control.value for name, control in explorer.controls.items()})
-    first = int(explorer.chosen("errors", "any class", "any class", explorers.ORDERS[0])[0])
+    first = int(explorer.select("errors", "any class", "any class", explorers.ORDERS[0])[0])
     shown = [axis.get_title() for axis in fig.axes[::5]]  # five columns: the first of each row
     assert shown[1:] == [
         f"for {CLASSES[logits[first].argmax()]}",
@@ -179,27 +177,27 @@ def test_an_uploaded_picture_is_shown_with_its_classes(explorer, version):
     value = {"my.png": file} if version == 7 else ({**file, "content": memoryview(content)},)
     assert explorers.read_upload(value).shape == (32, 32, 3)
     assert (explorers.read_upload(value) == (255, 0, 0)).all()
-    shown = explorer.uploaded(value)
+    shown = explorer.classify_upload(value)
     assert shown.label is None and float(shown.probs.sum()) == pytest.approx(1)
 
 
-def test_no_picture_and_a_broken_one_are_said_in_words(explorer):
+def test_no_picture_and_a_broken_one_give_a_message(explorer):
     explorer.controls["source"].value = "my picture"
-    assert "Upload a picture" in explorer.words.value and not explorer.picture.value
+    assert "Upload a picture" in explorer.message.value and not explorer.picture.value
     with pytest.raises(ValueError, match="not a picture"):
         explorers.read_upload([{"content": b"no picture"}])
     explorer.controls["source"].value = "errors"
-    assert explorer.words.value == "" and png(explorer)
+    assert explorer.message.value == "" and png(explorer)
 
 
-def test_nothing_that_fits_is_said_in_words(explorer):
+def test_nothing_that_fits_gives_a_message(explorer):
     explorer.controls["first"].value = 40
-    assert "No image fits" in explorer.words.value
+    assert "No image fits" in explorer.message.value
 
 
 def test_a_network_without_an_error_can_be_explored_too(model, tiny_splits):
-    right = torch.nn.functional.one_hot(torch.from_numpy(tiny_splits.test.labels), 10).float()
-    explorer = explorers.ErrorExplorer(model, tiny_splits.test, 9 * right, CLASSES)
-    assert "No image fits" in explorer.words.value
+    correct = torch.nn.functional.one_hot(torch.from_numpy(tiny_splits.test.labels), 10).float()
+    explorer = explorers.ErrorExplorer(model, tiny_splits.test, 9 * correct, CLASSES)
+    assert "No image fits" in explorer.message.value
     explorer.controls["source"].value = "test images"
     assert png(explorer)

@@ -1,4 +1,4 @@
-"""FastNet begins as its design says, and Muon is Muon where it should be and SGD everywhere else."""
+"""FastNet begins as its design says; Muon is Muon where it should be, and SGD everywhere else."""
 
 import copy
 
@@ -25,12 +25,11 @@ def images() -> torch.Tensor:
 
 
 def test_the_size_is_that_of_the_airbench_family():
-    """By hand: 3x3 convolutions 24-64-64-256-256-256-256, the stem, a bias and a scale per channel, the head."""
+    """By hand: convolutions 24-64-64-256-256-256-256, stem, biases and scales, head."""
     convolutions = 9 * (24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256)
-    assert (
-        sum(p.numel() for p in FastNet().parameters())
-        == convolutions + 12 * 24 + 24 + 2 * (2 * 64 + 4 * 256) + 2560
-    )
+    stem, batch_norms, head = 12 * 24 + 24, 2 * (2 * 64 + 4 * 256), 2560
+    found = sum(p.numel() for p in FastNet().parameters())
+    assert found == convolutions + stem + batch_norms + head
 
 
 def test_an_image_takes_118_million_multiply_adds():
@@ -50,9 +49,7 @@ def test_the_stem_decorrelates_the_images_it_was_made_from(images):
     model = FastNet()
     model.whiten(images)
     with torch.no_grad():
-        out = (
-            nn.functional.conv2d(images, model.stem.weight).transpose(0, 1).flatten(1)
-        )  # (24, pixels)
+        out = nn.functional.conv2d(images, model.stem.weight).transpose(0, 1).flatten(1)
     assert torch.allclose(out[:12], -out[12:], atol=1e-4)
     second = out[:12] @ out[:12].T / out.shape[1]
     assert (second - torch.diag(second.diag())).abs().max() < 1e-3

@@ -1,6 +1,7 @@
-"""Every file that is read, changed at random: a named error or a right answer, never a crash or another network.
+"""Every file that is read, changed at random, gives a named error or a correct answer.
 
-The checksums are made right again after each change where there are any, so that what parses is reached as well.
+Never a crash, never another network. Checksums are made right again after each change, so that the
+parser is reached as well.
 """
 
 import json
@@ -278,7 +279,9 @@ def test_results_of_a_run(tmp_path, edits):
         edited(b'{"data": "CIFAR-10", "test_acc": 0.93}', edits)
     )
     refused_or(
-        "results.json", lambda: publish.results(tmp_path), lambda answer: same(type(answer), dict)
+        "results.json",
+        lambda: publish.read_results(tmp_path),
+        lambda answer: same(type(answer), dict),
     )
 
 

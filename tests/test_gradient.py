@@ -1,4 +1,4 @@
-"""The gradient of a step is the mean over its images, in however many parts and processes they come."""
+"""The gradient of a step is the mean over its images, in any number of parts and processes."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 
-from cifar10.fast_loader import FastLoader
-from dataload import CIFAR10DataModule, Images, Splits
+from cifar10.fast_loader import FastLoader, Process
+from dataload import Augmentation, FastDataModule, Images, Splits
 from training.classifier import LitClassifier
 
 BATCH = 16  # of the recipe; 39 images make two whole steps and a short one of 7
@@ -34,10 +34,13 @@ def classifier() -> LitClassifier:
     return made
 
 
-def loaders(splits: Splits, batch_size: int) -> CIFAR10DataModule:
-    """The fast loader mirrors by image and epoch, so without shifts every process sees the same pixels."""
-    return CIFAR10DataModule(
-        batch_size=batch_size, num_workers=0, seed=1, splits=splits, padding=0, cutout=0, fast=True
+NO_SHIFT = Augmentation(padding=0, cutout=0)
+
+
+def loaders(splits: Splits, batch_size: int) -> FastDataModule:
+    """Make loaders that only mirror, by image and epoch, so every process sees the same pixels."""
+    return FastDataModule(
+        batch_size=batch_size, num_workers=0, seed=1, splits=splits, augmentation=NO_SHIFT
     )
 
 
@@ -101,7 +104,7 @@ def test_a_last_batch_with_fewer_images_than_processes_is_refused_by_the_fast_lo
         ValueError,
         match="batches of 2 of 39 images: one has fewer images than there are processes, 2",
     ):
-        FastLoader(*splits.train, (0.5,) * 3, (0.5,) * 3, 2, 0, 0, 0, 0, "cpu", rank=0, processes=2)
+        FastLoader(splits.train, NO_SHIFT, batch_size=2, seed=0, process=Process(0, 2))
 
 
 def test_an_epoch_s_steps_hold_every_image_once(splits):

@@ -15,7 +15,9 @@ from cifar10.fast_loader import FastLoader
 from dataload import (
     CLASSES,
     AlbumentationImageDataset,
+    Augmentation,
     CIFAR10DataModule,
+    FastDataModule,
     Images,
     Splits,
     make_loader,
@@ -74,8 +76,10 @@ OUT_OF_ORDER: dict[str, Callable] = {
     "every second": lambda d: DataLoader(d, batch_sampler=[list(range(0, len(d), 2))]),
     "Stream": lambda _: DataLoader(Stream(), 8),
     "FastLoader": lambda d: FastLoader(
-        *(np.stack(parts) for parts in zip(*d.image_list, strict=True)),
-        *((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), 8, 0, 0, 0, 0, "cpu"),
+        Images(*(np.stack(parts) for parts in zip(*d.image_list, strict=True))),
+        Augmentation(padding=0, cutout=0),
+        batch_size=8,
+        seed=0,
     ),
 }
 
@@ -153,16 +157,15 @@ def labels_of_an_epoch(data: CIFAR10DataModule) -> list[int]:
 def test_after_a_range_test_alone_two_processes_share_the_images(tiny_splits):
     """Each image carries its number as its label; the range test has run in a process alone."""
     numbered = Images(tiny_splits.train.images, np.arange(64))
-    data = CIFAR10DataModule(batch_size=16, splits=tiny_splits._replace(train=numbered), fast=True)
+    data = FastDataModule(batch_size=16, splits=tiny_splits._replace(train=numbered))
     data.trainer = as_process(0, 1)
     assert sorted(labels_of_an_epoch(data)) == list(range(64))
-    shard_batches = []
+    parts = []
     for rank in range(2):
         data.trainer = as_process(rank, 2)
-        shard_batches.append(labels_of_an_epoch(data))
-    assert len(shard_batches[0]) == len(shard_batches[1]) == 32 and sorted(
-        shard_batches[0] + shard_batches[1]
-    ) == list(range(64))
+        parts.append(labels_of_an_epoch(data))
+    assert len(parts[0]) == len(parts[1]) == 32
+    assert sorted(parts[0] + parts[1]) == list(range(64))
 
 
 def other_images(splits: Splits) -> Splits:
@@ -171,20 +174,24 @@ def other_images(splits: Splits) -> Splits:
 
 @pytest.mark.parametrize(
     ("attribute", "value"),
-    [("batch_size", 8), ("seed", 7), ("padding", 0), ("cutout", 0), ("splits", other_images)],
+    [
+        ("batch_size", 8),
+        ("seed", 7),
+        ("augmentation", Augmentation(padding=0)),
+        ("augmentation", Augmentation(cutout=0)),
+        ("splits", other_images),
+    ],
 )
 def test_the_resident_loader_follows_what_it_was_made_of(tiny_splits, attribute, value):
-    data = CIFAR10DataModule(batch_size=16, splits=tiny_splits, fast=True)
+    data = FastDataModule(batch_size=16, splits=tiny_splits)
     before = data.train_dataloader()
     assert data.train_dataloader() is before  # nothing is copied again while nothing changes
     setattr(data, attribute, value(tiny_splits) if callable(value) else value)
-    fresh = CIFAR10DataModule(
+    fresh = FastDataModule(
         batch_size=data.batch_size,
         seed=data.seed,
         splits=data.splits,
-        padding=data.padding,
-        cutout=data.cutout,
-        fast=True,
+        augmentation=data.augmentation,
     )
     ours, wanted = ([i for i, _ in d.train_dataloader()] for d in (data, fresh))
     assert len(ours) == len(wanted)
@@ -192,7 +199,7 @@ def test_the_resident_loader_follows_what_it_was_made_of(tiny_splits, attribute,
 
 
 def test_the_resident_loader_moves_to_the_device_that_trains(tiny_splits):
-    data = CIFAR10DataModule(batch_size=16, splits=tiny_splits, fast=True)
+    data = FastDataModule(batch_size=16, splits=tiny_splits)
     assert data.train_dataloader().labels.device.type == "cpu"
     data.trainer = as_process(0, 1, "meta")
     assert data.train_dataloader().labels.device.type == "meta"

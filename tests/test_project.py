@@ -199,9 +199,8 @@ def test_the_committed_space_is_of_the_same_run(results):
     assert (tuple(meta["mean"]), tuple(meta["std"])) == (CIFAR10_MEAN, CIFAR10_STD)
     for path in (PROJECT / "space/models").glob("*.py"):
         fresh = path.read_bytes() == (PROJECT / "models" / path.name).read_bytes()
-        assert fresh, (
-            f"{path}: `python -c 'import utils; utils.refresh_sources(\"space\")'` brings it up to date"
-        )
+        refresh = 'import utils; utils.refresh_sources("space")'
+        assert fresh, f"{path}: `python -c '{refresh}'` brings it up to date"
 
 
 def test_the_space_shows_at_most_fifty_tiles_that_are_errors():
@@ -218,10 +217,7 @@ def test_the_space_shows_at_most_fifty_tiles_that_are_errors():
 
 
 def test_every_measured_number_of_the_readme_is_that_of_the_results(results):
-    """Accuracies have two decimals and a percent sign.
-
-    Minutes, epochs and counts stand in the result table.
-    """
+    """Accuracies have two decimals and a percent sign; the result table has the other numbers."""
     accuracies = {f"{100 * results[key]:.2f} %" for key in ("test_acc", "test_acc_tta", "val_acc")}
     measured = {
         f"{100 * row[key]:.2f} %"
@@ -246,7 +242,7 @@ def test_every_measured_number_of_the_readme_is_that_of_the_results(results):
 
 def test_the_measured_table_of_the_readme_is_that_of_the_files():
     found = json.loads((report.RESULTS / "speed.json").read_text())
-    assert report.MARKS[0] + report.measured(MEASURED, found) + report.MARKS[1] in README
+    assert report.MARKS[0] + report.readme_block(MEASURED, found) + report.MARKS[1] in README
 
 
 def test_the_tables_of_the_scaling_page_are_those_of_the_file():
@@ -365,6 +361,7 @@ def a_run(folder: Path, data: str, space: Path, error: bool = False) -> Path:
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(publish, "PROJECT", tmp_path)
+    monkeypatch.setattr(run, "PROJECT", tmp_path)
     return tmp_path
 
 
@@ -428,19 +425,20 @@ def test_a_failing_cell_is_reported_and_the_notebook_up_to_it_is_kept(project, c
     assert "so far" in kept.read_text()
 
 
-def run_of(project: Path, *sources: str, **environment: str) -> subprocess.CompletedProcess:
-    """`make run` in a process of its own, of a notebook with these cells.
+def program_of(project: Path, change: str = "") -> str:
+    """The code of `make run` in another folder, with a change to the module."""
+    return (
+        f"import sys, pathlib; from tools import run; run.PROJECT = pathlib.Path({str(project)!r})"
+        f"; run.PORT = 0\n{change}\nsys.exit(run.run())"
+    )
 
-    What it prints, as bytes.
-    """
+
+def run_of(project: Path, *sources: str, **environment: str) -> subprocess.CompletedProcess:
+    """Execute a notebook with these cells by `make run` in a separate process, output as bytes."""
     cells = [nbformat.v4.new_markdown_cell("## 1. First"), *map(nbformat.v4.new_code_cell, sources)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), project / run.NOTEBOOK)
-    program = (
-        f"import sys, pathlib; from tools import run; run.PROJECT = pathlib.Path({str(project)!r}); run.PORT = 0;"
-        " run.serve = lambda space: 0; sys.exit(run.run())"
-    )
     return subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program_of(project, "run.serve = lambda space: 0")],
         cwd=PROJECT,
         env=os.environ | environment,
         capture_output=True,
@@ -514,13 +512,9 @@ def test_a_reader_that_has_gone_does_not_end_a_program(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell of Unix")
 def test_standard_output_may_be_closed():
-    code = "from training import console; console.forgive_output(); print('nobody hears it', flush=True)"
-    assert (
-        subprocess.run(
-            f'"{sys.executable}" -c "{code}" >&- 2>&-', shell=True, cwd=PROJECT
-        ).returncode
-        == 0
-    )
+    code = "from training import console; console.forgive_output(); print('unheard', flush=True)"
+    command = f'"{sys.executable}" -c "{code}" >&- 2>&-'
+    assert subprocess.run(command, shell=True, cwd=PROJECT).returncode == 0
 
 
 @pytest.mark.parametrize("backend", ["Agg", "TkAgg"])
@@ -571,18 +565,27 @@ def test_a_port_in_use_is_seen(monkeypatch):
         assert not run.port_is_free()
 
 
-@pytest.mark.parametrize(("port", "code"), [("seven", 2), ("70000", 2), ("-1", 2), ("", 1)])
-def test_a_port_that_is_none_is_refused_and_nothing_is_the_default(port, code):
-    environment, command = (
-        os.environ | {"GRADIO_SERVER_PORT": port},
-        ["-m", "tools.publish", "no-such-run"],
-    )
+@pytest.mark.parametrize("port", ["seven", "70000", "-1"])
+def test_a_port_that_is_none_is_refused(port):
     done = subprocess.run(
-        [sys.executable, *command], cwd=PROJECT, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "tools.run", "app"],
+        cwd=PROJECT,
+        env=os.environ | {"GRADIO_SERVER_PORT": port},
+        capture_output=True,
+        text=True,
     )
-    assert done.returncode == code and (
-        code == 1 or "GRADIO_SERVER_PORT: expected a number" in done.stderr
+    assert done.returncode == 2 and "GRADIO_SERVER_PORT: expected a number" in done.stderr
+
+
+def test_an_empty_port_is_the_default():
+    done = subprocess.run(
+        [sys.executable, "-c", "from tools import run; print(run.PORT)"],
+        cwd=PROJECT,
+        env=os.environ | {"GRADIO_SERVER_PORT": ""},
+        capture_output=True,
+        text=True,
     )
+    assert done.stdout.strip() == "7860"
 
 
 def test_the_script_refuses_in_a_sentence():
@@ -606,10 +609,8 @@ def test_ctrl_c_stops_the_notebook_and_says_how_to_go_on(tmp_path):
         nbformat.v4.new_code_cell("import time; time.sleep(60)"),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / run.NOTEBOOK)
-    program = f"import sys, pathlib; from tools import run; run.PROJECT = pathlib.Path({str(tmp_path)!r}); run.PORT = 0; sys.exit(run.run())"
-    child = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=PROJECT, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", program_of(tmp_path)]
+    child = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
     for line in child.stdout:
         if "[cell 1 of 1]" in line:
             break

@@ -8,8 +8,8 @@ import httpx
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from tools.push import files_to_send, push_space
-from utils import APP_FILES
+from tools.push import push_space
+from utils import APP_FILES, space_files
 
 BUNDLE_FILES = {
     "model.json",
@@ -24,19 +24,19 @@ SOURCES = {
 
 
 class Recorder:
-    """Stands in for huggingface_hub's HfApi and keeps what it was told.
+    """Stands in for huggingface_hub's HfApi and records its calls.
 
-    There: the files of the Space, or an error.
+    present: the files of the Space, or the error that listing them raises.
     """
 
-    def __init__(self, there=()):
-        self.calls, self.there = [], there
+    def __init__(self, present=()):
+        self.calls, self.present = [], present
 
     def list_repo_files(self, repo_id, *, repo_type):
         assert (repo_id, repo_type) == ("me/my-space", "space")
-        if isinstance(self.there, Exception):
-            raise self.there
-        return list(self.there)
+        if isinstance(self.present, Exception):
+            raise self.present
+        return list(self.present)
 
     def create_repo(self, repo_id, **options):
         self.calls.append(("create", repo_id, options))
@@ -64,7 +64,7 @@ def test_a_dry_run_shows_every_file_with_its_size_and_asks_nothing(space, capsys
         is None
     )
     told = capsys.readouterr().out
-    sent = files_to_send(space, json.loads((space / "model.json").read_text()))
+    sent = space_files(space, json.loads((space / "model.json").read_text()))
     for name in sent:
         assert f"{(space / name).stat().st_size:12,d}  {name}\n" in told
     assert set(sent) >= BUNDLE_FILES | SOURCES and api.calls == []
@@ -99,13 +99,13 @@ def test_a_yes_creates_the_space_and_sends_the_allowed_files_only(exported_space
     assert options["folder_path"] == space and options["repo_type"] == "space"
     sent = set(options["allow_patterns"])
     assert {name for name in sent if not name.startswith("examples/")} == (
-        APP_FILES - {"examples"} | BUNDLE_FILES | SOURCES
+        {*APP_FILES} | BUNDLE_FILES | SOURCES
     )
     assert len([name for name in sent if name.startswith("examples/")]) >= 10
 
 
 def test_what_lies_there_from_before_is_named_and_deleted_in_the_same_commit(space, capsys):
-    """fastnet.py of another network, the flat files of the older form, and a name that is a pattern."""
+    """The source of another network, the flat files of the older form, a name like a pattern."""
     old = ["models/fastnet.py", "resnet.py", "explain.py", "bundle.py", "examples/[1].png"]
     kept = [".gitattributes", "app.py", "models/resnet.py", "model.json"]
     kept += ["notes.md", "assets/logo.png", "main.py", "models/other/weights.bin"]  # their owner's

@@ -41,9 +41,8 @@ def rows(table: str) -> list[list[str]]:
 
 def test_custom_resnet_has_the_children_of_the_reference():
     expected = rows((REFERENCE / "custom_resnet_lightning.txt").read_text())
-    assert (
-        rows(model_summary(build("CustomResNet"))) == expected[1:]
-    )  # the first row, acc, is LitClassifier's
+    # The first row, acc, is LitClassifier's.
+    assert rows(model_summary(build("CustomResNet"))) == expected[1:]
     shown = rows(str(ModelSummary(LitClassifier(network="CustomResNet"), max_depth=2)))
     assert [row[0] for row in shown][:3] == ["acc", "model", "model.preplayer1"]
     assert [
@@ -112,9 +111,8 @@ def test_each_stage_has_the_map_size_it_states_and_nothing_later_changes_it(arch
     model(torch.rand(2, 3, 32, 32))
     for stage in model.stages():
         assert kept[stage.name].shape[2:] == (stage.size, stage.size)
-        assert torch.equal(
-            kept[stage.name], copies[stage.name]
-        )  # an in-place operation would have changed it
+        # An in-place operation would have changed it.
+        assert torch.equal(kept[stage.name], copies[stage.name])
 
 
 @pytest.mark.numeric

@@ -4,29 +4,27 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 import training.run_folder as module
-from dataload import CIFAR10DataModule, Images, Splits, split
+from dataload import Augmentation, CIFAR10DataModule, FastDataModule, Images, Splits, split
 from models.bundle import sha256
-from tests.conftest import PROJECT
-from training import history, results, runs
+from tests.warm import WarmProcess
+from training import history, results, resume, runs
 from training.checkpoints import newest_checkpoint, sidecar
 from training.classifier import LitClassifier
+from training.options import AutoChoice, RunOptions
 from training.recipes import Recipe
 from training.results import unfinished_run
 from training.run_folder import (
-    AutoChoice,
-    Owner,
     RunInUse,
-    chosen_before,
+    RunLock,
+    earlier_auto_choice,
     run_folder,
     run_identity,
     weights_sha256,
@@ -34,6 +32,7 @@ from training.run_folder import (
 from training.runs import train
 
 RECIPE = Recipe("FastNet", epochs=3, batch_size=8, max_lr=0.01, bias_lr=1.0, muon_lr=0.1, cutout=0)
+OPTIONS = RunOptions(seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +44,8 @@ def few(tiny_splits) -> Splits:
     return Splits(train, val, test, tiny_splits.source)
 
 
-def loaders(splits, **settings) -> CIFAR10DataModule:
-    return CIFAR10DataModule(batch_size=8, num_workers=0, splits=splits, **settings)
+def loaders(splits, kind=CIFAR10DataModule, **settings) -> CIFAR10DataModule:
+    return kind(batch_size=8, num_workers=0, splits=splits, **settings)
 
 
 @pytest.fixture
@@ -58,7 +57,7 @@ def data(few) -> CIFAR10DataModule:
 def original(tmp_path_factory, few) -> Path:
     """The folder of a finished run, to be copied and damaged."""
     root = tmp_path_factory.mktemp("original")
-    return train(RECIPE, loaders(few), root, seed=1).metrics_csv.parent
+    return train(RECIPE, loaders(few), root, OPTIONS).metrics_csv.parent
 
 
 @pytest.fixture
@@ -66,11 +65,11 @@ def folder(original, tmp_path) -> Path:
     return shutil.copytree(original, tmp_path / original.name)
 
 
-def again(folder: Path, data: CIFAR10DataModule, **settings) -> results.Run:
-    return train(RECIPE, data, folder.parent, seed=1, **settings)
+def again(folder: Path, data: CIFAR10DataModule, **changes) -> results.Run:
+    return train(RECIPE, data, folder.parent, dataclasses.replace(OPTIONS, **changes))
 
 
-def interrupt(monkeypatch, epoch: int, data: CIFAR10DataModule, root: Path, **settings) -> None:
+def interrupt(monkeypatch, epoch: int, data: CIFAR10DataModule, root: Path) -> None:
     """Train until this epoch begins, then stop as if the power had failed."""
 
     def fail(self) -> None:
@@ -80,7 +79,7 @@ def interrupt(monkeypatch, epoch: int, data: CIFAR10DataModule, root: Path, **se
     with monkeypatch.context() as patch:
         patch.setattr(LitClassifier, "on_train_epoch_start", fail)
         with pytest.raises(ConnectionAbortedError):
-            train(RECIPE, data, root, seed=1, **settings)
+            train(RECIPE, data, root, OPTIONS)
 
 
 def weights(folder: Path) -> str:
@@ -99,24 +98,28 @@ def test_whatever_shapes_the_weights_makes_another_folder(tiny_splits):
     changed = tiny_splits._replace(train=tiny_splits.train._replace(images=one_pixel))
     flipped = tiny_splits._replace(train=tiny_splits.train._replace(labels=labels[::-1].copy()))
     identities = [
-        run_identity(RECIPE, loaders(tiny_splits), 1),
-        run_identity(RECIPE, loaders(tiny_splits), 2),
-        run_identity(RECIPE, loaders(tiny_splits), 1, "32-true"),
-        run_identity(RECIPE, loaders(tiny_splits), 1, "bf16-mixed"),
-        run_identity(dataclasses.replace(RECIPE, max_lr=0.02), loaders(tiny_splits), 1),
-        run_identity(RECIPE, loaders(tiny_splits, fast=True), 1),
-        run_identity(RECIPE, loaders(tiny_splits, seed=7), 1),
-        run_identity(RECIPE, loaders(tiny_splits, cutout=12), 1),
-        run_identity(RECIPE, loaders(tiny_splits, padding=2), 1),
-        run_identity(RECIPE, loaders(other_split), 1),
-        run_identity(RECIPE, loaders(same_split), 1),
-        run_identity(RECIPE, loaders(changed), 1),
-        run_identity(RECIPE, loaders(flipped), 1),
-        run_identity(RECIPE, loaders(tiny_splits), 1, asked={"ARCH": "auto"}),
+        run_identity(RECIPE, loaders(tiny_splits), OPTIONS),
+        run_identity(RECIPE, loaders(tiny_splits), RunOptions(seed=2)),
+        run_identity(RECIPE, loaders(tiny_splits), RunOptions(1, precision="32-true")),
+        run_identity(RECIPE, loaders(tiny_splits), RunOptions(1, precision="bf16-mixed")),
+        run_identity(dataclasses.replace(RECIPE, max_lr=0.02), loaders(tiny_splits), OPTIONS),
+        run_identity(RECIPE, loaders(tiny_splits, FastDataModule), OPTIONS),
+        run_identity(RECIPE, loaders(tiny_splits, seed=7), OPTIONS),
+        run_identity(RECIPE, loaders(tiny_splits, augmentation=Augmentation(cutout=12)), OPTIONS),
+        run_identity(RECIPE, loaders(tiny_splits, augmentation=Augmentation(padding=2)), OPTIONS),
+        run_identity(RECIPE, loaders(other_split), OPTIONS),
+        run_identity(RECIPE, loaders(same_split), OPTIONS),
+        run_identity(RECIPE, loaders(changed), OPTIONS),
+        run_identity(RECIPE, loaders(flipped), OPTIONS),
+        run_identity(
+            RECIPE,
+            loaders(tiny_splits),
+            dataclasses.replace(OPTIONS, auto=AutoChoice({"ARCH": "auto"}, "")),
+        ),
     ]
     folders = {run_folder("runs", identity) for identity in identities}
     assert len(folders) == len(identities)
-    assert run_folder("runs", run_identity(RECIPE, loaders(tiny_splits), 1)) in folders
+    assert run_folder("runs", run_identity(RECIPE, loaders(tiny_splits), OPTIONS)) in folders
 
 
 @pytest.fixture
@@ -135,10 +138,10 @@ def test_another_precision_than_the_one_asked_for_is_never_loaded(folder, data, 
 
 
 def test_a_resumed_run_keeps_the_precision_it_began_with(data, tmp_path, monkeypatch, precisions):
-    monkeypatch.setattr(runs, "native_precisions", lambda: ["32-true", "bf16-mixed"])
+    monkeypatch.setattr(resume, "native_precisions", lambda: ["32-true", "bf16-mixed"])
     for timed in ("bf16-mixed", "32-true"):  # the second time on a busy machine
-        monkeypatch.setattr(runs, "choose_precision", lambda timed=timed: timed)
-        train(RECIPE, data, tmp_path, seed=1)
+        monkeypatch.setattr(resume, "choose_precision", lambda timed=timed: timed)
+        train(RECIPE, data, tmp_path, OPTIONS)
     assert precisions == ["bf16-mixed", "bf16-mixed"]
 
 
@@ -156,27 +159,28 @@ def test_a_machine_that_cannot_continue_says_so_and_trains_nothing(
     with pytest.raises(
         ValueError, match="began with (16-mixed|cuda), and .* continue it .*, or set FRESH = True"
     ):
-        train(RECIPE, data, tmp_path, seed=1)
+        train(RECIPE, data, tmp_path, OPTIONS)
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
     assert (
-        train(RECIPE, data, tmp_path, seed=1, fresh=True).metadata["epochs"] == 3
+        train(RECIPE, data, tmp_path, dataclasses.replace(OPTIONS, fresh=True)).metadata["epochs"]
+        == 3
     )  # as it was told
     assert len(list(tmp_path.glob("FastNet-*-before-*/epoch000.ckpt"))) == 1
 
 
 def test_what_auto_chose_is_known_when_the_same_is_asked_for_again(data, tmp_path):
     asked, name = {"ARCH": "auto", "EPOCHS": 0}, "fastnet-4"
-    assert chosen_before(tmp_path, asked) is None
+    assert earlier_auto_choice(tmp_path, asked) is None
     auto = AutoChoice(asked, name)
-    run = train(RECIPE, data, tmp_path, auto=auto)
+    run = train(RECIPE, data, tmp_path, RunOptions(auto=auto))
     assert run.metrics_csv.parent.name.startswith("auto-")
     assert (
-        chosen_before(tmp_path, asked) == name
-        and chosen_before(tmp_path, {"ARCH": "auto", "EPOCHS": 1}) is None
+        earlier_auto_choice(tmp_path, asked) == name
+        and earlier_auto_choice(tmp_path, {"ARCH": "auto", "EPOCHS": 1}) is None
     )
     with pytest.raises(ValueError, match="began with a recipe that 'auto' no longer chooses"):
         (run.metrics_csv.parent / "finished.json").unlink()
-        train(dataclasses.replace(RECIPE, max_lr=0.02), data, tmp_path, auto=auto)
+        train(dataclasses.replace(RECIPE, max_lr=0.02), data, tmp_path, RunOptions(auto=auto))
 
 
 def test_runs_of_an_earlier_version_are_named_and_not_loaded(folder, data, tmp_path, capsys):
@@ -193,7 +197,7 @@ def test_runs_of_an_earlier_version_are_named_and_not_loaded(folder, data, tmp_p
 # ---- integrity -----------------------------------------------------------------------------------
 
 
-def test_facts_of_other_weights_are_noticed_and_training_continues(folder, data, capsys):
+def test_metadata_of_other_weights_are_noticed_and_training_continues(folder, data, capsys):
     wanted, metadata = weights(folder), json.loads((folder / "finished.json").read_text())
     for name in (
         "epoch002.ckpt",
@@ -246,7 +250,7 @@ def test_files_that_a_synced_drive_adds_are_ignored(data, tmp_path, original, mo
     shutil.copy(folder / "epoch001.ckpt", folder / "epoch001 (1).ckpt")
     shutil.copy(folder / "started.json", folder / "started (1).json")
     sidecar(folder / "last.ckpt").write_bytes(b"\xff\xfe\x00binary")
-    run = train(RECIPE, data, tmp_path, seed=1)
+    run = train(RECIPE, data, tmp_path, OPTIONS)
     assert weights(folder) == weights(original) and run.metadata["epochs"] == 3
 
 
@@ -278,14 +282,12 @@ def test_an_unfinished_run_that_is_none_is_refused(tmp_path):
 
 # ---- ownership -----------------------------------------------------------------------------------
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from training.run_folder import Owner
-with Owner(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
+
+def hold(tell: Callable[[str], None], folder: Path) -> None:
+    """Own a run's folder until somebody kills this process."""
+    with RunLock(folder):
+        tell("held")
+        time.sleep(60)
 
 
 @pytest.fixture
@@ -296,42 +298,38 @@ def impatient(monkeypatch):
 @pytest.fixture
 def holder(tmp_path):
     """Another process that owns the folder 'run'."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path / "run")],
-        cwd=PROJECT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "held\n"
+    process = WarmProcess(hold, tmp_path / "run")
+    assert next(iter(process)) == "held"
     yield process
     process.kill()
-    process.wait()
-    process.stdout.close()
 
 
 def test_the_second_process_is_told_who_trains_and_a_killed_owner_keeps_nothing(
     holder, tmp_path, impatient, faults
 ):
     with pytest.raises(
-        RunInUse, match=rf"run is being trained in by process {holder.pid} on .*set CHECKPOINT_DIR"
+        RunInUse,
+        match=rf"run is being trained in by process {holder.process.pid} on .*set CHECKPOINT_DIR",
     ):
-        Owner(tmp_path / "run").__enter__()
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
-    with Owner(tmp_path / "run"):
+        RunLock(tmp_path / "run").__enter__()
+    holder.kill()
+    with RunLock(tmp_path / "run"):
         assert json.loads((tmp_path / ".run.owner.json").read_text())["pid"] == os.getpid()
     assert not (tmp_path / ".run.owner.json").exists()
     faults("owner of a run folder killed (SIGKILL)", 1)
 
 
 def test_two_trainings_at_once_are_one_training(data, tmp_path, impatient):
-    with Owner(run_folder(tmp_path, run_identity(RECIPE, data, 1))), pytest.raises(RunInUse):
-        train(RECIPE, data, tmp_path, seed=1)
+    with (
+        RunLock(run_folder(tmp_path, run_identity(RECIPE, data, OPTIONS))),
+        pytest.raises(RunInUse),
+    ):
+        train(RECIPE, data, tmp_path, OPTIONS)
     assert not list(tmp_path.glob("FastNet-*/*"))
-    assert train(RECIPE, data, tmp_path, seed=1).metadata["epochs"] == 3
+    assert train(RECIPE, data, tmp_path, OPTIONS).metadata["epochs"] == 3
 
 
-def card(folder: Path, host: str, age: float) -> None:
+def write_owner(folder: Path, host: str, age: float) -> None:
     """What another process has written beside the folder, so many seconds ago."""
     said = {
         "token": "other",
@@ -347,18 +345,18 @@ def card(folder: Path, host: str, age: float) -> None:
 def test_on_another_machine_an_owner_is_dead_after_five_minutes_without_a_heartbeat(
     tmp_path, age, alive
 ):
-    card(tmp_path / "run", "elsewhere", age)
+    write_owner(tmp_path / "run", "elsewhere", age)
     if alive:
         with pytest.raises(RunInUse, match="by process 7 on elsewhere since noon"):
-            Owner(tmp_path / "run").__enter__()
+            RunLock(tmp_path / "run").__enter__()
     else:
-        with Owner(tmp_path / "run"):
+        with RunLock(tmp_path / "run"):
             pass
 
 
 def test_on_this_machine_the_lock_decides_not_the_heartbeat(tmp_path):
-    card(tmp_path / "run", Owner(tmp_path / "run").me["host"], age=1)
-    with Owner(tmp_path / "run"):
+    write_owner(tmp_path / "run", RunLock(tmp_path / "run").this_process["host"], age=1)
+    with RunLock(tmp_path / "run"):
         pass
 
 
@@ -367,17 +365,17 @@ def test_where_the_file_system_has_no_locks_the_heartbeat_decides(tmp_path, monk
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(module.FileLock, "acquire", none)
-    card(tmp_path / "run", Owner(tmp_path / "run").me["host"], age=1)
+    write_owner(tmp_path / "run", RunLock(tmp_path / "run").this_process["host"], age=1)
     with pytest.raises(RunInUse):
-        Owner(tmp_path / "run").__enter__()
-    card(tmp_path / "run", Owner(tmp_path / "run").me["host"], age=400)
-    with Owner(tmp_path / "run"):
+        RunLock(tmp_path / "run").__enter__()
+    write_owner(tmp_path / "run", RunLock(tmp_path / "run").this_process["host"], age=400)
+    with RunLock(tmp_path / "run"):
         pass
 
 
 def test_an_owner_shows_that_it_lives(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.05)
-    with Owner(tmp_path / "run"):
+    with RunLock(tmp_path / "run"):
         beats = {json.loads((tmp_path / ".run.owner.json").read_text())["heartbeat"]}
         time.sleep(0.5)
         beats.add(json.loads((tmp_path / ".run.owner.json").read_text())["heartbeat"])
@@ -385,25 +383,25 @@ def test_an_owner_shows_that_it_lives(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"token": "other"}'])
-def test_a_damaged_card_is_nobody_s(tmp_path, content):
+def test_a_damaged_owner_file_names_nobody(tmp_path, content):
     (tmp_path / ".run.owner.json").write_bytes(content)
-    with Owner(tmp_path / "run"):
+    with RunLock(tmp_path / "run"):
         pass
 
 
 def test_a_run_that_was_taken_over_meanwhile_stops_before_its_next_checkpoint(
     data, tmp_path, monkeypatch
 ):
-    folder = run_folder(tmp_path, run_identity(RECIPE, data, 1))
+    folder = run_folder(tmp_path, run_identity(RECIPE, data, OPTIONS))
 
     def taken_over(self) -> None:
         if self.current_epoch == 1:
-            card(folder, "elsewhere", age=0)
+            write_owner(folder, "elsewhere", age=0)
 
     monkeypatch.setattr(LitClassifier, "on_train_epoch_start", taken_over)
     with pytest.raises(RunInUse, match="process 7 on elsewhere"):
-        train(RECIPE, data, tmp_path, seed=1)
+        train(RECIPE, data, tmp_path, OPTIONS)
     assert {path.name for path in folder.glob("epoch*.ckpt")} == {"epoch000.ckpt"}
     assert (
         json.loads((tmp_path / f".{folder.name}.owner.json").read_text())["pid"] == 7
-    )  # its card is left alone
+    )  # its file is left alone

@@ -1,7 +1,6 @@
-"""Switches are read, overridden, checked, and a run on the sample stays away from the project's results."""
+"""Switches are read, overridden and checked, and the sample never overwrites the results."""
 
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -45,7 +44,7 @@ def test_the_environment_overrides_the_cell_in_the_cell_s_type(monkeypatch):
     ):
         monkeypatch.setenv(f"ERA_{name}", text)
     s = resolve(SWITCHES | {"LAUNCH": True})
-    assert (s.seed, s.recipe.network, s.opacity, s.fresh, s.launch) == (
+    assert (s.seed, s.recipe.network, s.opacity, s.options.fresh, s.launch) == (
         7,
         "ResNet18",
         0.25,
@@ -116,7 +115,7 @@ def test_yes_has_one_meaning_everywhere(monkeypatch, text):
     for name in ("ERA_LAUNCH", "ERA_FRESH", "SMOKE_TEST"):
         monkeypatch.setenv(name, text)
     s = resolve(SWITCHES)
-    assert (s.launch, s.fresh, s.smoke) == (True, True, True)
+    assert (s.launch, s.options.fresh, s.smoke) == (True, True, True)
 
 
 @pytest.mark.parametrize("text", ["0", "false", "False", "NO", "off", "", " "])
@@ -124,7 +123,7 @@ def test_no_has_one_meaning_everywhere(monkeypatch, text):
     for name in ("ERA_LAUNCH", "ERA_FRESH", "SMOKE_TEST"):
         monkeypatch.setenv(name, text)
     s = resolve(SWITCHES | {"LAUNCH": True, "FRESH": True})
-    assert (s.launch, s.fresh, s.smoke) == (False, False, False)
+    assert (s.launch, s.options.fresh, s.smoke) == (False, False, False)
 
 
 def test_a_smoke_test_is_not_guessed(monkeypatch):
@@ -158,7 +157,7 @@ def test_a_folder_may_begin_at_home_and_nothing_is_the_default(monkeypatch, tmp_
 def test_an_empty_data_dir_is_none(monkeypatch):
     monkeypatch.setenv("DATA_DIR", "")
     assert resolve(SWITCHES).data_dir == Path("data")
-    monkeypatch.setenv("DATA_DIR", os.path.join("~", "data"))
+    monkeypatch.setenv("DATA_DIR", "~/data")
     assert resolve(SWITCHES).data_dir == Path.home() / "data"
 
 
@@ -166,7 +165,7 @@ def test_the_device_is_the_one_that_trains(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     for right, device, arch in ((True, "mps", "ResNet18"), (False, "cpu", "FastNet")):
-        monkeypatch.setattr(hardware, "mps_trains_right", lambda right=right: right)
+        monkeypatch.setattr(hardware, "mps_trains_correctly", lambda right=right: right)
         s = resolve(SWITCHES)
         assert (s.device, s.recipe.network) == (device, arch)
 
@@ -217,17 +216,22 @@ def test_a_run_on_the_sample_never_writes_into_the_project(monkeypatch, tmp_path
     )
 
 
+def placed(cell: dict) -> dict:
+    options = resolve(cell).options
+    return {name: getattr(options, name) for name in ("devices", "num_nodes", "strategy")}
+
+
 def test_the_devices_are_as_wanted_or_as_torchrun_has_started_us(monkeypatch):
-    assert resolve(SWITCHES).placement == {"devices": "auto", "num_nodes": 1, "strategy": "auto"}
+    assert placed(SWITCHES) == {"devices": "auto", "num_nodes": 1, "strategy": "auto"}
     wanted = SWITCHES | {"DEVICES": "4", "NUM_NODES": 2, "STRATEGY": "ddp"}
-    assert resolve(wanted).placement == {"devices": 4, "num_nodes": 2, "strategy": "ddp"}
+    assert placed(wanted) == {"devices": 4, "num_nodes": 2, "strategy": "ddp"}
     for name, value in {
         "TORCHELASTIC_RUN_ID": "none",
         "LOCAL_WORLD_SIZE": "8",
         "GROUP_WORLD_SIZE": "3",
     }.items():
         monkeypatch.setenv(name, value)
-    assert resolve(SWITCHES).placement == {"devices": 8, "num_nodes": 3, "strategy": "auto"}
+    assert placed(SWITCHES) == {"devices": 8, "num_nodes": 3, "strategy": "auto"}
 
 
 # ---- what auto chose before ----------------------------------------------------------------------
@@ -239,10 +243,10 @@ def test_auto_keeps_what_it_chose_when_the_run_began_on_another_machine(
     cell = SWITCHES | {"CHECKPOINT_DIR": str(tmp_path)}
     monkeypatch.setattr(settings, "choose_device", lambda: torch.device("cpu"))
     s = resolve(cell)
-    assert (s.recipe.network, s.auto.recipe_name) == ("FastNet", "fastnet-8")
+    assert (s.recipe.network, s.options.auto.recipe_name) == ("FastNet", "fastnet-8")
     data = runs.build_datamodule(s.recipe, tiny_splits, s.seed)
     monkeypatch.setattr(runs, "fit", lambda *_, **__: None)
-    runs.train(s.recipe, data, s.checkpoint_dir, s.seed, auto=s.auto)
+    runs.train(s.recipe, data, s.checkpoint_dir, s.options)
     monkeypatch.setattr(settings, "choose_device", lambda: torch.device("cuda"))
     assert resolve(cell).recipe.network == "FastNet"
     assert (
@@ -251,4 +255,4 @@ def test_auto_keeps_what_it_chose_when_the_run_began_on_another_machine(
     )
     assert resolve(cell | {"FRESH": True}).recipe.network == "ResNet18"  # as it was told
     assert resolve(cell | {"EPOCHS": 3}).recipe.network == "ResNet18"  # asked for something else
-    assert resolve(cell | {"ARCH": "ResNet18"}).auto is None
+    assert resolve(cell | {"ARCH": "ResNet18"}).options.auto is None

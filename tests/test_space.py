@@ -1,4 +1,4 @@
-"""The Space holds up: it stands alone, refuses in words, reads any picture, and tells what the network saw."""
+"""The Space stands alone, refuses in words, reads any picture and tells what the network saw."""
 
 import base64
 import contextlib
@@ -49,7 +49,7 @@ NO_LONGER_THERE = "This picture is no longer there, please upload it again."
 
 
 def copy_space(exported: Path, folder: Path) -> Path:
-    """A copy of the exported Space with ten example pictures, whether the repository has some or not."""
+    """Copy the exported Space, with ten example pictures even where the repository has none."""
     shutil.copytree(exported, folder, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "examples").mkdir(exist_ok=True)
     for i, name in enumerate(CLASSES):
@@ -62,10 +62,7 @@ def copy_space(exported: Path, folder: Path) -> Path:
 
 @contextlib.contextmanager
 def serve(folder: Path, uploads: Path, **variables: str):
-    """`python app.py` in that folder, with nothing of the project around it, on a free port.
-
-    Yields its address.
-    """
+    """Run `python app.py` in a copied folder, away from the project, and yield its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -112,7 +109,7 @@ def client(server, tmp_path_factory) -> Client:
 
 @pytest.fixture(scope="module")
 def app(folder, tmp_path_factory):
-    """The module app of the folder, imported into this process with the project itself out of reach."""
+    """Import the folder's module app into this process, with the project itself out of reach."""
     out_of_reach = (PROJECT, PROJECT / "tests")
     path = [str(folder), *(p for p in sys.path if Path(p or ".").resolve() not in out_of_reach)]
     with pytest.MonkeyPatch.context() as patch:
@@ -144,10 +141,7 @@ def raw(server: str, endpoint: str, body: str) -> str:
 
 
 def format_error(error: BaseException) -> str:
-    """The message of an error that a visitor can read.
-
-    Neither a traceback nor Gradio's general excuse.
-    """
+    """Return an error's message, which is neither a traceback nor Gradio's general one."""
     text = str(error)
     assert (
         text and "Traceback" not in text and "show_error" not in text and "preprocess" not in text
@@ -162,7 +156,8 @@ def test_importing_the_app_needs_only_its_folder_and_starts_nothing(folder):
     script = (
         "import json, sys, threading; import app; "
         "files = [getattr(m, '__file__', None) or '' for m in list(sys.modules.values())]; "
-        "print(json.dumps([files, sorted(sys.modules), app.demo.is_running, type(app.demo).__name__]))"
+        "state = [app.demo.is_running, type(app.demo).__name__]; "
+        "print(json.dumps([files, sorted(sys.modules), *state]))"
     )
     environment = {
         name: os.environ[name] for name in ("PATH", "HOME", "SYSTEMROOT") if name in os.environ
@@ -216,29 +211,28 @@ def test_probabilities_are_those_of_the_network(app, exported_space, noise):
     saw, label, _ = app.classify(picture, 3)
     assert np.array_equal(np.asarray(saw)[::8, ::8], pixels)
     assert all(abs(prob - float(probs[CLASSES.index(name)])) < 1e-4 for name, prob in label.items())
-    assert (
-        np.abs(list(label.values()) - probs.topk(3).values.numpy()).max() < 1e-4
-    )  # the likeliest, in order
+    likeliest = probs.topk(3).values.numpy()
+    assert np.abs(list(label.values()) - likeliest).max() < 1e-4  # in the same order
 
 
 @pytest.mark.numeric
-def test_temperature_and_doubt_come_from_the_bundle(app, noise, monkeypatch):
-    cold, sure = max(app.classify(noise[1], 10)[1].values()), app.classify(noise[1], 10)[2]
+def test_temperature_and_confidence_threshold_come_from_the_bundle(app, noise, monkeypatch):
+    cold, confident = max(app.classify(noise[1], 10)[1].values()), app.classify(noise[1], 10)[2]
     monkeypatch.setitem(app.META, "temperature", 5.0)
     monkeypatch.setitem(app.META, "confidence_threshold", 0.999)
     warm, unsure = max(app.classify(noise[1], 1)[1].values()), app.classify(noise[1], 1)[2]
-    assert warm < cold and "unsure" in unsure and "unsure" not in sure
+    assert warm < cold and "unsure" in unsure and "unsure" not in confident
 
 
 def colours_of(cam: np.ndarray) -> np.ndarray:
-    """The colours of a map (32, 32) in [0, 1], enlarged: 0 to 255, (256, 256, 3), not rounded."""
+    """The colours of a heatmap (32, 32) in [0, 1], enlarged: 0 to 255, (256, 256, 3), unrounded."""
     wide = np.asarray(Image.fromarray(cam).resize((256, 256), Image.Resampling.BILINEAR))
     return 255 * explain_source.colorize(np.clip(wide, 0, 1))
 
 
 @pytest.mark.numeric
-def test_a_map_alone_is_drawn_in_its_colours(app):
-    """Rounded by the app: another precision, or another CPU, may end on the other side of a half."""
+def test_a_heatmap_alone_is_drawn_in_its_colours(app):
+    """Rounded by the app: on another CPU a value may end on the other side of a half."""
     black = np.zeros((32, 32, 3), np.uint8)
     for seed in range(50):
         cam = np.random.default_rng(seed).random((32, 32), dtype=np.float32)
@@ -247,7 +241,7 @@ def test_a_map_alone_is_drawn_in_its_colours(app):
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("stage", ["layer1", "layer2", "layer3", "layer4"])
-def test_opacity_goes_from_the_picture_to_the_map(app, noise, stage):
+def test_opacity_goes_from_the_picture_to_the_heatmap(app, noise, stage):
     pixels, picture = noise
     enlarged = pixels.repeat(8, axis=0).repeat(8, axis=1)
     gallery, panels = app.explain(picture, True, 3, stage, METHOD, 0)
@@ -268,7 +262,7 @@ def test_each_map_is_for_its_class_and_named_after_it(app, noise):
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("method", explain_source.METHODS)
-def test_the_method_that_was_chosen_draws_the_map(app, noise, method):
+def test_the_chosen_method_draws_the_heatmap(app, noise, method):
     _, panels = app.explain(noise[1], True, 2, "layer2", method, 1)
     model, classes = app.MODEL, [CLASSES.index(caption.split()[0]) for *_, caption in panels]
     images = normalize(noise[0][None]).repeat(2, 1, 1, 1)
@@ -323,10 +317,10 @@ def test_misclassified_images_can_be_filtered_and_hidden(app):
 
 
 def export_other(folder: Path, classes: list[str], mistakes: int) -> Path:
-    """The Space of an untrained ResNet18 of these classes, with so many stored mistakes.
+    """Export the Space of an untrained ResNet18 of these classes, with so many stored mistakes.
 
-    Nothing ever speaks for its last class: the weights of that logit are negative, and what they
-    weigh is not.
+    There is never evidence for its last class: that logit has negative weights of features that
+    are not negative.
     """
     torch.manual_seed(0)
     model = build("ResNet18", len(classes)) if len(classes) != 10 else build("ResNet18")
@@ -589,7 +583,7 @@ SHORT, SLOW_RUN_MINUTES, RATIONAL, SIGNED_SHORT, SIGNED_RATIONAL = (
 
 
 def exif(*entries: tuple[int, int, bytes]) -> bytes:
-    """EXIF as no program should write it. entries: tag, type, one value as little-endian bytes."""
+    """Return malformed EXIF. entries: tag, type, one value as little-endian bytes."""
     table, values = struct.pack("<H", len(entries)), b""
     for tag, kind, value in entries:
         place = 8 + 2 + 12 * len(entries) + 4 + len(values)
@@ -917,7 +911,8 @@ NO_PICTURES = {
     "head.png": encoded(NOISE, "PNG")[:33],
     "chunks.png": b"\x89PNG\r\n\x1a\n" + bytes(999),
     "head.gif": b"GIF89a",
-    "drawing.svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect width="9" height="9"/></svg>',
+    "drawing.svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9">'
+    b'<rect width="9" height="9"/></svg>',
     "photo.heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200),
     "script.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
 }
@@ -954,10 +949,7 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(client, app, uploads, mo
 
 
 def test_no_picture_made_the_server_take_more_than_a_gigabyte_and_a_half(server, client, tmp_path):
-    """After the pictures above.
-
-    And the largest that is let in, as 16-bit grey, which is scaled in floats.
-    """
+    """After the pictures above, and the largest allowed: 16-bit grey that is scaled in floats."""
     Image.fromarray(np.zeros((4990, 5000), np.uint16)).save(tmp_path / "large.png")
     assert client.predict(handle_file(tmp_path / "large.png"), 1, api_name="/classify")[1]["label"]
     status = Path(f"/proc/{PROCESSES[server]}/status")
@@ -1096,7 +1088,7 @@ def test_a_picture_whose_time_is_over_has_to_be_uploaded_again(folder, tmp_path)
 
 
 def start_fails(folder: Path, **options) -> str:
-    """What an app says that does not start: one line."""
+    """Return the one line that an app prints which does not start."""
     done = subprocess.run(
         [sys.executable, "app.py"],
         cwd=folder,
@@ -1132,7 +1124,7 @@ def test_a_folder_of_another_user_is_named_with_its_variable(folder):
     """Root may write everywhere: as root the process becomes nobody first."""
     script = "import os, tempfile, uploads; os.getuid() or os.setuid(65534); uploads.own_folder()"
     with tempfile.TemporaryDirectory() as place:
-        os.chmod(place, 0o555)
+        Path(place).chmod(0o555)
         environment = os.environ | {"GRADIO_TEMP_DIR": place}
         command = [sys.executable, "-c", script]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)

@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import logging
+import subprocess
+import sys
+import warnings
 from functools import partial
 from types import SimpleNamespace
 
@@ -17,17 +21,20 @@ from models.bundle import sha256
 from models.errors import ProjectError
 from models.fastnet import FastNet
 from models.registry import build
+from tests.conftest import PROJECT
 from training import hardware, progress, results, runs
 from training.checkpoints import load_checkpoint, newest_checkpoint, sidecar
 from training.classifier import LitClassifier, one_cycle_factor
-from training.console import format_duration
+from training.console import format_duration, quiet_lightning
 from training.history import read_metrics
+from training.options import RunOptions
 from training.progress import LiveCurves, Progress, Workload
 from training.range_test import range_test
 from training.recipes import RANGES, RECIPES, Recipe, choose_recipe, multiply_adds, smaller_budget
 from training.runs import build_datamodule, train
 
 RECIPE = Recipe("CustomResNet", epochs=3, batch_size=32, max_lr=0.02)
+OPTIONS = RunOptions(seed=1, precision="32-true")
 
 
 @pytest.fixture
@@ -40,12 +47,58 @@ def finished(tmp_path_factory, tiny_splits):
     """A finished run of three epochs: (its folder's root, the run)."""
     root = tmp_path_factory.mktemp("checkpoints")
     data = CIFAR10DataModule(batch_size=32, num_workers=0, splits=tiny_splits)
-    return root, train(RECIPE, data, root, seed=1, precision="32-true")
+    return root, train(RECIPE, data, root, OPTIONS)
 
 
 def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
     pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
+
+
+# ---- what Lightning prints ----
+
+
+def test_of_lightning_s_messages_errors_and_unused_gpus_are_shown():
+    logger, messages = logging.getLogger("pytorch_lightning.utilities.rank_zero"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    with warnings.catch_warnings():
+        quiet_lightning()
+    logger.addHandler(handler)
+    try:
+        logger.info("GPU available: True (cuda), used: True")
+        logger.info("Trainer will use only 1 of 4 GPUs because it is running inside a notebook.")
+        logger.error("it is broken")
+    finally:
+        logger.removeHandler(handler)
+    assert messages == [
+        "Trainer will use only 1 of 4 GPUs because it is running inside a notebook.",
+        "it is broken",
+    ]
+
+
+# Imports what the project is built on, and then the project.
+IMPORT = """
+import logging, warnings
+import albumentations, cv2, filelock, matplotlib.pyplot, pandas, pydantic, pytorch_lightning, tqdm
+import torch.utils.flop_counter, torchmetrics.classification, torchsummary
+
+def state():
+    loggers = [logging.getLogger(name) for name in sorted(logging.root.manager.loggerDict)]
+    ours = [logger for logger in loggers if "lightning" in logger.name]
+    return warnings.filters[:], [(logger.name, logger.level, logger.filters[:]) for logger in ours]
+
+before = state()
+import training.__main__, training.range_test, training.runs
+assert state() == before, (before, state())
+"""
+
+
+def test_importing_the_training_modules_silences_nothing():
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 # ---- recipes and schedule ----
@@ -133,7 +186,7 @@ def test_the_learning_rate_rises_and_falls_with_every_step():
 
 
 @pytest.mark.numeric
-def test_the_triangle_goes_from_0_over_1_back_to_0():
+def test_the_one_cycle_factor_goes_from_0_over_1_back_to_0():
     assert [one_cycle_factor(x, 0.2) for x in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx(
         [0, 0.5, 1, 0.5, 0]
     )
@@ -155,7 +208,7 @@ def test_the_triangle_goes_from_0_over_1_back_to_0():
 def test_the_ends_of_the_ranges_train(data, tmp_path, warmup, low_res):
     ends = {"warmup": warmup, "low_res": low_res, "padding": 31, "cutout": 32}
     recipe = dataclasses.replace(RECIPE, network="FastNet", epochs=2, **ends)
-    run = train(recipe, data, tmp_path, precision="32-true")
+    run = train(recipe, data, tmp_path, OPTIONS)
     rates = pd.read_csv(run.metrics_csv).dropna(subset="lr_step").lr_step.tolist()
     assert rates == sorted(rates, reverse=not warmup) and len(set(rates)) == 4
 
@@ -164,7 +217,7 @@ def test_the_ends_of_the_ranges_train(data, tmp_path, warmup, low_res):
 
 
 def trained_on(splits, tmp_path, fast=False, **changes) -> tuple[results.Run, list]:
-    """A run of FastNet with a small batch, and the shapes of what the network was given while it learned."""
+    """A run of FastNet with a small batch, and the shapes of the images that it was trained on."""
     settings = {
         "epochs": 2,
         "batch_size": 32,
@@ -184,7 +237,10 @@ def trained_on(splits, tmp_path, fast=False, **changes) -> tuple[results.Run, li
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FastNet, "forward", recorded)
         run = train(
-            recipe, build_datamodule(recipe, splits, 0, fast), tmp_path, seed=0, precision="32-true"
+            recipe,
+            build_datamodule(recipe, splits, 0, fast),
+            tmp_path,
+            RunOptions(seed=0, precision="32-true"),
         )
     return run, shapes
 
@@ -196,7 +252,7 @@ def test_micro_batches_make_one_step_and_the_start_is_at_low_resolution(tiny_spl
     assert steps.tolist() == [1, 3]  # of the optimiser, two an epoch, counted from 0
 
 
-def test_the_parts_of_a_batch_weigh_as_much_in_batchnorm_as_the_batch(
+def test_micro_batches_together_weigh_as_much_in_batchnorm_as_the_batch(
     tiny_splits, tmp_path, monkeypatch
 ):
     momenta = set()
@@ -227,7 +283,7 @@ def test_a_loader_s_batch_that_does_not_divide_the_recipe_s_is_refused(tiny_spli
     recipe = dataclasses.replace(RECIPE, epochs=1)
     data = CIFAR10DataModule(batch_size=24, num_workers=0, splits=tiny_splits)
     with pytest.raises(ValueError, match="batch of 32 cannot be made of loader batches of 24"):
-        train(recipe, data, tmp_path, precision="32-true")
+        train(recipe, data, tmp_path, OPTIONS)
 
 
 def test_a_loss_that_is_no_number_stops_and_the_last_checkpoint_stays(data, tmp_path, monkeypatch):
@@ -244,11 +300,11 @@ def test_a_loss_that_is_no_number_stops_and_the_last_checkpoint_stays(data, tmp_
         with pytest.raises(
             FloatingPointError, match=r"loss is nan at step 4, epoch 2.*learning rate of 0\.0"
         ):
-            train(RECIPE, data, tmp_path, seed=1, precision="32-true")
+            train(RECIPE, data, tmp_path, OPTIONS)
     (folder,) = tmp_path.glob("CustomResNet-*")
     assert newest_checkpoint(folder).name == "last.ckpt" and (folder / "epoch000.ckpt").exists()
     assert (
-        train(RECIPE, data, tmp_path, seed=1, precision="32-true").metadata["epochs"] == 3
+        train(RECIPE, data, tmp_path, OPTIONS).metadata["epochs"] == 3
     )  # and it goes on from there
 
 
@@ -278,7 +334,10 @@ def test_a_compiled_run_compiles_the_network_and_keeps_its_names(data, tmp_path,
     asked = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: asked.append(type(self).__name__))
     run = train(
-        dataclasses.replace(RECIPE, epochs=1), data, tmp_path, precision="32-true", compiled=True
+        dataclasses.replace(RECIPE, epochs=1),
+        data,
+        tmp_path,
+        dataclasses.replace(OPTIONS, compiled=True),
     )
     assert asked == ["CustomResNet"] and run.metadata["epochs"] == 1
 
@@ -405,7 +464,7 @@ def test_low_resolution_counts_as_less_work_and_validation_as_a_forward_pass():
 
 
 class Clock:
-    """A machine whose steps take as long as they are told to."""
+    """A clock that is set by hand."""
 
     def __init__(self):
         self.now = 1000.0
@@ -414,11 +473,14 @@ class Clock:
         return self.now
 
 
-def told_by(
+def simulated_progress(
     monkeypatch, capsys, low_res=0.4, epochs=4, batches=180, slower_from=99, network="FastNet"
 ):
-    """What Progress prints while a made-up machine trains, and how long that takes it: a batch 1 s at full resolution
-    and 9/16 s at low, validation a third, the first batches 3 s, checkpoint and log 4 s; from an epoch on, twice."""
+    """What Progress prints while a simulated machine trains, and how many seconds that takes.
+
+    A batch takes 1 s at full resolution, 9/16 s at low, a third of that in validation, 3 s at the
+    start; checkpoint and log 4 s. From the epoch `slower_from` on, everything takes twice as long.
+    """
     made_up, validation = Clock(), 5000
     monkeypatch.setattr("training.progress.time", made_up)
     images = SimpleNamespace(val=SimpleNamespace(labels=range(validation)))
@@ -432,10 +494,10 @@ def told_by(
         logger=None,
         datamodule=SimpleNamespace(splits=images, batch_size=250),
     )
-    recipe = SimpleNamespace(low_res=low_res, network=network)
+    recipe = SimpleNamespace(low_res=low_res, network=network, epochs=epochs)
     module = SimpleNamespace(device=torch.device("cpu"), rates={}, recipe=recipe)
     progress = Progress(pd.DataFrame({"epoch": []}))
-    monkeypatch.setattr(progress, "write", lambda *_: None)
+    monkeypatch.setattr("training.progress.write_epoch", lambda *_: None)
     monkeypatch.setattr("training.progress.epoch_line", lambda *_: "epoch")
     monkeypatch.setattr(LiveCurves, "add", lambda *_: None)
     progress.on_train_start(trainer, module)
@@ -462,13 +524,13 @@ def seconds(line: str) -> float:
 def test_the_estimate_holds_everything_from_the_start_to_the_end(
     monkeypatch, capsys, low_res, epochs, batches
 ):
-    lines, took = told_by(monkeypatch, capsys, low_res, epochs, batches)
+    lines, took = simulated_progress(monkeypatch, capsys, low_res, epochs, batches)
     (said,) = [line for line in lines if line.startswith(("about", "now about"))]
     assert seconds(said) == pytest.approx(took, rel=0.15) and said.endswith(f"for {epochs} epochs")
 
 
 def test_the_estimate_is_corrected_where_the_machine_becomes_slower(monkeypatch, capsys):
-    lines, took = told_by(monkeypatch, capsys, slower_from=1, epochs=6)
+    lines, took = simulated_progress(monkeypatch, capsys, slower_from=1, epochs=6)
     first, *later = [line for line in lines if "about" in line]
     assert (
         seconds(first) < 0.8 * took
@@ -480,16 +542,16 @@ def test_the_estimate_is_corrected_where_the_machine_becomes_slower(monkeypatch,
 
 @pytest.mark.parametrize("network", ["ResNet18", "of a reader's own"])
 def test_advice_never_ends_a_run(monkeypatch, capsys, network):
-    lines, _ = told_by(monkeypatch, capsys, epochs=20, network=network)
+    lines, _ = simulated_progress(monkeypatch, capsys, epochs=20, network=network)
     assert "This machine needs more than 20 minutes" in lines[1]
     monkeypatch.setattr("training.progress.smaller_budget", lambda *_: 1 / 0)
     assert (
-        len(told_by(monkeypatch, capsys, epochs=20)[0]) == 21
+        len(simulated_progress(monkeypatch, capsys, epochs=20)[0]) == 21
     )  # a line for each epoch, and the estimate
 
 
 def test_an_epoch_of_a_few_batches_ends_without_an_estimate(monkeypatch, capsys):
-    lines, _ = told_by(monkeypatch, capsys, epochs=1, batches=2)
+    lines, _ = simulated_progress(monkeypatch, capsys, epochs=1, batches=2)
     assert lines == ["epoch"] and format_duration(0) == "0 s"
 
 
@@ -501,7 +563,7 @@ def apple_gpu(monkeypatch):
     """A Mac, as torch would see it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    tested = hardware.mps_trains_right
+    tested = hardware.mps_trains_correctly
     tested.cache_clear()
     yield
     tested.cache_clear()
@@ -561,7 +623,7 @@ def test_an_apple_gpu_that_computes_otherwise_is_left_alone_and_that_is_said_onc
 
 
 def test_an_apple_gpu_that_agrees_is_used_in_fp32(apple_gpu, monkeypatch):
-    monkeypatch.setattr(hardware, "mps_trains_right", lambda: True)
+    monkeypatch.setattr(hardware, "mps_trains_correctly", lambda: True)
     assert hardware.choose_device().type == "mps" and hardware.choose_precision() == "32-true"
     assert hardware.hardware().startswith("Apple GPU") and hardware.possible_precisions() == [
         "32-true"
@@ -579,10 +641,10 @@ def test_the_trainer_takes_the_device_that_was_chosen(monkeypatch, apple_gpu, da
 
     monkeypatch.setattr(runs.pl, "Trainer", trainer)
     for right, device in ((False, "cpu"), (True, "mps")):
-        monkeypatch.setattr(hardware, "mps_trains_right", lambda right=right: right)
+        monkeypatch.setattr(hardware, "mps_trains_correctly", lambda right=right: right)
         root = tmp_path / device
         for start in (
-            partial(train, RECIPE, data, root, precision="32-true"),
+            partial(train, RECIPE, data, root, OPTIONS),
             partial(range_test, RECIPE, data),
         ):
             with pytest.raises(InterruptedError):
@@ -596,7 +658,7 @@ def test_the_trainer_takes_the_device_that_was_chosen(monkeypatch, apple_gpu, da
 def test_a_precision_that_the_machine_lacks_is_refused(data, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="precision that .* has .*got '16-mixed'"):
-        train(RECIPE, data, tmp_path, precision="16-mixed")
+        train(RECIPE, data, tmp_path, RunOptions(precision="16-mixed"))
     assert not any(tmp_path.iterdir())
 
 
@@ -612,14 +674,14 @@ def test_bf16_is_chosen_on_a_cpu_only_if_it_is_native_right_and_faster(monkeypat
             "conv_seconds",
             lambda _images, _conv, bf16: (output, fast) if bf16 else (exact, slow),
         )
-        hardware.cpu_bf16_pays.cache_clear()
+        hardware.cpu_bf16_is_faster.cache_clear()
         return hardware.choose_precision()
 
     assert chosen(True, 2.0, 1.0, rounded) == "bf16-mixed"
     assert chosen(False, 2.0, 1.0, rounded) == "32-true"
     assert chosen(True, 1.0, 2.0, rounded) == "32-true"
     assert chosen(True, 2.0, 1.0, wrong) == "32-true"
-    hardware.cpu_bf16_pays.cache_clear()
+    hardware.cpu_bf16_is_faster.cache_clear()
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "16-mixed")])
@@ -770,7 +832,7 @@ def test_two_checkpoints_and_the_last_are_kept_each_with_its_checksum(finished):
 def test_a_finished_run_is_loaded_and_says_so(finished, data, capsys, monkeypatch):
     root, run = finished
     monkeypatch.setattr(runs, "fit", lambda *_, **__: pytest.fail("it was trained again"))
-    again = train(RECIPE, data, root, seed=1, precision="32-true")
+    again = train(RECIPE, data, root, OPTIONS)
     printed = capsys.readouterr().out
     assert "loaded the finished run" in printed and printed.count("| train loss") == 3
     assert same_weights(again.model, run.model) and again.metadata == run.metadata
@@ -789,8 +851,8 @@ def test_an_interrupted_run_goes_on_to_the_same_weights_and_metrics(
     with monkeypatch.context() as patch:
         patch.setattr(runs, "Progress", Progress)
         with pytest.raises(RuntimeError, match="power"):
-            train(RECIPE, data, tmp_path, seed=1, precision="32-true")
-    run = train(RECIPE, data, tmp_path, seed=1, precision="32-true")
+            train(RECIPE, data, tmp_path, OPTIONS)
+    run = train(RECIPE, data, tmp_path, OPTIONS)
     assert "continuing the interrupted run" in capsys.readouterr().out
     assert same_weights(run.model, finished[1].model)
     columns = ["epoch", "step", "train_loss", "val_acc"]
@@ -807,8 +869,8 @@ def test_an_interrupted_run_goes_on_to_the_same_weights_and_metrics(
 
 def test_fresh_trains_anew_and_keeps_the_old_run_aside(finished, data, tmp_path):
     recipe = dataclasses.replace(RECIPE, epochs=1)
-    train(recipe, data, tmp_path, seed=1, precision="32-true")
-    train(recipe, data, tmp_path, seed=1, precision="32-true", fresh=True)
+    train(recipe, data, tmp_path, OPTIONS)
+    train(recipe, data, tmp_path, dataclasses.replace(OPTIONS, fresh=True))
     assert (
         len(list(tmp_path.glob("CustomResNet-1-*"))) == 2
         and len(list(tmp_path.glob("*-before-*"))) == 1
@@ -851,7 +913,7 @@ def test_metrics_of_several_starts_become_one_table(tmp_path):
     assert read_metrics(tmp_path).train_loss.tolist() == [1.0, 2.0, 3.0]
 
 
-def test_facts_say_what_was_trained_where(finished):
+def test_the_metadata_say_what_was_trained_where(finished):
     metadata = json.loads((finished[1].metrics_csv.parent / "finished.json").read_text())
     assert metadata["epochs"] == 3 and metadata["train_images"] == 64 and metadata["seed"] == 1
     assert (

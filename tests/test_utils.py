@@ -1,4 +1,4 @@
-"""Figures show what they say, errors are all the errors, and an export is complete or does not happen."""
+"""Figures show what they say, all errors are found, an export is complete or changes nothing."""
 
 import hashlib
 import importlib.util
@@ -21,21 +21,25 @@ from torch import nn
 import utils
 from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES, denormalize, make_loader, normalize
 from evaluation import drawing
-from evaluation.curves import plot_metrics
-from evaluation.drawing import Plot, save_figure
+from evaluation.drawing import save_figure
 from evaluation.errors import (
     Misclassified,
     class_accuracy,
-    get_misclassified_data,
+    draw_tiles,
     plot_confusion,
     plot_misclassified,
 )
-from evaluation.gradcam import display_gradcam_output
-from models import registry
+from models import explain, registry
 from models.bundle import load_bundle
 from models.registry import build
 from tests.conftest import PROJECT, space_meta, wrong_predictions
-from utils import export_to_space, tile_figure
+from utils import (
+    Plot,
+    display_gradcam_output,
+    export_to_space,
+    get_misclassified_data,
+    plot_metrics,
+)
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +182,7 @@ def test_titles_say_the_true_class_the_predicted_class_and_the_probability(model
 
 
 @pytest.mark.parametrize("count", [1, 5, 6, 7, 10, 20])
-def test_every_sample_has_its_map_below_it(model, wrong, count):
+def test_every_sample_has_its_heatmap_below_it(model, wrong, count):
     layer = model.stages()[-1].module
     figure = display_gradcam_output(
         wrong, CLASSES, denormalize, model, [layer], number_of_samples=count
@@ -187,7 +191,7 @@ def test_every_sample_has_its_map_below_it(model, wrong, count):
 
 
 @pytest.mark.numeric
-def test_transparency_1_shows_the_image_and_0_the_map_alone(model, wrong):
+def test_transparency_1_shows_the_image_and_0_the_heatmap_alone(model, wrong):
     layer = model.stages()[-1].module
 
     def panels(transparency, targets=None):
@@ -198,10 +202,10 @@ def test_transparency_1_shows_the_image_and_0_the_map_alone(model, wrong):
 
     image, blended = panels(1.0)
     assert np.abs(image - blended).max() < 1e-5
-    cam = utils.explain.gradcam(model, layer, wrong[0].image[None], [wrong[0].pred])[0]
-    assert np.abs(panels(0.0)[1] - utils.explain.colorize(cam)).max() < 1e-3
-    true = utils.explain.gradcam(model, layer, wrong[0].image[None], [wrong[0].label])[0]
-    assert np.abs(panels(0.0, [wrong[0].label])[1] - utils.explain.colorize(true)).max() < 1e-3
+    cam = explain.gradcam(model, layer, wrong[0].image[None], [wrong[0].pred])[0]
+    assert np.abs(panels(0.0)[1] - explain.colorize(cam)).max() < 1e-3
+    true = explain.gradcam(model, layer, wrong[0].image[None], [wrong[0].label])[0]
+    assert np.abs(panels(0.0, [wrong[0].label])[1] - explain.colorize(true)).max() < 1e-3
 
 
 @pytest.mark.parametrize(("count", "available"), [(0, 23), (21, 23), (6, 5)])
@@ -272,7 +276,7 @@ def test_every_file_of_the_bundle_has_a_checksum(exported_space):
         for path in files
         if "__pycache__" not in path.parts
     }
-    assert set(sums["files"]) | {"model.json", "model.safetensors"} == names - utils.APP_FILES
+    assert set(sums["files"]) | {"model.json", "model.safetensors"} == names - {*utils.APP_FILES}
 
 
 def test_model_json_describes_the_network(exported_space):
@@ -348,7 +352,7 @@ def test_an_export_without_an_error_to_show_works_too(tmp_path, model, tiny_spli
 
 @pytest.mark.numeric
 def test_tiles_are_the_images_enlarged_three_times(wrong, tiny_splits):
-    figure = np.asarray(tile_figure(wrong, denormalize))
+    figure = np.asarray(draw_tiles(wrong, denormalize))
     assert figure.shape == (3 * 96, 10 * 96, 3)
     tile = figure[
         96 + 1 : 192 : 3, 2 * 96 + 1 : 3 * 96 : 3
@@ -361,7 +365,7 @@ def test_tiles_are_the_images_enlarged_three_times(wrong, tiny_splits):
 
 
 def test_no_more_than_fifty_tiles_leave(wrong):
-    assert tile_figure([wrong[0]] * 60, denormalize).size == (960, 480)
+    assert draw_tiles([wrong[0]] * 60, denormalize).size == (960, 480)
 
 
 # ---- bundle ----
@@ -417,6 +421,13 @@ def tampered(folder, change):
 )
 def test_a_changed_description_is_refused(space, change, message):
     tampered(space, change)
+    with pytest.raises(ValueError, match=message):
+        load_bundle(space)
+
+
+def test_a_renamed_key_is_refused_with_its_new_name(space):
+    tampered(space, lambda meta: meta.update(unsure_below=meta.pop("confidence_threshold")))
+    message = "unsure_below is now called confidence_threshold: export the Space again$"
     with pytest.raises(ValueError, match=message):
         load_bundle(space)
 
@@ -664,7 +675,7 @@ def test_the_app_that_is_loaded_is_the_one_exported_last(tmp_path, model, wrong,
     second = utils.load_app(tmp_path)
     assert [type(app.MODEL).__name__ for app in (first, second)] == ["CustomResNet", "FastNet"]
     assert second.gradcam.__code__.co_filename == str(tmp_path / "models/explain.py")
-    assert sys.modules["models.explain"] is utils.explain and "app" not in sys.modules
+    assert sys.modules["models.explain"] is explain and "app" not in sys.modules
 
 
 # ---- killed ----

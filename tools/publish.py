@@ -8,18 +8,23 @@ from pathlib import Path
 import nbformat
 
 from evaluation.drawing import copy_figures
-from models import bundle
-from tools.run import NOTEBOOK, PROJECT, results
+from models.bundle import bundle_files, load_bundle, new_bundle
+from tools.project import NOTEBOOK, PROJECT, read_results
 from training.console import forgive_output
 
 
-def run_to_publish(folder: str | None) -> Path | None:
-    """The folder of that run, or of the newest, if it was on CIFAR-10 and without an error.
+def run_to_publish(folder: str | Path | None) -> Path | None:
+    """Find the run to publish, or print why there is none.
 
-    Else say why not.
+    Args:
+        folder: of the run; None takes the newest one on CIFAR-10.
+
+    Returns:
+        The folder of a run on CIFAR-10 whose notebook holds no error, else None.
     """
     candidates = [Path(folder)] if folder else sorted((PROJECT / "runs").glob("*"), reverse=True)
-    source = next((path for path in candidates if results(path).get("data") == "CIFAR-10"), None)
+    on_cifar10 = (path for path in candidates if read_results(path).get("data") == "CIFAR-10")
+    source = next(on_cifar10, None)
     if source is None or not (source / NOTEBOOK).exists():
         print(f"No finished run on CIFAR-10 in {folder or 'runs/'}: `make run` makes one.")
         return None
@@ -31,38 +36,47 @@ def run_to_publish(folder: str | None) -> Path | None:
     return source
 
 
-def publish(folder: str | None) -> int:
-    """Copy images/, the bundle of space/, results.json and the executed notebook of a run into the project.
+def publish(folder: str | Path | None) -> int:
+    """Copy a run's images/, bundle, results.json and executed notebook into the project.
 
-    The app itself stays as the project has it. Who is killed meanwhile publishes again.
+    The app itself is not replaced. If this is killed, the next call publishes all of it.
+
+    Args:
+        folder: of the run; None takes the newest one on CIFAR-10.
+
+    Returns:
+        The exit status: 0, or 1 if there is no such run or its bundle is damaged.
     """
     source = run_to_publish(folder)
     if source is None:
         return 1
     try:
-        _, meta = bundle.load_bundle(source / "space")
+        _, meta = load_bundle(source / "space")
     except (OSError, ValueError) as error:
         print(f"The Space of this run cannot be published: {error}")
         return 1
-    with bundle.new_bundle(PROJECT / "space") as staged:
+    with new_bundle(PROJECT / "space") as staged:
         (staged / "models").mkdir()
-        for name in bundle.bundle_files(meta):
+        for name in bundle_files(meta):
             shutil.copyfile(source / "space" / name, staged / name)
     copy_figures(source / "images", PROJECT / "images")
     for name in (NOTEBOOK, "results.json"):
         partial = shutil.copyfile(source / name, PROJECT / f"{name}.part")
         partial.replace(PROJECT / name)
     print(
-        f"Published {source}. Look at it, bring README.md's numbers up to date (`make test` compares"
-        f" them), then commit it with images/, space/, results.json and {NOTEBOOK}."
+        f"Published {source}. Look at it, bring README.md's numbers up to date (`make test`"
+        f" compares them), then commit it with images/, space/, results.json and {NOTEBOOK}."
     )
     return 0
 
 
 def main() -> int:
+    """Parse the command line and publish."""
     forgive_output()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", nargs="?", help="the run, default: the newest on CIFAR-10")
+    parser.add_argument(
+        "folder", nargs="?", metavar="RUN", help="its folder; default: the newest on CIFAR-10"
+    )
     return publish(parser.parse_args().folder)
 
 

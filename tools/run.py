@@ -1,10 +1,6 @@
-"""`make run` and `make app`.
-
-Execute the notebook into a folder under runs/ and serve the Space that came out of it.
-"""
+"""`make run`: execute the notebook into runs/, serve its Space; `make app`: the committed one."""
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -18,25 +14,27 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
+from tools.project import NOTEBOOK, PROJECT, SPACE, read_results
 from training.console import forgive_output
 
-PROJECT = Path(__file__).resolve().parent.parent
-NOTEBOOK = "ERA_S12_Assignment.ipynb"
 HOST, PORT = "127.0.0.1", os.environ.get("GRADIO_SERVER_PORT") or "7860"
-# What is written over: the start of a line up to a carriage return, and what follows one and may
-# still be.
+# Text that a terminal overwrites: a line up to a carriage return, and what follows one at the end.
 TRANSIENT = re.compile(r"(?:\r[^\r\n]*)+\Z|[^\r\n]*\r(?!\n)")
 
 
 class TalkingClient(NotebookClient):
-    """Executes a notebook and shows on the terminal what its cells print, while they print it."""
+    """Executes a notebook and prints the output of its cells at once.
 
-    exit_code = (
-        None  # of a kernel that died by itself: below 0 the number of the signal that killed it
-    )
-    tidying = False  # nbclient ends the kernel: at the end, or after Ctrl-C
+    Attributes:
+        exit_code: of a kernel that died, -N if signal N killed it.
+        tidying: whether nbclient itself ends the kernel, at the end or after Ctrl-C.
+    """
+
+    exit_code = None
+    tidying = False
 
     def process_message(self, message: dict, cell: nbformat.NotebookNode, index: int) -> object:
+        """Print a message of the kernel if it is text that a cell prints."""
         if message["msg_type"] == "stream":
             text = message["content"]["text"]
             print(text if sys.stdout.isatty() else TRANSIENT.sub("", text), end="", flush=True)
@@ -46,7 +44,7 @@ class TalkingClient(NotebookClient):
         try:
             await super()._async_check_alive()
         except DeadKernelError:
-            if not self.tidying:
+            if self.km and self.km.provisioner and not self.tidying:
                 self.exit_code = await self.km.provisioner.poll()
             raise
 
@@ -56,15 +54,15 @@ class TalkingClient(NotebookClient):
 
 
 class KernelDied(RuntimeError):
-    """The kernel ended in the middle of a cell; the message says of what."""
+    """The kernel ended in the middle of a cell; the message names the cause."""
 
 
 def cause_of_death(exit_code: int) -> str:
-    """Say what ended a kernel, where its exit code tells it."""
-    if exit_code in (-9, 137):  # SIGKILL, as Python and as a shell tell it
+    """Describe what ended a kernel."""
+    if exit_code in (-9, 137):  # SIGKILL, in the notation of Python and of a shell
         return (
-            "it was killed (SIGKILL), most likely because the memory ran out. Close what else uses it, or set"
-            " ERA_BATCH_SIZE or ERA_ARCH to something smaller"
+            "it was killed (SIGKILL), most likely because the memory ran out. Close what else uses"
+            " it, or set ERA_BATCH_SIZE or ERA_ARCH to something smaller"
         )
     if exit_code < 0:
         return f"it was ended by signal {-exit_code} ({signal.strsignal(-exit_code)})"
@@ -72,9 +70,14 @@ def cause_of_death(exit_code: int) -> str:
 
 
 def execute(out: Path) -> None:
-    """Run all cells in the project folder.
+    """Run all cells in the project folder and write the executed notebook, after an error as well.
 
-    Keep the executed copy in `out`, also when a cell fails.
+    Args:
+        out: the folder for the executed notebook.
+
+    Raises:
+        CellExecutionError: if a cell fails.
+        KernelDied: if the kernel ends in the middle of a cell.
     """
     notebook = nbformat.read(PROJECT / NOTEBOOK, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -86,7 +89,7 @@ def execute(out: Path) -> None:
         resources={"metadata": {"path": str(PROJECT)}},
         on_cell_start=lambda cell, cell_index: announce(notebook, cells, cell, cell_index),
     )
-    # ipykernel shows figures as pictures, unless this names something else.
+    # ipykernel shows figures as pictures unless this variable names another backend.
     environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
     try:
         client.execute(env=environment)
@@ -95,28 +98,32 @@ def execute(out: Path) -> None:
             raise
         raise KernelDied(cause_of_death(client.exit_code)) from error
     finally:
-        notebook.metadata.pop(
-            "widgets", None
-        )  # GitHub may refuse a notebook that holds the state of widgets
+        # GitHub may not show a notebook that holds the state of widgets.
+        notebook.metadata.pop("widgets", None)
         nbformat.write(notebook, out / NOTEBOOK)
 
 
 def announce(
     notebook: nbformat.NotebookNode, cells: list, cell: nbformat.NotebookNode, index: int
 ) -> None:
-    """Print the heading that a code cell stands under when the section begins."""
+    """Print the heading right above a code cell, if there is one.
+
+    Args:
+        notebook: that is executed.
+        cells: its code cells.
+        cell: the cell that begins.
+        index: of the cell among all cells.
+    """
     before = notebook.cells[index - 1] if index else cell
     if cell.cell_type == "code" and before.source.startswith("## "):
-        print(
-            f"\n[cell {cells.index(cell) + 1} of {len(cells)}] {before.source.splitlines()[0][3:]}",
-            flush=True,
-        )
+        heading = before.source.splitlines()[0].removeprefix("## ")
+        print(f"\n[cell {cells.index(cell) + 1} of {len(cells)}] {heading}", flush=True)
 
 
 def port_is_free() -> bool:
-    """Whether a server could listen on HOST and PORT."""
+    """Tell whether a server can listen on HOST and PORT."""
     with socket.socket() as probe:
-        if os.name != "nt":  # on Windows it would allow to bind a port that is in use
+        if os.name != "nt":  # on Windows, this option allows to bind a port that is in use
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, int(PORT)))
@@ -126,7 +133,7 @@ def port_is_free() -> bool:
 
 
 def serve(space: Path) -> int:
-    """Serve a Space until it is interrupted; says when it answers."""
+    """Serve a Space until Ctrl-C, print when it answers, and return its exit status."""
     environment = os.environ | {"GRADIO_SERVER_NAME": HOST, "GRADIO_SERVER_PORT": str(PORT)}
     app = subprocess.Popen(
         [sys.executable, "app.py"], cwd=space, env=environment, stdout=subprocess.DEVNULL
@@ -136,8 +143,9 @@ def serve(space: Path) -> int:
             with socket.socket() as probe:
                 probe.settimeout(1)
                 if probe.connect_ex((HOST, int(PORT))) == 0:
+                    address = f"http://{HOST}:{PORT}"
                     print(
-                        f"\nThe app of {space} answers on http://{HOST}:{PORT} (stop it with Ctrl-C)",
+                        f"\nThe app of {space} answers on {address} (stop it with Ctrl-C)",
                         flush=True,
                     )
                     break
@@ -149,15 +157,13 @@ def serve(space: Path) -> int:
         return 0
 
 
-def results(folder: Path) -> dict:
-    """results.json of a run, or an empty dict."""
-    path = folder / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
 def run() -> int:
-    """Execute, then serve: the run's own Space if it was on CIFAR-10, else the committed one."""
-    forgive_output()  # cells print what a terminal may not be able to show
+    """Execute the notebook, then serve the run's Space, or the committed one after a sample run.
+
+    Returns:
+        The exit status.
+    """
+    forgive_output()  # cells may print what the terminal cannot show
     if not port_is_free():
         print(
             f"Port {PORT} is in use. Stop what uses it, or set GRADIO_SERVER_PORT to another one."
@@ -167,39 +173,36 @@ def run() -> int:
     out.mkdir(parents=True)
     os.environ["ERA_OUT_DIR"] = str(out.relative_to(PROJECT))  # relative: the notebook prints it
     print(f"Executing {NOTEBOOK}; everything it writes goes to {out}", flush=True)
+    up_to_there = f"The notebook up to there is {out / NOTEBOOK}"
     try:
         execute(out)
     except CellExecutionError as error:
-        print(f"\nA cell failed:\n{error}\nThe notebook up to there is {out / NOTEBOOK}")
+        print(f"\nA cell failed:\n{error}\n{up_to_there}")
         return 1
     except KernelDied as error:
         print(f"\nThe notebook's kernel died: {error}.")
-        print(f"Run again to continue the training. The notebook up to there is {out / NOTEBOOK}")
+        print(f"Run again to continue the training. {up_to_there}")
         return 1
-    except (
-        KeyboardInterrupt,
-        DeadKernelError,
-        AssertionError,
-    ):  # nbclient answers Ctrl-C with any of them
-        print(
-            f"\nStopped. Run again to continue the training. The notebook up to there is {out / NOTEBOOK}"
-        )
+    # nbclient raises any of them after Ctrl-C.
+    except (KeyboardInterrupt, DeadKernelError, AssertionError):
+        print(f"\nStopped. Run again to continue the training. {up_to_there}")
         return 130
     print(f"\nThe executed notebook is {out / NOTEBOOK}")
-    if results(out).get("data") == "CIFAR-10":
+    if read_results(out).get("data") == "CIFAR-10":
         return serve(out / "space")
     print("This run was on the built-in sample, so the Space that is served is the committed one.")
-    return serve(PROJECT / "space")
+    return serve(SPACE)
 
 
 def main() -> int:
+    """Parse the command line and do what it says."""
     forgive_output()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=["run", "app"])
     command = parser.parse_args().command
     if not PORT.isdecimal() or int(PORT) > 65535:
         parser.error(f"GRADIO_SERVER_PORT: expected a number from 0 to 65535, got {PORT!r:.60}")
-    return run() if command == "run" else serve(PROJECT / "space")
+    return run() if command == "run" else serve(SPACE)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ The switches are the notebook's, taken from the environment.
     ERA_ARCH=FastNet .venv/bin/python -m training
     ERA_ARCH=FastNet .venv/bin/torchrun --nproc-per-node 2 -m training
 
-A run that was interrupted goes on. The notebook, run with the same switches, loads the result. More
-in docs/scaling.md.
+A run that was interrupted is continued. The notebook, run with the same switches, loads the result.
+More in docs/scaling.md.
 """
 
 import sys
@@ -19,12 +19,11 @@ from training.settings import SWITCHES, resolve
 
 
 def main() -> None:
+    """Train as the switches of the environment say."""
     forgive_output()
     s = resolve(SWITCHES)
     data = build_datamodule(s.recipe, load_splits(s.data_dir, s.seed), s.seed, s.fast_loader)
-    train(
-        s.recipe, data, s.checkpoint_dir, s.seed, s.fresh, s.precision, auto=s.auto, **s.placement
-    )
+    train(s.recipe, data, s.checkpoint_dir, s.options)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,5 @@
-"""Checkpoints that are complete or not there.
+"""Checkpoints, written whole or not at all, each with a checksum that is checked when read."""
 
-Written whole, with a checksum beside each, checked when read.
-"""
-
-import os
 import re
 import shutil
 import tempfile
@@ -18,33 +14,35 @@ from training.classifier import LitClassifier
 
 
 def sidecar(path: Path) -> Path:
-    """The small file beside a checkpoint that holds its sha256."""
+    """Return the path of the small file beside a checkpoint that holds its sha256."""
     return path.with_name(path.name + ".sha256")
 
 
 class ChecksumIO(TorchCheckpointIO):
-    """Writes a checkpoint whole or not at all, and its sha256 after it.
+    """The plugin that writes a checkpoint whole or not at all, and its sha256 after it.
 
-    No sidecar, or a wrong one, no checkpoint.
+    A checkpoint without its sidecar, or with a wrong one, does not count.
     """
 
     def save_checkpoint(
         self, checkpoint: dict, path: str | Path, storage_options: object = None
     ) -> None:
+        """Write a checkpoint under another name, rename it, then write its sidecar."""
         path = Path(path)
         partial = path.with_name(path.name + ".part")
         super().save_checkpoint(checkpoint, partial, storage_options)
         digest = sha256(partial)
-        os.replace(partial, path)
+        partial.replace(path)
         sidecar(path).write_text(digest)
 
     def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint and its sidecar."""
         super().remove_checkpoint(path)
         sidecar(Path(path)).unlink(missing_ok=True)
 
 
 def is_complete(path: Path) -> bool:
-    """Whether the checkpoint has the checksum that was written after it."""
+    """Tell whether a checkpoint has the checksum that was written after it."""
     try:
         return sidecar(path).read_bytes() == sha256(path).encode()
     except OSError:
@@ -52,9 +50,12 @@ def is_complete(path: Path) -> bool:
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest checkpoint that is complete, or None: last.ckpt, else the epochs' own, latest first.
+    """Find the newest complete checkpoint of a run: last.ckpt, or else that of the latest epoch.
 
-    Other files, such as the copies that a synced drive makes of conflicting ones, are not looked at.
+    Other files, such as the copies that a synced drive makes of conflicting ones, are ignored.
+
+    Returns:
+        Its path, or None. Newer ones that are incomplete or damaged are named in a printed line.
     """
     epochs = [path for path in run_dir.glob("epoch*.ckpt") if re.fullmatch(r"epoch\d+", path.stem)]
     epochs.sort(key=lambda path: int(path.stem[5:]), reverse=True)
@@ -67,9 +68,17 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
 
 
 def load_checkpoint(path: Path, arch: str) -> tuple[LitClassifier, int]:
-    """The network of a checkpoint, in eval mode, on the CPU, and how many epochs it has been trained for.
+    """Load a checkpoint.
 
-    Raises ValueError if the file is damaged or holds another architecture.
+    Args:
+        path: of the checkpoint.
+        arch: the network that it is expected to hold.
+
+    Returns:
+        The classifier, in eval mode, on the CPU, and the number of epochs it was trained for.
+
+    Raises:
+        InvalidValue: if the file is damaged or holds another network.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -84,11 +93,17 @@ def load_checkpoint(path: Path, arch: str) -> tuple[LitClassifier, int]:
 
 
 def check_disk_space(folder: Path, parameters: int) -> None:
-    """Raise OSError if the checkpoints of a network of so many parameters cannot be written into the folder.
+    """Check that a folder has room for the checkpoints of a network.
 
-    Four files at most, the last one half written, of the weights and as many numbers of the optimiser, in fp32; less
-    what is there of them.
+    Args:
+        folder: of the run; it is made.
+        parameters: of the network.
+
+    Raises:
+        StorageError: if the folder cannot be written to, or the disk is too small.
     """
+    # Four files at most, one of them half written, of the weights and as many numbers of the
+    # optimiser, in fp32; without those that are there already.
     needed = 4 * 2 * 4 * parameters
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,6 +116,6 @@ def check_disk_space(folder: Path, parameters: int) -> None:
         ) from error
     if free < needed:
         raise StorageError(
-            f"{folder} has {free / 1e6:,.0f} MB left, its checkpoints may need {needed / 1e6:,.0f} MB; make room, or"
-            " set CHECKPOINT_DIR to another place"
+            f"{folder} has {free / 1e6:,.0f} MB left, its checkpoints may need"
+            f" {needed / 1e6:,.0f} MB; make room, or set CHECKPOINT_DIR to another place"
         )

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from dataload import CIFAR10DataModule
 from models.errors import Diverged
 from models.registry import build
 from training.optimizer import make_optimizer
@@ -18,21 +19,36 @@ LOW_RESOLUTION = 24  # pixels: 9/16 of the work of 32
 
 
 def one_cycle_factor(done: float, warmup: float) -> float:
-    """The learning rate as a fraction of its peak: from 0 up in a straight line to `warmup`, then down to 0 at 1.
+    """Return the learning rate as a fraction of its peak.
 
-    With a warmup of 0 it only falls, with 1 it only rises. done: from 0 to 1, or a step beyond.
+    It rises linearly from 0 to 1 during the warm-up and falls linearly to 0 at the end (a simple
+    form of the one-cycle policy, Smith and Topin 2017, arXiv:1708.07120).
+
+    Args:
+        done: the fraction of the training that is done, from 0 to 1, or a step beyond.
+        warmup: the fraction before the peak; with 0 the rate only falls, with 1 it only rises.
     """
     if done < warmup or warmup == 1:
         return min(1.0, done / warmup)
     return (1 - done) / (1 - warmup)
 
 
+def datamodule_of(trainer: pl.Trainer) -> CIFAR10DataModule:
+    """Return the data module that was given to a trainer's `fit`."""
+    return trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] # fit sets it
+
+
 class LitClassifier(pl.LightningModule):
     """A network with its loss, metric, optimiser and schedule.
 
-    Takes and returns what the network does.
+    It takes and returns what the network does. Its arguments are those of Recipe:
+    LitClassifier(network="ResNet18", max_lr=0.1).
 
-    The arguments are Recipe's: LitClassifier(network="ResNet18", max_lr=0.1).
+    Attributes:
+        recipe: the hyperparameters.
+        model: the network.
+        history: of the epoch so far: (loss, correctly classified images, images) of each batch.
+        rates: of the epoch so far: step -> learning rate.
     """
 
     def __init__(self, **recipe):
@@ -42,27 +58,41 @@ class LitClassifier(pl.LightningModule):
         self.acc = MulticlassAccuracy(NUM_CLASSES, average="micro")
         # channels_last: the layout in which convolutions are fastest, on a CPU and on tensor cores
         # alike.
-        self.model = build(self.recipe.network, NUM_CLASSES).to(memory_format=torch.channels_last)
-        self.history = []  # of the epoch: (loss, images classified rightly) of each batch, and how many it had
-        self.rates = {}  # of the epoch: step -> learning rate
+        self.model = build(self.recipe.network, NUM_CLASSES)
+        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.history: list[tuple[Tensor, Tensor, int]] = []
+        self.rates: dict[int, float] = {}
 
     def forward(self, images: Tensor) -> Tensor:
+        """Compute the logits of normalised images: (N, 3, 32, 32) -> (N, 10)."""
         return self.model(images.contiguous(memory_format=torch.channels_last))
 
     # ---- training ----
 
     def on_fit_start(self) -> None:
-        accumulation_steps = self.trainer.accumulate_grad_batches
+        """Lower BatchNorm's momentum, so that all micro-batches together count as one batch."""
+        micro_batches = self.trainer.accumulate_grad_batches
         for module in self.modules():
-            if isinstance(
-                module, nn.BatchNorm2d
-            ):  # parts of a batch together weigh as much as the batch
-                module.momentum = 1 - (1 - self.recipe.bn_momentum) ** (1 / accumulation_steps)
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1 - (1 - self.recipe.bn_momentum) ** (1 / micro_batches)
 
     def on_train_epoch_start(self) -> None:
+        """Forget the learning rates of the epoch before."""
         self.rates.clear()
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """Compute the loss of a batch, at low resolution in the first part of the training.
+
+        Args:
+            batch: images (N, 3, 32, 32) and labels (N,).
+            index: of the batch in the epoch.
+
+        Returns:
+            The mean loss, multiplied by loss_weight.
+
+        Raises:
+            Diverged: if the loss is no number.
+        """
         images, labels = batch
         if self.global_step < self.recipe.low_res * self.trainer.estimated_stepping_batches:
             images = F.interpolate(images, size=LOW_RESOLUTION, mode="bilinear")
@@ -77,69 +107,74 @@ class LitClassifier(pl.LightningModule):
         self.rates[self.global_step] = self.logged_rate()
         if self.trainer.is_last_batch:
             self.log_epoch()
-        return loss * self.loss_share(len(labels), index)
+        return loss * self.loss_weight(len(labels), index)
 
-    def loss_share(self, images: int, index: int) -> float:
-        """What the mean loss of these images is multiplied by, so that every image of a step counts alike.
+    def loss_weight(self, images: int, index: int) -> float:
+        """Return the weight of a mean loss, with which every image of a step counts alike.
 
-        The gradient of a step is the mean over all its images, in however many micro-batches and processes they come,
-        and whatever the last step of an epoch holds. Lightning divides each micro-batch's gradient by the number of
-        micro-batches of a full step, and DDP the sum by the number of processes; this takes both back.
+        The gradient of a step is the mean over all its images, in however many micro-batches and
+        processes they come, and whatever the last step of an epoch holds. Lightning divides each
+        micro-batch's gradient by the number of micro-batches of a full step, and DDP the sum by the
+        number of processes; this undoes both.
+
+        Args:
+            images: of this process's micro-batch.
+            index: of the micro-batch in the epoch.
         """
         steps = self.trainer.accumulate_grad_batches
-        step_images = self.trainer.datamodule.step_images(index, steps)
+        step_images = datamodule_of(self.trainer).step_images(index, steps)
         return images * steps * self.trainer.world_size / step_images
 
     def logged_rate(self) -> float:
-        """The learning rate that stands for all.
-
-        Muon's where it trains anything, or else that of the last group.
-        """
+        """Return the learning rate that is logged: Muon's, or the last group's without Muon."""
         groups = self.trainer.optimizers[0].param_groups
         return next((group for group in groups if group["muon"]), groups[-1])["lr"]
 
     def check_finite(self) -> None:
-        """Raise Diverged if a loss of this epoch is no number; it names the step of the first."""
+        """Raise Diverged if a loss of this epoch is no number, with the step of the first."""
         finite = torch.stack([loss for loss, _, _ in self.history]).isfinite()
-        if not finite.all():
-            first, accumulation_steps = (
-                int(finite.long().argmin()),
-                self.trainer.accumulate_grad_batches,
-            )
-            step = (
-                self.global_step
-                + 1
-                - ((len(self.history) - 1) // accumulation_steps - first // accumulation_steps)
-            )
-            raise Diverged(
-                f"the loss is {float(self.history[first][0])} at step {step}, epoch {self.current_epoch + 1}, with a"
-                f" learning rate of {self.logged_rate():.3g}; the last checkpoint is kept"
-            )
+        if finite.all():
+            return
+        first, micro_batches = int(finite.long().argmin()), self.trainer.accumulate_grad_batches
+        steps_since = (len(self.history) - 1) // micro_batches - first // micro_batches
+        raise Diverged(
+            f"the loss is {float(self.history[first][0])} at step"
+            f" {self.global_step + 1 - steps_since}, epoch {self.current_epoch + 1}, with a"
+            f" learning rate of {self.logged_rate():.3g}; the last checkpoint is kept"
+        )
 
     def log_epoch(self) -> None:
-        """Log what the epoch's batches gave."""
+        """Log the mean loss and accuracy of the epoch's images, and the learning rate."""
         losses, correct, counts = zip(*self.history, strict=True)
         images = sum(counts)
+        weighted = torch.stack(losses) * torch.tensor(counts, device=self.device)
+        metrics = {
+            "train_loss": weighted.sum() / images,
+            "train_acc": torch.stack(correct).sum() / images,
+            "lr": self.logged_rate(),
+        }
+        self.log_means(metrics, images)
+        self.history.clear()
+
+    def log_means(self, metrics: dict, images: int) -> None:
+        """Log means over this process's images; Lightning averages them over all processes.
+
+        Args:
+            metrics: name -> mean.
+            images: how many images it is the mean of.
+        """
         self.log_dict(
-            {
-                "train_loss": (torch.stack(losses) * torch.tensor(counts, device=self.device)).sum()
-                / images,
-                "train_acc": torch.stack(correct).sum() / images,
-                "lr": self.logged_rate(),
-            },
+            metrics,
             on_step=False,
             on_epoch=True,
             logger=False,
-            batch_size=float(images),
+            # A float: Lightning's mean over gloo's processes would round an integer down.
+            batch_size=float(images),  # pyright: ignore[reportArgumentType]
             sync_dist=True,
         )
-        self.history.clear()
 
     def configure_optimizers(self) -> dict:
-        """The recipe's optimiser.
-
-        Every group's learning rate follows `triangle`, a little each step.
-        """
+        """Make the recipe's optimiser, with learning rates that follow one_cycle_factor."""
         recipe, steps = self.recipe, self.trainer.estimated_stepping_batches
         optimizer = make_optimizer(self.model, recipe, self.trainer.precision == "bf16-mixed")
         # The rate in the middle of a step: neither the first step nor the last is wasted on a rate
@@ -152,22 +187,22 @@ class LitClassifier(pl.LightningModule):
     # ---- evaluation ----
 
     def evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
+        """Log the loss and the accuracy of a batch.
+
+        Args:
+            batch: images (N, 3, 32, 32) and labels (N,).
+            stage: 'val' or 'test', the first part of the metrics' names.
+        """
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        values = {f"{stage}_loss": loss, f"{stage}_acc": self.acc(logits, labels)}
-        # A float: Lightning's mean over gloo's processes would round an integer down.
-        self.log_dict(
-            values,
-            on_step=False,
-            on_epoch=True,
-            logger=False,
-            batch_size=float(len(labels)),
-            sync_dist=True,
-        )
+        metrics = {f"{stage}_loss": loss, f"{stage}_acc": self.acc(logits, labels)}
+        self.log_means(metrics, len(labels))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        """Log val_loss and val_acc."""
         self.evaluate(batch, "val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        """Log test_loss and test_acc."""
         self.evaluate(batch, "test")

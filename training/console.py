@@ -1,4 +1,4 @@
-"""What a program says while it runs: in a notebook, in a terminal, or where nobody reads."""
+"""What a program prints while it runs: in a notebook, in a terminal, or where nobody reads it."""
 
 import contextlib
 import io
@@ -6,13 +6,18 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytorch_lightning.utilities import rank_zero_only
 from tqdm import tqdm
 
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
 
-def kernel_shell() -> object | None:
-    """IPython's shell of the notebook that runs this; None in a script or a terminal."""
+
+def kernel_shell() -> "InteractiveShell | None":
+    """Return IPython's shell of the notebook that runs this, or None in a script or a terminal."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return shell if hasattr(shell, "kernel") else None
 
@@ -28,15 +33,14 @@ HARMLESS = (
 
 
 def quiet_lightning() -> None:
-    """Silence what Lightning prints at every fit: advertisements, and warnings that are no problem here.
+    """Silence what Lightning prints at every fit: advertisements, and warnings of no use here.
 
-    Its errors stay, and what it says where it uses one of several GPUs.
+    Its errors are still shown, and its note that it uses one of several GPUs.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     for package in ("pytorch_lightning", "lightning_fabric"):
-        logger = logging.getLogger(
-            f"{package}.utilities.rank_zero"
-        )  # most messages come from there
+        # Most messages come from there.
+        logger = logging.getLogger(f"{package}.utilities.rank_zero")
         logger.setLevel(logging.INFO)
         logger.addFilter(is_worth_reading)
     for message in HARMLESS:
@@ -48,23 +52,22 @@ def is_worth_reading(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR or "will use only 1 of" in record.getMessage()
 
 
-print_rank_zero = rank_zero_only(
-    print
-)  # once, however many processes train  # once, however many processes train
+print_rank_zero = rank_zero_only(print)  # once, however many processes train
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds in words: '42 s', '17 min', '2 h 05 min'."""
+    """Format a duration: '42 s', '17 min', '2 h 05 min'."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def placeholder():
-    """A place in the notebook's output whose content can be replaced, empty at first.
+def display_placeholder():
+    """Display nothing, in a place of the notebook's output whose content can be replaced later.
 
-    None outside a notebook.
+    Returns:
+        IPython's handle, with a method `update`; None outside a notebook.
     """
     if not kernel_shell():
         return None
@@ -76,8 +79,8 @@ def placeholder():
 class TransientLine:
     """A line that replaces itself, in a notebook or a terminal, and leaves nothing behind.
 
-    Plain tqdm on standard output: the widget of tqdm.auto stays in a stored notebook as an empty
-    output.
+    It is plain tqdm on standard output: the widget of tqdm.auto would stay in a stored notebook as
+    an empty output.
     """
 
     def __init__(self):
@@ -85,7 +88,7 @@ class TransientLine:
         self.bar = tqdm(bar_format="{desc}", leave=False, file=sys.stdout, disable=not shown)
 
     def show(self, text: str) -> None:
-        """Replace the line; the empty text removes it."""
+        """Replace the line, or remove it where the text is empty."""
         if text:
             self.bar.set_description_str(text)
         else:
@@ -93,9 +96,13 @@ class TransientLine:
 
 
 class ForgivingOutput(io.TextIOWrapper):
-    """Standard output that goes on when a character cannot be shown or nobody reads any more."""
+    """Standard output that stays usable when its reader is gone.
+
+    It drops what it cannot write instead of raising an error.
+    """
 
     def write(self, text: str) -> int:
+        """Write a text, and return its length even where it was dropped."""
         try:
             return super().write(text)
         except OSError:  # a broken pipe, a full disk
@@ -103,31 +110,32 @@ class ForgivingOutput(io.TextIOWrapper):
             return len(text)
 
     def flush(self) -> None:
+        """Write what is buffered, or drop it."""
         try:
             super().flush()
         except OSError:
             self.discard()
 
     def discard(self) -> None:
-        """Send what is still to come to nowhere, as Python's documentation advises for a broken pipe."""
+        """Redirect to the null device, as Python's documentation advises for a broken pipe."""
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
 
 
 def forgive_output() -> None:
-    """From now on printing never ends this program.
+    """Make sure that printing never ends this program, whatever becomes of its output.
 
-    For scripts; a notebook's or a test's output stays as it is.
+    A character that cannot be encoded is replaced. This is for scripts; the output of a notebook or
+    a test is left alone.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed when the program was started
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 # it stays open
         elif type(stream) is io.TextIOWrapper:
             stream.flush()
             lines = stream.line_buffering
-            setattr(
-                sys,
-                name,
-                ForgivingOutput(stream.buffer, stream.encoding, "replace", line_buffering=lines),
+            forgiving = ForgivingOutput(
+                stream.buffer, stream.encoding, "replace", line_buffering=lines
             )
+            setattr(sys, name, forgiving)

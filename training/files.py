@@ -1,4 +1,4 @@
-"""JSON files that are written whole or not at all, and read with care."""
+"""JSON files that are written whole or not at all, and checked when read."""
 
 import json
 from pathlib import Path
@@ -12,9 +12,14 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 def read_json(path: Path, keys: set[str]) -> dict | None:
-    """The object that a JSON file holds.
+    """Read the object that a JSON file holds.
 
-    None if it is not there, or damaged, or without these keys, which it says.
+    Args:
+        path: of the file.
+        keys: that the object must have.
+
+    Returns:
+        The object, or None if the file is missing, or damaged, which is printed.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What this machine is, where it trains and in which precision."""
+"""What this machine is, on which device it trains and in which precision."""
 
 import functools
 import importlib.metadata
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 # Memory for large tensors comes in pages of 2 MiB instead of 4 KiB, where the system allows it: a
 # training step on a CPU otherwise spends a tenth of its time on being given pages. Read by torch
@@ -19,14 +20,18 @@ from torch import Tensor, nn
 
 from models.errors import InvalidValue
 
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]  # Lightning's names
+
 PROJECT = Path(__file__).resolve().parent.parent
 
 
 def training_step(device: str | torch.device) -> list[Tensor]:
     """Compute one training step of two convolutions with BatchNorm in channels_last.
 
-    Returns the loss, all gradients and BatchNorm's running averages, on the CPU. The second
-    BatchNorm has a fixed scale, as FastNet's have.
+    The second BatchNorm has a fixed scale, as FastNet's have.
+
+    Returns:
+        The loss, all gradients and BatchNorm's running averages, on the CPU.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -40,7 +45,7 @@ def training_step(device: str | torch.device) -> list[Tensor]:
         )
         images, weights = torch.randn(8, 3, 16, 16), torch.randn(8, 32, 16, 16)
     net[4].weight.requires_grad_(False)
-    net = net.to(device, memory_format=torch.channels_last)
+    net.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     images = images.to(device).contiguous(memory_format=torch.channels_last).requires_grad_()
     loss = (net(images) * weights.to(device)).mean()
     loss.backward()
@@ -52,7 +57,12 @@ def training_step(device: str | torch.device) -> list[Tensor]:
 def steps_agree(trusted: str | torch.device, tested: str | torch.device) -> bool:
     """Compare a training step on two devices.
 
-    Whether all numbers differ by less than a thousandth.
+    Args:
+        trusted: the device whose numbers count as right.
+        tested: the other device.
+
+    Returns:
+        Whether all numbers agree to a thousandth of their tensor's largest.
     """
     try:
         pairs = list(zip(training_step(trusted), training_step(tested), strict=True))
@@ -62,39 +72,47 @@ def steps_agree(trusted: str | torch.device, tested: str | torch.device) -> bool
 
 
 @functools.cache
-def mps_trains_right() -> bool:
-    """Whether the Apple GPU learns what the CPU does; says so, once, if it does not.
+def mps_trains_correctly() -> bool:
+    """Tell whether the Apple GPU computes the same training step as the CPU; print it if not.
 
     In channels_last its BatchNorm gave wrong gradients in some versions (pytorch #175189), and in
     others it ended the whole process (#98602), so the test runs in a process of its own.
     """
     code = f"import sys, {__name__} as m; sys.exit(not m.steps_agree('cpu', 'mps'))"
-    right = (
-        subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True).returncode
-        == 0
-    )
-    if not right:
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True)
+    if done.returncode:
         print(
-            "The Apple GPU computes other gradients than the CPU with this version of torch: the CPU trains."
+            "The Apple GPU computes other gradients than the CPU with this version of torch: the"
+            " CPU trains."
         )
-    return right
+    return not done.returncode
 
 
 def choose_device() -> torch.device:
-    """Choose where everything is computed: the one source for training, prediction and Grad-CAM.
+    """Choose the device for training, prediction and Grad-CAM.
 
-    Returns cuda if there is one; mps if a training step there agrees with the CPU's; else cpu. A
-    TPU is never chosen.
+    Returns:
+        cuda if there is one; mps if a training step there agrees with the CPU's; else cpu. A TPU is
+        never chosen.
     """
     if torch.cuda.is_available():
         return torch.device("cuda")
-    if torch.backends.mps.is_available() and mps_trains_right():
+    if torch.backends.mps.is_available() and mps_trains_correctly():
         return torch.device("mps")
     return torch.device("cpu")
 
 
 def conv_seconds(images: Tensor, conv: nn.Module, bf16: bool) -> tuple[Tensor, float]:
-    """Output of a convolution in bf16 or fp32, and the seconds for its forward and backward."""
+    """Time the forward and backward pass of a convolution on the CPU.
+
+    Args:
+        images: (N, in_channels, H, W).
+        conv: the convolution.
+        bf16: whether to compute in bf16 instead of fp32.
+
+    Returns:
+        The output in fp32, (N, out_channels, H, W), and the seconds.
+    """
     start = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         out = conv(images)
@@ -103,17 +121,19 @@ def conv_seconds(images: Tensor, conv: nn.Module, bf16: bool) -> tuple[Tensor, f
 
 
 def cpu_has_bf16() -> bool:
+    """Tell whether this CPU has bf16 instructions."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 @functools.cache
-def cpu_bf16_pays() -> bool:
-    """Whether this CPU has bf16 instructions, and a convolution with them agrees with fp32 and is faster."""
+def cpu_bf16_is_faster() -> bool:
+    """Tell whether a convolution on this CPU is faster in bf16 than in fp32, and agrees with it."""
     if not cpu_has_bf16():
         return False  # without them, bf16 on a CPU is emulated and many times slower
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        conv = nn.Conv2d(256, 256, 3, padding=1).to(memory_format=torch.channels_last)
+        conv = nn.Conv2d(256, 256, 3, padding=1)
+        conv.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         images = torch.randn(128, 256, 8, 8).contiguous(memory_format=torch.channels_last)
     # In turn, and the best of seven each: whatever else the machine does meanwhile hits both alike.
     rounds = [[conv_seconds(images, conv, bf16) for bf16 in (False, True)] for _ in range(7)]
@@ -123,18 +143,18 @@ def cpu_bf16_pays() -> bool:
     return fast < slow and bool((rounded - exact).abs().max() < 2**-5 * exact.abs().max())
 
 
-def choose_precision() -> str:
-    """The fastest precision of this machine that is safe: 'bf16-mixed', '16-mixed' or '32-true'."""
+def choose_precision() -> Precision:
+    """Choose this machine's fastest safe precision."""
     device = choose_device().type
     if device == "cuda":
         return (
             "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
         )
-    return "bf16-mixed" if device == "cpu" and cpu_bf16_pays() else "32-true"
+    return "bf16-mixed" if device == "cpu" and cpu_bf16_is_faster() else "32-true"
 
 
-def possible_precisions() -> list[str]:
-    """Lightning's names of the precisions that the device of this machine has."""
+def possible_precisions() -> list[Precision]:
+    """List the precisions that the device of this machine has, by Lightning's names."""
     device = choose_device().type
     if device == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -142,14 +162,14 @@ def possible_precisions() -> list[str]:
     return ["32-true", "bf16-mixed"] if device == "cpu" else ["32-true"]
 
 
-def native_precisions() -> list[str]:
-    """Those of possible_precisions that are not emulated here, many times slower."""
+def native_precisions() -> list[Precision]:
+    """List the possible precisions that are not emulated here, which is many times slower."""
     emulated = ["bf16-mixed"] if choose_device().type == "cpu" and not cpu_has_bf16() else []
     return [name for name in possible_precisions() if name not in emulated]
 
 
 def check_precision(name: str) -> None:
-    """Raise InvalidValue for a precision that Lightning or this machine does not have."""
+    """Raise InvalidValue for the name of a precision that this machine does not have."""
     possible = possible_precisions()
     if name not in possible:
         raise InvalidValue(
@@ -158,7 +178,7 @@ def check_precision(name: str) -> None:
 
 
 def cpu_name() -> str:
-    """The processor's model where the system tells it, else its architecture."""
+    """Return the processor's model where the system tells it, else its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -166,7 +186,11 @@ def cpu_name() -> str:
 
 
 def hardware(processes: int = 1) -> str:
-    """Name what trains here, in so many processes, each on a device of its own."""
+    """Name what trains here.
+
+    Args:
+        processes: how many processes train, each on a device of its own.
+    """
     device = choose_device().type
     if device == "cuda":
         name = torch.cuda.get_device_name()
@@ -178,7 +202,7 @@ def hardware(processes: int = 1) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what shapes the result."""
+    """Return the versions of Python and of the packages that affect the result."""
     packages = ("torch", "pytorch-lightning", "albumentations", "numpy")
     return {"python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in packages

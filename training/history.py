@@ -1,7 +1,9 @@
 """The metrics of a run: read from its logs, summarized, written epoch by epoch."""
 
+import math
 import re
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 from pytorch_lightning.loggers import CSVLogger
@@ -11,44 +13,51 @@ from training.console import format_duration
 
 
 def read_table(metrics_csv: str | Path) -> pd.DataFrame:
-    """A table of epochs. What a killed process left half written is left out.
+    """Read a table of epochs, without the rows that a killed process left half written.
 
-    ValueError names a file that is none.
+    Raises:
+        InvalidValue: if the file is no such table; the message names it.
+        OSError: if it cannot be read.
     """
     try:
-        return pd.read_csv(metrics_csv).apply(pd.to_numeric, errors="coerce").dropna(subset="epoch")
+        numbers = pd.read_csv(metrics_csv).apply(pd.to_numeric, errors="coerce")
+        return cast(pd.DataFrame, numbers).dropna(subset="epoch")
     except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
         raise InvalidValue(f"{metrics_csv} is damaged ({error})") from error
 
 
 def read_metrics(logs: Path) -> pd.DataFrame:
-    """Lightning's metrics.csv files of a run, one per start, as one table.
+    """Read Lightning's metrics.csv files of a run, one per start, as one table.
 
-    An epoch begun again counts once.
+    Args:
+        logs: the folder that holds version_0, version_1 and so on.
+
+    Returns:
+        The rows of all starts; of an epoch that was begun again, those of the last start.
     """
     table = pd.DataFrame({"epoch": []})
-    starts = {
+    versions = {  # the pattern excludes the copies of a synced drive, such as 'version_0 (1)'
         int(match[1]): path
         for path in logs.glob("*/metrics.csv")
-        if (
-            match := re.fullmatch(r"version_(\d+)", path.parent.name)
-        )  # not a synced drive's copy 'version_0 (1)'
+        if (match := re.fullmatch(r"version_(\d+)", path.parent.name))
     }
-    for _, path in sorted(starts.items()):
+    for _, path in sorted(versions.items()):
         try:
             rows = read_table(path)
         except (OSError, ValueError) as error:
             print(f"{error} and is not used")
             continue
         if len(rows):
-            table = pd.concat([table[table.epoch < rows.epoch.min()], rows])
+            earlier = table.loc[table["epoch"] < rows["epoch"].min()]
+            table = pd.concat([earlier, rows])
     return table.reset_index(drop=True)
 
 
-def finished_metrics(folder: Path) -> pd.DataFrame:
-    """The metrics.csv of a finished run.
+def read_finished_metrics(folder: Path) -> pd.DataFrame:
+    """Read the metrics.csv of a finished run, or make it again from the logs if it is damaged.
 
-    Where it is damaged or gone, it is put together again from the logs.
+    Args:
+        folder: of the run.
     """
     try:
         table = read_table(folder / "metrics.csv")
@@ -64,44 +73,84 @@ def finished_metrics(folder: Path) -> pd.DataFrame:
 
 
 def summarize_metrics(table: pd.DataFrame) -> dict:
-    """What training gave so far, from its epochs.
+    """Summarize the epochs of a run.
 
-    Its time, all interruptions left out, and the last validation.
+    Args:
+        table: what read_metrics returned.
+
+    Returns:
+        seconds, without all interruptions, and val_acc of the last validation, or None if there
+        was none.
     """
-    val_acc = float(table.val_acc.dropna().iloc[-1]) if "val_acc" in table else None
-    return {"seconds": round(float(table.seconds.sum()), 1), "val_acc": val_acc}
+    rows = rows_of(table)
+    seconds = sum((row["seconds"] for row in rows if "seconds" in row), 0.0)
+    val_accs = [row["val_acc"] for row in rows if "val_acc" in row]
+    return {"seconds": round(seconds, 1), "val_acc": val_accs[-1] if val_accs else None}
 
 
-def epoch_line(row: pd.Series, epochs: int) -> str:
-    """One epoch of read_metrics' table as a line."""
-    validated = "val_loss" in row and row.val_loss == row.val_loss  # not NaN
+def epoch_means(table: pd.DataFrame) -> pd.DataFrame:
+    """Average the rows of each epoch: training and validation are logged as rows of their own.
+
+    Returns:
+        A row for each epoch, in their order.
+    """
+    return cast(pd.DataFrame, table.groupby("epoch").mean()).reset_index()
+
+
+def rows_of(table: pd.DataFrame) -> list[dict[str, float]]:
+    """List the rows of a table as dicts, column -> value, without the values that are missing."""
+    names = [str(name) for name in table]
+    return [
+        {name: value for name, value in zip(names, row, strict=True) if not math.isnan(value)}
+        for row in table.to_numpy(dtype=float).tolist()
+    ]
+
+
+def epoch_line(metrics: dict[str, float], epochs: int) -> str:
+    """Format the metrics of an epoch as a line.
+
+    Args:
+        metrics: epoch, counted from 0, train_loss, train_acc, seconds, and, if the epoch was
+            validated, val_loss and val_acc.
+        epochs: of the whole run.
+    """
+    validated = not math.isnan(metrics.get("val_loss", math.nan))
     return (
-        f"epoch {int(row.epoch) + 1:3d}/{epochs} | train loss {row.train_loss:.3f} acc {row.train_acc:.4f}"
-        + (f" | val loss {row.val_loss:.3f} acc {row.val_acc:.4f}" if validated else "")
-        + f" | {format_duration(row.seconds)}"
+        f"epoch {int(metrics['epoch']) + 1:3d}/{epochs}"
+        f" | train loss {metrics['train_loss']:.3f} acc {metrics['train_acc']:.4f}"
+        + (
+            f" | val loss {metrics['val_loss']:.3f} acc {metrics['val_acc']:.4f}"
+            if validated
+            else ""
+        )
+        + f" | {format_duration(metrics['seconds'])}"
     )
 
 
 def write_epoch(
-    logger: CSVLogger, row: dict[str, float], rates: dict[int, float], earlier: pd.DataFrame
+    logger: CSVLogger, metrics: dict[str, float], rates: dict[int, float], earlier: pd.DataFrame
 ) -> None:
-    """Log an epoch before its checkpoint is written: who continues from it finds the epochs before in the log.
+    """Log an epoch.
+
+    That happens before its checkpoint is written, so that a run that continues from the checkpoint
+    finds all earlier epochs in the log.
 
     Args:
         logger: of the run.
-        row: the epoch's metrics, with epoch, step and seconds.
+        metrics: of the epoch, with epoch, step and seconds.
         rates: step -> learning rate.
-        earlier: the epochs before, as rows; they are written again if the log's folder is gone.
+        earlier: the rows of the epochs before; they are written again if the log's folder is gone.
     """
     folder = Path(logger.log_dir)
     if not folder.is_dir():
         print(
-            f"{logger.save_dir} was removed, or its disk is gone; it is made again, with all that is still known"
+            f"{logger.save_dir} was removed, or its disk is gone; it is made again, with all that"
+            " is still known"
         )
         folder.mkdir(parents=True)
-        for _, known in earlier.dropna(subset="train_loss").iterrows():
-            logger.log_metrics(known.dropna().to_dict(), int(known.step))
+        for known in rows_of(earlier.dropna(subset="train_loss")):
+            logger.log_metrics({**known}, int(known["step"]))
     for step, rate in rates.items():
-        logger.log_metrics({"epoch": row["epoch"], "lr_step": rate}, step)
-    logger.log_metrics(row, row["step"])
+        logger.log_metrics({"epoch": metrics["epoch"], "lr_step": rate}, step)
+    logger.log_metrics({**metrics}, int(metrics["step"]))
     logger.save()

@@ -1,4 +1,4 @@
-"""Muon for the filters and SGD for the rest, in one optimiser, and which parameter belongs to which."""
+"""Muon for the filters and SGD for the rest, in one optimiser, and which parameters each trains."""
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +8,18 @@ from training.recipes import Recipe
 
 
 def orthogonalize(matrix: Tensor, steps: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The nearest (semi-)orthogonal matrix, roughly: (R, C) -> (R, C), all singular values near 1.
+    """Approximate the nearest (semi-)orthogonal matrix, by Newton and Schulz's iteration.
 
-    Newton and Schulz's iteration with the coefficients of Jordan et al. 2024 (Muon): singular
-    values come into 0.7..1.2 after five steps; three are enough to train with. dtype: to compute
-    in; bf16 suffices, where it is fast.
+    The coefficients are those of Jordan et al. 2024 (Muon): singular values come into 0.7..1.2
+    after five steps; three are enough to train with.
+
+    Args:
+        matrix: of shape (R, C).
+        steps: of the iteration.
+        dtype: to compute in; bf16 suffices, where it is fast.
+
+    Returns:
+        A matrix of shape (R, C) and matrix's dtype, with all singular values near 1.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.to(dtype)
@@ -26,12 +33,21 @@ def orthogonalize(matrix: Tensor, steps: int = 3, dtype: torch.dtype = torch.flo
 
 
 class MuonWithSGD(torch.optim.Optimizer):
-    """SGD with Nesterov momentum that, in groups with muon=True, makes each step of a filter bank orthogonal.
+    """SGD with Nesterov momentum that, in groups with muon=True, orthogonalizes each step.
 
-    A gradient of a filter bank is mostly a few directions, and a step along it changes only these. An orthogonal step
-    of the same sense moves all of them by the same amount. The filters keep the length sqrt(out_channels), so the
-    learning rate is a rate of turning. torch.optim.Muon takes matrices only; here 4-D weights (out, in, k, k) are
-    matrices (out, in * k * k). Groups: lr, momentum, weight_decay (not for Muon's), muon. dtype: see orthogonalize.
+    The gradient of a convolution's filters is dominated by a few directions, and a step along it
+    changes only these. The nearest orthogonal step moves all directions by the same amount. The
+    filters keep the norm sqrt(out_channels), so the learning rate is a rate of rotation.
+    torch.optim.Muon takes matrices only; here 4-D weights (out, in, k, k) are treated as matrices
+    (out, in * k * k). Source: Jordan et al. 2024 (Muon).
+
+    Args:
+        params: parameters or groups; a group may set lr, momentum, weight_decay, which Muon does
+            not use, and muon.
+        lr: the learning rate.
+        momentum: of Nesterov.
+        weight_decay: of what SGD trains.
+        dtype: in which steps are orthogonalized.
     """
 
     def __init__(
@@ -55,7 +71,7 @@ class MuonWithSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step; returns what the closure returns."""
+        """Take a step, and return what the closure returns."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -63,12 +79,12 @@ class MuonWithSGD(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    self.update(p, group)
+                    self.update(p, p.grad, group)
         return loss
 
-    def update(self, p: Tensor, group: dict) -> None:
-        """Move one parameter by its gradient."""
-        step = p.grad if group["muon"] else p.grad.add(p, alpha=group["weight_decay"])
+    def update(self, p: Tensor, gradient: Tensor, group: dict) -> None:
+        """Update one parameter in place."""
+        step = gradient if group["muon"] else gradient.add(p, alpha=group["weight_decay"])
         state = self.state[p]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(p)
@@ -81,38 +97,38 @@ class MuonWithSGD(torch.optim.Optimizer):
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
-    """What Muon trains, the biases of convolutions and BatchNorm, and the rest, each with its peak learning rate."""
-    layers = [
-        module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.BatchNorm2d))
-    ]
+    """Divide a network's parameters into groups.
+
+    Returns:
+        The filters that Muon trains, the biases of convolutions and BatchNorm, and the rest, as
+        far as there are any, each with its peak learning rate.
+    """
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
     biases = {id(layer.bias) for layer in layers} if recipe.bias_lr else set()
-    groups = {"filters": [], "biases": [], "rest": []}
+    filters, bias_group, rest = [], [], []
     for p in filter(lambda p: p.requires_grad, model.parameters()):
         # The first convolution, of three colours, is too small to be made orthogonal to any use.
         if recipe.muon_lr and p.shape[2:] == (3, 3) and p.shape[1] > 3:
-            groups["filters"].append(p)
+            filters.append(p)
         else:
-            groups["biases" if id(p) in biases else "rest"].append(p)
+            (bias_group if id(p) in biases else rest).append(p)
     decay = recipe.weight_decay * recipe.max_lr  # per step: a faster bias does not decay faster
-    return [
-        group
-        for group in (
-            {"params": groups["filters"], "lr": recipe.muon_lr, "momentum": 0.6, "muon": True},
-            {
-                "params": groups["biases"],
-                "lr": recipe.bias_lr,
-                "weight_decay": decay / (recipe.bias_lr or 1),
-            },
-            {"params": groups["rest"]},
-        )
-        if group["params"]
-    ]
+    bias_decay = decay / (recipe.bias_lr or 1)
+    groups = (
+        {"params": filters, "lr": recipe.muon_lr, "momentum": 0.6, "muon": True},
+        {"params": bias_group, "lr": recipe.bias_lr, "weight_decay": bias_decay},
+        {"params": rest},
+    )
+    return [group for group in groups if group["params"]]
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, bf16: bool) -> MuonWithSGD:
-    """Muon and SGD-Nesterov in one, as the recipe wants them.
+    """Make the optimiser of a recipe.
 
-    Bf16: make Muon's steps orthogonal in that precision.
+    Args:
+        model: the network to train.
+        recipe: the hyperparameters.
+        bf16: whether to orthogonalize Muon's steps in bf16.
     """
     dtype = torch.bfloat16 if bf16 else torch.float32
     return MuonWithSGD(

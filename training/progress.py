@@ -3,6 +3,7 @@
 import contextlib
 import time
 from dataclasses import dataclass
+from typing import cast
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -10,68 +11,76 @@ import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import CSVLogger
 
-from training.console import TransientLine, format_duration, placeholder
-from training.history import epoch_line, write_epoch
+from training.classifier import LOW_RESOLUTION, LitClassifier, datamodule_of
+from training.console import TransientLine, display_placeholder, format_duration
+from training.history import epoch_line, epoch_means, write_epoch
 from training.recipes import SLOW_RUN_MINUTES, smaller_budget
 
-LOW_RES_SAVINGS = 1 - (24 / 32) ** 2  # the part of the work that is saved at low resolution
-FORWARD = (
-    1 / 3
-)  # the part of a training step that validation does as well: the backward pass costs twice as much
+LOW_RES_SAVINGS = 1 - (LOW_RESOLUTION / 32) ** 2  # of the work of a batch at low resolution
+FORWARD = 1 / 3  # of the work of a training step: the backward pass costs twice the forward pass
+LINE_SECONDS = 2  # between two updates of the line that shows the time left
 
 
 @dataclass(frozen=True)
 class Workload:
     """The work of a run, in batches of training at full resolution.
 
-    epochs: of the run. batches: of an epoch. low: of the run's batches, those at low resolution,
-    which come first. validation: the batches of an epoch's validation, which are as large.
+    Attributes:
+        epochs: of the run.
+        batches: of an epoch.
+        low: how many of the run's batches are at low resolution; these come first.
+        validation: batches of an epoch's validation, as large as those of training.
     """
 
     epochs: int
-    batches: int
+    batches: float
     low: float
     validation: float
 
     def before(self, epoch: int, batch: int = 0) -> float:
-        """What is done when a batch of an epoch begins, both counted from 0."""
+        """Return the work that is done when a batch of an epoch begins, both counted from 0."""
         batches = epoch * self.batches + batch
         return (
             batches - LOW_RES_SAVINGS * min(batches, self.low) + epoch * FORWARD * self.validation
         )
 
     def left(self, epoch: int, batch: int = 0) -> float:
-        """What is still to be done then."""
+        """Return the work that is left when a batch of an epoch begins, both counted from 0."""
         return self.before(self.epochs) - self.before(epoch, batch)
 
 
 class LiveCurves:
-    """In a notebook: loss and accuracy, drawn again after each epoch in the same place.
+    """Loss and accuracy in a notebook, drawn again after each epoch in the same place.
 
-    Elsewhere: nothing.
+    Outside a notebook nothing is drawn.
 
-    earlier: the table of the epochs before, of a run that is continued.
+    Attributes:
+        table: the rows of the epochs so far, at first those before an interruption.
     """
 
     def __init__(self, earlier: pd.DataFrame):
-        self.table, self.handle = earlier, placeholder()
+        self.table, self.handle = earlier, display_placeholder()
 
-    def add(self, row: dict[str, float]) -> None:
-        """Draw one more epoch: of its row, epoch, train_loss, train_acc, and val_loss, val_acc if they are there."""
-        self.table = pd.concat([self.table, pd.DataFrame([row])])
+    def add(self, metrics: dict[str, float]) -> None:
+        """Draw one more epoch.
+
+        Args:
+            metrics: epoch, train_loss, train_acc, and val_loss, val_acc if they are there.
+        """
+        self.table = pd.concat([self.table, pd.DataFrame([metrics])])
         if self.handle:
             self.handle.update(self.figure())
 
     def figure(self) -> Figure:
-        epochs = self.table.groupby("epoch").mean()
+        """Draw the epochs so far: the loss on the left, the accuracy on the right."""
+        epochs = epoch_means(self.table)
         fig, axes = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
         for axis, name in zip(axes, ("loss", "acc"), strict=True):
-            for stage in ("train", "val"):
-                if f"{stage}_{name}" in epochs:
-                    axis.plot(
-                        epochs.index + 1, epochs[f"{stage}_{name}"], "o-", markersize=3, label=stage
-                    )
+            for column, label in ((f"train_{name}", "train"), (f"val_{name}", "val")):
+                if column in epochs:
+                    axis.plot(epochs["epoch"] + 1, epochs[column], "o-", markersize=3, label=label)
             axis.set(xlabel="epoch", ylabel=name)
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.legend()
@@ -85,104 +94,116 @@ class LiveCurves:
 
 
 class Progress(Callback):
-    """Prints an estimate after a few steps and a line per epoch, shows the time left in between, and writes each epoch
-    into the log. Where several processes train, the first does.
+    """The callback that shows and logs the progress of a run.
 
-    The estimate holds all that there is between the start and the end: validation, checkpoints, logs. It is corrected,
-    in a line of its own, where it turns out to be more than 15 % off.
+    It prints an estimate after a few steps and a line per epoch, shows the time left in between,
+    and writes each epoch into the log. Where several processes train, the first one does so.
 
-    earlier: the table of the epochs before, of a run that is continued.
+    The estimate covers everything between the start and the end: validation, checkpoints, logs. It
+    is corrected, in a line of its own, where it turns out to be more than 15 % off.
     """
 
     def __init__(self, earlier: pd.DataFrame):
-        self.earlier = earlier
-        self.started = 0.0
-        self.shown = float("-inf")
-        self.said = 0.0  # the estimate, in seconds from the start to the end
+        self.earlier = earlier  # the rows of the epochs before an interruption
+        self.first_epoch = 0  # of this process
+        self.train_start = self.epoch_start = 0.0
+        self.line_shown = float("-inf")
+        self.estimated = 0.0  # seconds from the start to the end; 0: there is no estimate yet
+        # The first batches are slower, because memory and kernels are being prepared. The pace is
+        # measured from this time on, when this much work was done.
+        self.warm, self.warm_time, self.warm_work = False, 0.0, 0.0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Start the clock, and make room for the line and the curves."""
         if trainer.is_global_zero:
             self.line, self.curves = TransientLine(), LiveCurves(self.earlier)
-        self.first_epoch, self.warm = trainer.current_epoch, None
-        self.begin = self.started = time.perf_counter()
+        self.first_epoch, self.warm = trainer.current_epoch, False
+        self.train_start = self.epoch_start = time.perf_counter()
 
-    def workload(self, trainer: pl.Trainer, module: pl.LightningModule) -> Workload:
-        steps = trainer.num_training_batches
-        low = module.recipe.low_res * trainer.max_epochs * steps
-        data = trainer.datamodule
-        images = len(data.splits.val.labels) if data else 0
-        return Workload(trainer.max_epochs, steps, low, images / data.batch_size if images else 0.0)
+    def workload(self, trainer: pl.Trainer, module: LitClassifier) -> Workload:
+        """Compute the work of the whole run."""
+        recipe, steps = module.recipe, trainer.num_training_batches
+        data = datamodule_of(trainer)
+        validation = len(data.splits.val.labels) / data.batch_size
+        return Workload(recipe.epochs, steps, recipe.low_res * recipe.epochs * steps, validation)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, index: int
+        self, trainer: pl.Trainer, module: LitClassifier, outputs, batch, index: int
     ) -> None:
+        """Print the estimate after the first batches, and show the time left every two seconds."""
         if not trainer.is_global_zero:
             return
-        warm = (
-            index == 2 and not self.warm
-        )  # the first batches are slower: memory and kernels are being prepared
+        warms_up = index == 2 and not self.warm
         early = index < 12 and trainer.current_epoch == self.first_epoch
-        if not warm and (early or time.perf_counter() - self.shown < 2):
+        recent = time.perf_counter() - self.line_shown < LINE_SECONDS
+        if not warms_up and (early or recent):
             return
         if module.device.type != "cpu":
-            torch.accelerator.synchronize()  # a GPU is asked to do a batch long before it has done it
+            torch.accelerator.synchronize()  # a GPU is asked for a batch long before it has done it
         now, done = time.perf_counter(), (trainer.current_epoch, index + 1)
-        if warm:
-            self.warm = now, self.workload(trainer, module).before(*done)
+        if warms_up:
+            work = self.workload(trainer, module).before(*done)
+            self.warm, self.warm_time, self.warm_work = True, now, work
         elif self.warm:
-            self.shown = now
-            left = self.left(trainer, module, *done)
-            if not self.said:
-                self.estimate(trainer, module, now - self.begin + left)
-            share = 100 * (index + 1) // trainer.num_training_batches
+            self.line_shown = now
+            left = self.seconds_left(trainer, module, *done)
+            if not self.estimated:
+                self.print_estimate(trainer, module, now - self.train_start + left)
+            percent = 100 * (index + 1) // trainer.num_training_batches
             self.line.show(
-                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {share} %, {format_duration(left)} left"
+                f"epoch {trainer.current_epoch + 1}/{module.recipe.epochs}: {percent} %,"
+                f" {format_duration(left)} left"
             )
 
-    def left(
-        self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int, batch: int = 0
+    def seconds_left(
+        self, trainer: pl.Trainer, module: LitClassifier, epoch: int, batch: int = 0
     ) -> float:
-        """Seconds until the end, if the work goes on as fast as since the first batches, all breaks included."""
-        work, (since, done) = self.workload(trainer, module), self.warm
-        unit = (time.perf_counter() - since) / (work.before(epoch, batch) - done)
-        return unit * work.left(epoch, batch)
+        """Predict the seconds until the end, at the average pace since the first batches.
 
-    def estimate(self, trainer: pl.Trainer, module: pl.LightningModule, seconds: float) -> None:
-        """Print what the whole run takes, and what would take less where that is long."""
-        epochs = trainer.max_epochs - self.first_epoch
-        duration = (
-            format_duration(seconds) if seconds > 600 else f"{seconds:.0f} s"
-        )  # 100 s are not yet 2 min
-        print(f"{'now ' if self.said else ''}about {duration} for {epochs} epochs")
-        if not self.said and seconds > 60 * SLOW_RUN_MINUTES and self.first_epoch == 0:
-            with contextlib.suppress(
-                Exception
-            ):  # advice never ends a run, whatever network or file it is given
+        Args:
+            trainer: the one that trains.
+            module: the one that is trained.
+            epoch: the current one, counted from 0.
+            batch: the next one of it, counted from 0.
+        """
+        work = self.workload(trainer, module)
+        seconds = time.perf_counter() - self.warm_time
+        return seconds / (work.before(epoch, batch) - self.warm_work) * work.left(epoch, batch)
+
+    def print_estimate(self, trainer: pl.Trainer, module: LitClassifier, seconds: float) -> None:
+        """Print what the whole run takes, and, where that is long, what would take less."""
+        epochs = module.recipe.epochs - self.first_epoch
+        # format_duration would round 100 to 600 s to minutes, which is too coarse here.
+        duration = format_duration(seconds) if seconds > 600 else f"{seconds:.0f} s"
+        print(f"{'now ' if self.estimated else ''}about {duration} for {epochs} epochs")
+        if not self.estimated and seconds > 60 * SLOW_RUN_MINUTES and self.first_epoch == 0:
+            # Advice never ends a run, whatever network or file it is given.
+            with contextlib.suppress(Exception):
                 work = self.workload(trainer, module)
                 affordable = work.before(epochs) / work.batches * 60 * SLOW_RUN_MINUTES / seconds
                 print(smaller_budget(module.recipe.network, affordable))
-        self.said = seconds
+        self.estimated = seconds
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: LitClassifier) -> None:
+        """Log and print the epoch, and correct the estimate where it is off."""
         now = time.perf_counter()
-        spent, self.started = now - self.started, now  # an epoch begins where the one before ended
+        # An epoch begins where the one before ended.
+        seconds, self.epoch_start = now - self.epoch_start, now
         if not trainer.is_global_zero:
             return
+        epoch, epochs = trainer.current_epoch, module.recipe.epochs
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        row = metrics | {
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step - 1,
-            "seconds": spent,
-        }
-        write_epoch(trainer.logger, row, module.rates, self.curves.table)
+        metrics |= {"epoch": epoch, "step": trainer.global_step - 1, "seconds": seconds}
+        write_epoch(cast(CSVLogger, trainer.logger), metrics, module.rates, self.curves.table)
         self.line.show("")
-        print(epoch_line(pd.Series(row), trainer.max_epochs))
-        self.curves.add(row)
-        if self.said and trainer.current_epoch + 1 < trainer.max_epochs:
-            whole = now - self.begin + self.left(trainer, module, trainer.current_epoch + 1)
-            if abs(whole - self.said) > 0.15 * self.said:
-                self.estimate(trainer, module, whole)
+        print(epoch_line(metrics, epochs))
+        self.curves.add(metrics)
+        if self.estimated and epoch + 1 < epochs:
+            whole = now - self.train_start + self.seconds_left(trainer, module, epoch + 1)
+            if abs(whole - self.estimated) > 0.15 * self.estimated:
+                self.print_estimate(trainer, module, whole)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Remove the curves."""
         if trainer.is_global_zero:
             self.curves.close()

@@ -1,7 +1,8 @@
-"""The learning-rate range test."""
+"""The learning-rate range test (Smith 2015, arXiv:1506.01186)."""
 
 import contextlib
 from dataclasses import replace
+from typing import cast
 
 import pandas as pd
 import pytorch_lightning as pl
@@ -11,19 +12,25 @@ from torch import Tensor
 from dataload import CIFAR10DataModule
 from training.classifier import LitClassifier
 from training.console import quiet_lightning
-from training.hardware import choose_device, choose_precision
+from training.hardware import Precision, choose_device, choose_precision
 from training.recipes import Recipe
-from training.runs import accumulation_steps, prepare
+from training.runs import accumulation_steps, make_classifier
 
 
 class RangeTest(LitClassifier):
-    """Training with a learning rate that grows with every step, from a hundredth of the recipe's to ten times it."""
+    """A classifier whose learning rate grows with every step, from 0.01 to 10 times the recipe's.
+
+    Attributes:
+        losses: step -> the losses of its micro-batches.
+    """
+
+    def __init__(self, **recipe):
+        super().__init__(**recipe)
+        self.losses: dict[int, list[float]] = {}
 
     def configure_optimizers(self) -> dict:
-        configured, self.losses = (
-            super().configure_optimizers(),
-            {},
-        )  # step -> the losses of its parts
+        """Make the recipe's optimiser, with learning rates that follow exponential_lr_factor."""
+        configured = super().configure_optimizers()
         configured["lr_scheduler"]["scheduler"] = torch.optim.lr_scheduler.LambdaLR(
             configured["optimizer"],
             lambda step: exponential_lr_factor(step / self.trainer.max_steps),
@@ -31,6 +38,7 @@ class RangeTest(LitClassifier):
         return configured
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """Compute and note the loss; raise FloatingPointError if it is no number."""
         loss = super().training_step(batch, index)
         if not loss.isfinite():
             raise FloatingPointError
@@ -39,7 +47,11 @@ class RangeTest(LitClassifier):
 
 
 def exponential_lr_factor(done: float) -> float:
-    """0.01 at the start, 10 at the end, and as many steps from 0.01 to 0.1 as from 1 to 10."""
+    """Return the learning rate as a multiple of the recipe's peak: from 0.01 to 10, exponentially.
+
+    Args:
+        done: the fraction of the test that is done, from 0 to 1.
+    """
     return 10 ** (3 * done - 2)
 
 
@@ -50,21 +62,35 @@ def range_test(
     steps: int = 40,
     precision: str = "auto",
 ) -> pd.DataFrame:
-    """The learning-rate range test (Smith 2015, arXiv:1506.01186), on a network of its own that is thrown away.
+    """Train a separate throwaway model with a learning rate that grows with every step.
 
-    With the images that the training begins with, small ones if the recipe says so. Returns a row for each step:
-    factor, the learning rate as a multiple of the recipe's peak, and loss. It ends where the loss is no number.
+    The images are those that the training begins with, at low resolution if the recipe says so.
+    The test ends early where the loss is no number. Source: Smith 2015, arXiv:1506.01186.
+
+    Args:
+        recipe: the hyperparameters.
+        data: the loaders, made by build_datamodule.
+        seed: of the weights.
+        steps: of the optimiser.
+        precision: Lightning's name, or 'auto'.
+
+    Returns:
+        A row for each step, with the columns factor, the learning rate as a multiple of the
+        recipe's peak, and loss.
     """
     quiet_lightning()
     data.setup()
-    steps_per_batch = accumulation_steps(recipe, data)
-    classifier = prepare(RangeTest, replace(recipe, low_res=float(recipe.low_res > 0)), data, seed)
+    micro_batches = accumulation_steps(recipe, data)
+    recipe = replace(recipe, low_res=float(recipe.low_res > 0))
+    classifier = make_classifier(RangeTest, recipe, data, seed)
+    if precision in ("", "auto"):
+        precision = choose_precision()
     trainer = pl.Trainer(
         accelerator=choose_device().type,
         devices=1,
         max_steps=steps,
-        precision=choose_precision() if precision in ("", "auto") else precision,
-        accumulate_grad_batches=steps_per_batch,
+        precision=cast(Precision, precision),
+        accumulate_grad_batches=micro_batches,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -75,7 +101,7 @@ def range_test(
     with contextlib.suppress(FloatingPointError):
         trainer.fit(classifier, datamodule=data)
     rows = [
-        (exponential_lr_factor(step / steps), sum(losses) / steps_per_batch)
+        (exponential_lr_factor(step / steps), sum(losses) / micro_batches)
         for step, losses in classifier.losses.items()
     ]
     return pd.DataFrame(rows, columns=["factor", "loss"])

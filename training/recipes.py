@@ -1,7 +1,4 @@
-"""The hyperparameters of a training run.
-
-What a recipe holds, the recipes there are, and which one a machine can afford.
-"""
+"""Recipes: sets of hyperparameters, those that there are, and which one a machine can afford."""
 
 import functools
 import json
@@ -16,7 +13,7 @@ from models.registry import NETWORKS
 
 MIN_MICRO_BATCH = 32  # images: BatchNorm's statistics of fewer are too noisy to learn with
 
-RANGES = {  # of a recipe's numbers: type, smallest, largest
+RANGES = {  # of a recipe's hyperparameters: type, smallest, largest
     "epochs": (int, 1, 10_000),
     "batch_size": (int, 1, 50_000),
     "micro_batch": (int, 0, 50_000),
@@ -36,19 +33,29 @@ RANGES = {  # of a recipe's numbers: type, smallest, largest
 
 @dataclass(frozen=True)
 class Recipe:
-    """The numbers of a training run.
+    """A set of hyperparameters.
 
-    InvalidValue if one is out of its range or does not fit the others.
+    Attributes:
+        network: its name in models.registry.NETWORKS.
+        epochs: of the training.
+        batch_size: images per step of the optimiser.
+        micro_batch: images that pass through the network at a time where there is no GPU
+            (gradient accumulation): what fits the cache need not wait for the memory; 0: the batch.
+        max_lr: the peak of the learning rate, for SGD with Nesterov momentum.
+        bias_lr: the peak for the biases of convolutions and BatchNorm; 0: max_lr.
+        muon_lr: the peak for the 3x3 filters, trained by Muon; 0: SGD trains them too.
+        momentum: of SGD.
+        weight_decay: of what SGD trains.
+        label_smoothing: of the cross-entropy.
+        warmup: the fraction of the steps before the peak.
+        bn_momentum: the weight of a batch in BatchNorm's running statistics.
+        padding: pixels by which a training image is shifted at most.
+        cutout: side of the square, in pixels, that is masked in half of the training images;
+            0: none.
+        low_res: the fraction of the steps, at the start, on images of 24x24 pixels.
 
-    batch_size: images per step of the optimiser. micro_batch: images that pass through the network
-    at a time where there is no GPU, their gradients added up: what stays in the cache need not wait
-    for the memory; 0: the batch. max_lr: the peak of the schedule, for SGD with Nesterov momentum.
-    bias_lr: the peak for the biases of convolutions and BatchNorm; 0: max_lr. muon_lr: the peak for
-    the 3x3 filters, trained by Muon; 0: by SGD as well. warmup: the fraction of the steps before
-    the peak. weight_decay: of what SGD trains. bn_momentum: the weight of a batch in BatchNorm's
-    running statistics. padding: pixels by which an image is shifted at most. cutout: side of the
-    square that is painted over in half of the images; 0: none. low_res: the fraction of the steps,
-    at the start, on images of 24x24 pixels.
+    Raises:
+        InvalidValue: if a value is out of its range or does not fit the others.
     """
 
     network: str
@@ -80,7 +87,8 @@ class Recipe:
                 raise InvalidValue(f"expected {name} from {low} to {high}{whole}, got {value!r}")
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise InvalidValue(
-                f"a batch_size of {self.batch_size} is no multiple of the micro_batch {self.micro_batch}"
+                f"a batch_size of {self.batch_size} is no multiple of the micro_batch"
+                f" {self.micro_batch}"
             )
 
 
@@ -131,7 +139,7 @@ RESNET18 = Recipe(
 )
 
 # One per network and budget, named by the epochs; the first of a network is its default.
-# Those of 30 and 200 epochs want a GPU: they are set by what others published and not yet measured.
+# Those of 30 and 200 epochs need a GPU: they follow published ones and are not yet measured.
 RECIPES = {
     "resnet18-20": RESNET18,
     "resnet18-30": replace(RESNET18, epochs=30),
@@ -139,9 +147,8 @@ RECIPES = {
     # and larger cutouts.
     "resnet18-200": Recipe("ResNet18", 200, 512, 128, max_lr=0.2, warmup=0.1, cutout=16),
     "custom-10": CUSTOM,
-    "custom-24": replace(
-        CUSTOM, epochs=24, cutout=8
-    ),  # more epochs, more to overfit: more augmentation
+    # More epochs allow more overfitting, so there is more augmentation.
+    "custom-24": replace(CUSTOM, epochs=24, cutout=8),
     "fastnet-8": FASTNET,
     "fastnet-4": replace(FASTNET, epochs=4),
     "fastnet-2": replace(FASTNET, epochs=2),
@@ -149,25 +156,38 @@ RECIPES = {
 
 
 def fitting_micro_batch(batch_size: int, wanted: int) -> int:
-    """The largest part of at most `wanted` images into which a batch can be divided, or 0 for the whole batch.
+    """Find the largest micro-batch into which a batch can be divided.
 
-    It is 0 as well where the parts would be smaller than BatchNorm can learn with.
+    Args:
+        batch_size: images of the batch.
+        wanted: images of a micro-batch at most, or 0 for no micro-batches.
+
+    Returns:
+        Images of a micro-batch; 0, which means the whole batch, where the micro-batches would be
+        smaller than BatchNorm can learn with.
     """
-    part = (
-        max(size for size in range(1, min(batch_size, wanted) + 1) if batch_size % size == 0)
-        if wanted
-        else 0
-    )
-    return part if MIN_MICRO_BATCH <= part < batch_size else 0
+    sizes = range(1, min(batch_size, wanted) + 1)
+    largest = max((size for size in sizes if batch_size % size == 0), default=0)
+    return largest if MIN_MICRO_BATCH <= largest < batch_size else 0
 
 
 def choose_recipe(
     arch: str, name: str = "", epochs: int = 0, batch_size: int = 0
 ) -> tuple[str, Recipe]:
-    """The recipe of that name, or the network's first, with its epochs and batch size replaced where they are not 0.
+    """Choose a recipe.
 
-    Any batch size from 1 on fits: micro-batches become smaller, or are not used, where it is no multiple of theirs.
-    Raises InvalidValue for an unknown name or network, and for a recipe of another network.
+    Args:
+        arch: the network's name.
+        name: the recipe's; '' for the network's first.
+        epochs: to replace the recipe's, or 0.
+        batch_size: to replace the recipe's, or 0. Any from 1 on fits: the micro-batches become
+            smaller, or are not used, where it is no multiple of theirs.
+
+    Returns:
+        The recipe's name, and the recipe.
+
+    Raises:
+        InvalidValue: for an unknown name or network, and for a recipe of another network.
     """
     if arch not in NETWORKS:
         raise InvalidValue(f"unknown network {arch!r}, expected one of {', '.join(NETWORKS)}")
@@ -189,16 +209,17 @@ MEASURED = Path(__file__).resolve().parent.parent / "benchmarks/results/accuracy
 
 @functools.cache
 def multiply_adds(network: str) -> int:
-    """Millions of multiply-adds with which a network of models.NETWORKS classifies an image."""
+    """Count the multiply-adds with which a registered network classifies an image, in millions."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         NETWORKS[network]().eval()(torch.zeros(1, 3, 32, 32))
     return round(counter.get_total_flops() / 2e6)
 
 
 def measured_runs(path: Path) -> list[dict]:
-    """The rows of a file of benchmarks/accuracy.py that were validated and can be repeated.
+    """Read the rows of a file of benchmarks/accuracy.py that were validated and can be repeated.
 
-    None of a damaged one.
+    Returns:
+        The rows; an empty list if the file is missing or damaged.
     """
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
@@ -209,10 +230,15 @@ def measured_runs(path: Path) -> list[dict]:
 
 
 def smaller_budget(network: str, epochs: float, measured: Path = MEASURED) -> str:
-    """What to train instead if there is time for so many epochs of a network: the best measured in such a time.
+    """Advise what to train where a run takes too long: the best measured recipe that takes less.
 
-    measured: a file that benchmarks/accuracy.py wrote; its times are of another machine, so multiply-adds are compared.
     The best is that with the highest validation accuracy: the test images choose nothing.
+
+    Args:
+        network: that takes too long.
+        epochs: of that network for which there is time.
+        measured: a file that benchmarks/accuracy.py wrote; its times are of another machine, so
+            multiply-adds are compared.
     """
     affordable = epochs * multiply_adds(network) if network in NETWORKS else 0
     fitting = [
@@ -222,12 +248,10 @@ def smaller_budget(network: str, epochs: float, measured: Path = MEASURED) -> st
     ]
     advice = f"This machine needs more than {SLOW_RUN_MINUTES} minutes for it. "
     if not fitting:
-        return (
-            advice
-            + f"EPOCHS = {max(1, int(epochs))} would take {'less' if epochs >= 1 else 'more'}."
-        )
+        less = "less" if epochs >= 1 else "more"
+        return f"{advice}EPOCHS = {max(1, int(epochs))} would take {less}."
     best = max(fitting, key=lambda row: row["val_single"])
     return advice + (
-        f'ARCH = "{best["network"]}", RECIPE = "{best["recipe"]}" would take less, for a validation accuracy of about'
-        f" {best['val_single']:.1%} (measured, {best['train_images']:,} images)."
+        f'ARCH = "{best["network"]}", RECIPE = "{best["recipe"]}" would take less, for a validation'
+        f" accuracy of about {best['val_single']:.1%} (measured, {best['train_images']:,} images)."
     )

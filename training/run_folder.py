@@ -1,7 +1,7 @@
 """A run's folder: what identifies it, whether it is whole, and which process may train in it.
 
 Identity: the folder is named by a hash of everything that was asked for and shapes the weights.
-What was left to 'auto' is part of it as 'auto'; what that became on this machine stands in
+What was left to 'auto' is part of it as 'auto'; what that became on this machine is written to
 started.json, and every resume keeps it. Integrity: finished.json names the checksum of the weights
 that it describes. Ownership: one process at a time trains in a folder.
 """
@@ -16,7 +16,6 @@ import time
 import uuid
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor
 from dataload import CIFAR10DataModule, Splits
 from models.errors import TrainingFailed
 from training.files import read_json, write_json
+from training.options import RunOptions
 from training.recipes import Recipe
 
 HEARTBEAT_SECONDS = 60
@@ -33,22 +33,16 @@ DEAD_AFTER_SECONDS = 300  # without a heartbeat: five of them may be lost on the
 LOCK_PATIENCE_SECONDS = 6  # workers of a killed owner hold its lock for up to five seconds more
 ARCHIVE_PATIENCE_SECONDS = 60
 METADATA_KEYS = {"seconds", "hardware", "train_images", "data", "val_acc", "weights_sha256"}
-
-
-class AutoChoice(NamedTuple):
-    """asked: the switches that 'auto' chose a recipe from. recipe_name: the one that it chose."""
-
-    asked: dict
-    recipe_name: str
+OWNER_KEYS = {"token", "host", "pid", "since", "heartbeat"}
 
 
 # ---- identity ------------------------------------------------------------------------------------
 
 
-def data_digest(splits: Splits) -> str:
-    """Checksum of the training and validation images and labels, in their order.
+def data_sha256(splits: Splits) -> str:
+    """Compute the checksum of the training and validation images and labels.
 
-    So of the split's seed as well.
+    Their order counts, and so the seed of the split does.
     """
     digest = hashlib.sha256()
     for part in (splits.train, splits.val):
@@ -57,48 +51,43 @@ def data_digest(splits: Splits) -> str:
     return digest.hexdigest()
 
 
-def run_identity(
-    recipe: Recipe,
-    data: CIFAR10DataModule,
-    seed: int,
-    precision: str = "auto",
-    asked: dict | None = None,
-) -> dict:
-    """Everything that was asked for and shapes the weights, as JSON.
+def run_identity(recipe: Recipe, data: CIFAR10DataModule, options: RunOptions) -> dict:
+    """Collect everything that was asked for and shapes the weights.
 
     Neither the number of processes nor torch.compile is part of it: they change rounding and which
-    random numbers the augmentation draws, and an interrupted run may go on with another number of
-    processes.
+    random numbers the augmentation draws, and an interrupted run may be continued with another
+    number of processes.
 
     Args:
-        recipe: the numbers of the training.
+        recipe: the hyperparameters.
         data: the loaders; their images, seed and augmentation are part of the identity.
-        seed: of the weights.
-        precision: Lightning's name, or 'auto'.
-        asked: the switches that 'auto' chose the recipe from; then they identify the run, not what
-            was chosen.
+        options: their seed and precision are part of the identity. Where 'auto' chose the recipe,
+            the switches that it chose from identify the run, not what it chose.
+
+    Returns:
+        Values that JSON can hold.
     """
     return {
-        "recipe": asked or asdict(recipe),
-        "seed": seed,
-        "precision": precision,
+        "recipe": options.auto.asked if options.auto else asdict(recipe),
+        "seed": options.seed,
+        "precision": options.precision,
         "data": data.splits.source,
         "train_images": len(data.splits.train.labels),
-        "images_sha256": data_digest(data.splits),
+        "images_sha256": data_sha256(data.splits),
         "split_seed": data.splits.seed,
         "augmentation": {
             "seed": data.seed,
-            "loader": "fast" if data.fast else "albumentations",
-            "padding": data.padding,
-            "cutout": data.cutout,
+            "loader": data.loader_name,
+            "padding": data.augmentation.padding,
+            "cutout": data.augmentation.cutout,
         },
     }
 
 
 def run_folder(root: str | Path, identity: dict) -> Path:
-    """The folder of the run that is identified so.
+    """Return the folder of a run in `root`.
 
-    Its network and epochs, or 'auto', and a hash.
+    It is named by the network and the number of epochs, or by 'auto', and a hash of the identity.
     """
     recipe = identity["recipe"]
     name = f"{recipe['network']}-{recipe['epochs']}" if "network" in recipe else "auto"
@@ -106,27 +95,26 @@ def run_folder(root: str | Path, identity: dict) -> Path:
     return Path(root) / f"{name}-{digest[:12]}"
 
 
-def chosen_before(root: str | Path, asked: dict) -> str | None:
-    """The name of the recipe that 'auto' chose when a run was begun by the same switches.
+def earlier_auto_choice(root: str | Path, asked: dict) -> str | None:
+    """Find the recipe that 'auto' chose when the same switches began a run.
 
-    None if none was.
+    Args:
+        root: the folder of the runs.
+        asked: the switches that 'auto' chooses from, name -> value.
+
+    Returns:
+        The recipe's name, of the latest such run, or None.
     """
     for path in sorted(Path(root).glob("auto-*/started.json"), key=os.path.getmtime, reverse=True):
         started = read_json(path, {"identity", "resolved"})
-        if (
-            started
-            and "-before-" not in path.parent.name
-            and started["identity"]["recipe"] == asked
-        ):
+        archived = "-before-" in path.parent.name
+        if started and not archived and started["identity"]["recipe"] == asked:
             return started["resolved"]["recipe_name"]
     return None
 
 
-def older_runs(root: str | Path) -> list[str]:
-    """Names of the runs in this folder that earlier versions left.
-
-    They do not say what they depend on.
-    """
+def runs_of_earlier_versions(root: str | Path) -> list[str]:
+    """List the folders of the runs in `root` that were left by versions that wrote no identity."""
     names = []
     for path in sorted(Path(root).glob("*/started.json")):
         with contextlib.suppress(OSError, ValueError):
@@ -139,22 +127,25 @@ def older_runs(root: str | Path) -> list[str]:
 
 
 def weights_sha256(state: dict[str, Tensor]) -> str:
-    """Checksum of a network's weights, whatever file they are in."""
+    """Compute the checksum of a network's weights, whatever file they are in."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
-        digest.update(
-            name.encode()
-            + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        )
+        numbers = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        digest.update(name.encode() + numbers.tobytes())
     return digest.hexdigest()
 
 
 def archive_run(folder: Path, is_first_process: bool, started: dict | None) -> None:
-    """Give a run's folder another name: the first process does it, the others wait until it is done.
+    """Rename a run's folder, so that the run can be trained anew and the old one is kept.
 
-    started: what started.json held before; the first process writes another one when it begins anew.
+    Args:
+        folder: of the run.
+        is_first_process: whether this process renames it; the others wait until it has done so.
+        started: what started.json holds before; the first process writes another one when it
+            begins anew, which ends the wait.
 
-    Raises TimeoutError if the first process does not.
+    Raises:
+        TimeoutError: if the first process does not rename it.
     """
     if is_first_process:
         folder.rename(folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}"))
@@ -175,54 +166,62 @@ class RunInUse(TrainingFailed):
     """Another process trains in this folder; the message says which."""
 
 
-class Owner(pl.Callback):
-    """With it, the process is the only one that trains in a folder: `with Owner(folder): ...`.
+class RunLock(pl.Callback):
+    """The exclusive right of a process to train in a folder: `with RunLock(folder): ...`.
 
     On one machine a file lock decides; the system releases it when its process dies, however it
     dies. Another machine that shares the folder (a synced drive) does not see the lock: there a
     heartbeat decides, a file that is written every minute, and after five minutes without one its
     owner counts as dead. Both files lie beside the folder, so that the folder can be renamed or
-    removed. As a callback it ends a training that was taken over in the meantime, say while this
-    machine slept, before the next checkpoint is written, and puts started.json back if it was
     removed.
+
+    As a callback it ends a training that was taken over in the meantime, say while this machine
+    slept, before the next checkpoint is written, and writes started.json again if it was removed.
+
+    Attributes:
+        started: what started.json holds, to be set when the run begins.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-        self.card = folder.with_name(f".{folder.name}.owner.json")
-        self.me = {
+        self.owner_file = folder.with_name(f".{folder.name}.owner.json")
+        self.this_process = {
             "token": uuid.uuid4().hex,
             "host": f"{platform.node()}-{uuid.getnode():x}",
             "pid": os.getpid(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
-        self.done = threading.Event()
-        self.started: dict = {}  # what started.json holds
+        self.released = threading.Event()
+        self.heartbeat = threading.Thread(target=self._beat_until_released, daemon=True)
+        self.started: dict = {}
 
-    def __enter__(self) -> "Owner":
-        alone_here = self.acquire_lock()
-        other = self.other_owner()
-        if other and not (alone_here and other["host"] == self.me["host"]):
-            if abs(time.time() - other["heartbeat"]) < DEAD_AFTER_SECONDS:
+    def __enter__(self) -> "RunLock":
+        locked, other = self.acquire_lock(), self.other_owner()
+        if other and not (locked and other["host"] == self.this_process["host"]):
+            alive = abs(time.time() - other["heartbeat"]) < DEAD_AFTER_SECONDS
+            if alive:
                 self.lock.release()
                 raise self.in_use(other)
         self.write_heartbeat()
-        self.beating = threading.Thread(target=self.keep_beating, daemon=True)
-        self.beating.start()
+        self.heartbeat.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.done.set()
-        self.beating.join()
+        self.released.set()
+        self.heartbeat.join()
         if not self.other_owner():
-            self.card.unlink(missing_ok=True)
+            self.owner_file.unlink(missing_ok=True)
         self.lock.release()
 
     def acquire_lock(self) -> bool:
-        """Take the lock. False where the file system has no locks.
+        """Take the file lock.
 
-        Raises RunInUse if a process here holds it.
+        Returns:
+            Whether this process has it: False where the file system has no locks.
+
+        Raises:
+            RunInUse: if another process of this machine has it.
         """
         try:
             self.lock.acquire(timeout=LOCK_PATIENCE_SECONDS)
@@ -233,40 +232,35 @@ class Owner(pl.Callback):
         return True
 
     def other_owner(self) -> dict | None:
-        """What the card says of an owner that is not this process."""
+        """Read which other process owns the folder: its token, host, pid, since and heartbeat."""
         with contextlib.suppress(OSError, ValueError):
-            card = json.loads(self.card.read_text(encoding="utf-8"))
-            known = isinstance(card, dict) and {
-                "token",
-                "host",
-                "pid",
-                "since",
-                "heartbeat",
-            } <= set(card)
-            return card if known and card["token"] != self.me["token"] else None
+            owner = json.loads(self.owner_file.read_text(encoding="utf-8"))
+            known = isinstance(owner, dict) and set(owner) >= OWNER_KEYS
+            return owner if known and owner["token"] != self.this_process["token"] else None
         return None
 
     def in_use(self, other: dict | None) -> RunInUse:
-        who = (
-            f"process {other['pid']} on {other['host']} since {other['since']}"
-            if other
-            else "another process"
-        )
+        """Make the error that names the other owner, as far as it is known."""
+        name = "another process"
+        if other:
+            name = f"process {other['pid']} on {other['host']} since {other['since']}"
         return RunInUse(
-            f"{self.folder} is being trained in by {who}. Wait until it has finished, stop it, or set CHECKPOINT_DIR to"
-            " another folder"
+            f"{self.folder} is being trained in by {name}. Wait until it has finished, stop it, or"
+            " set CHECKPOINT_DIR to another folder"
         )
 
     def write_heartbeat(self) -> None:
-        write_json(self.card, self.me | {"heartbeat": time.time()})
+        """Write that this process owns the folder, and when it last said so."""
+        write_json(self.owner_file, self.this_process | {"heartbeat": time.time()})
 
-    def keep_beating(self) -> None:
-        while not self.done.wait(HEARTBEAT_SECONDS):
+    def _beat_until_released(self) -> None:
+        while not self.released.wait(HEARTBEAT_SECONDS):
             with contextlib.suppress(OSError):  # a full disk, or one that is away for a moment
                 if not self.other_owner():
                     self.write_heartbeat()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """End the training if another process has taken the folder over."""
         other = self.other_owner()
         if other:
             raise self.in_use(other)

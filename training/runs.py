@@ -5,43 +5,42 @@ where the last complete checkpoint ends, or loads the result if the run is finis
 """
 
 import contextlib
-import uuid
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessRaisedException
 
-from dataload import CIFAR10DataModule, Splits, normalize
+from dataload import Augmentation, CIFAR10DataModule, FastDataModule, Splits, normalize
 from models.errors import Interrupted, InvalidValue, TrainingFailed
 from models.registry import build
 from training.checkpoints import ChecksumIO, check_disk_space, load_checkpoint, newest_checkpoint
 from training.classifier import LitClassifier
 from training.console import format_duration, kernel_shell, print_rank_zero, quiet_lightning
-from training.files import read_json, write_json
-from training.hardware import (
-    check_precision,
-    choose_device,
-    choose_precision,
-    hardware,
-    native_precisions,
-    versions,
+from training.files import write_json
+from training.hardware import check_precision, choose_device, hardware, versions
+from training.history import (
+    epoch_line,
+    epoch_means,
+    read_finished_metrics,
+    read_metrics,
+    summarize_metrics,
 )
-from training.history import epoch_line, finished_metrics, read_metrics, summarize_metrics
+from training.options import DEFAULT_OPTIONS, RunOptions
 from training.progress import Progress
 from training.recipes import Recipe
 from training.results import Run, finished_run, round_to_fp16, run_metadata
+from training.resume import start_or_resume
 from training.run_folder import (
-    AutoChoice,
-    Owner,
-    archive_run,
-    older_runs,
+    RunLock,
     run_folder,
     run_identity,
+    runs_of_earlier_versions,
     weights_sha256,
 )
 
@@ -49,23 +48,34 @@ from training.run_folder import (
 def build_datamodule(
     recipe: Recipe, splits: Splits, seed: int = 42, fast: bool = False
 ) -> CIFAR10DataModule:
-    """The loaders as a recipe wants them on this machine: without a GPU in micro-batches, and without workers, which
-    would take the cores that train.
+    """Make the loaders that a recipe needs on this machine.
+
+    Without a GPU they load micro-batches, and without workers, which would take the cores that
+    train.
+
+    Args:
+        recipe: the hyperparameters.
+        splits: the images.
+        seed: of the order of the images and of the augmentation.
+        fast: whether the fast loader replaces Albumentations.
     """
     gpu = choose_device().type != "cpu"
-    return CIFAR10DataModule(
+    kind = FastDataModule if fast else CIFAR10DataModule
+    return kind(
         batch_size=recipe.batch_size if gpu else recipe.micro_batch or recipe.batch_size,
         num_workers=2 if gpu else 0,
         seed=seed,
         splits=splits,
-        padding=recipe.padding,
-        cutout=recipe.cutout,
-        fast=fast,
+        augmentation=Augmentation(recipe.padding, recipe.cutout),
     )
 
 
 def accumulation_steps(recipe: Recipe, data: CIFAR10DataModule) -> int:
-    """How many of the loader's batches make one of the recipe's. ValueError if they do not."""
+    """Return how many of the loader's batches make one of the recipe's.
+
+    Raises:
+        InvalidValue: if no whole number of them does.
+    """
     steps, rest = divmod(recipe.batch_size, data.batch_size)
     if rest:
         raise InvalidValue(
@@ -74,14 +84,25 @@ def accumulation_steps(recipe: Recipe, data: CIFAR10DataModule) -> int:
     return steps
 
 
-def prepare(
-    kind: type[LitClassifier], recipe: Recipe, data: CIFAR10DataModule, seed: int
-) -> LitClassifier:
-    """A new classifier, its stem made from the training images if it has such a one."""
+Classifier = TypeVar("Classifier", bound=LitClassifier)
+
+
+def make_classifier(
+    kind: type[Classifier], recipe: Recipe, data: CIFAR10DataModule, seed: int
+) -> Classifier:
+    """Make a new classifier of that kind, with its whitening layer, if any, set from the images.
+
+    Args:
+        kind: LitClassifier or a class derived from it.
+        recipe: the hyperparameters, the network's name among them.
+        data: the loaders; a whitening layer decorrelates the first 5,000 training images.
+        seed: of the weights, and of all random numbers from here on.
+    """
     pl.seed_everything(seed, workers=True, verbose=False)
     classifier = kind(**asdict(recipe))
-    if hasattr(classifier.model, "whiten"):
-        classifier.model.whiten(normalize(data.splits.train.images[:5000]))
+    whiten = getattr(classifier.model, "whiten", None)
+    if whiten:
+        whiten(normalize(data.splits.train.images[:5000]))
     return classifier
 
 
@@ -89,150 +110,125 @@ def train(
     recipe: Recipe,
     data: CIFAR10DataModule,
     root: str | Path = "checkpoints",
-    seed: int = 42,
-    fresh: bool = False,
-    precision: str = "auto",
-    compiled: bool = False,
-    devices: int | str = "auto",
-    num_nodes: int = 1,
-    strategy: str = "auto",
-    auto: AutoChoice | None = None,
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> Run:
     """Train a network, continue an interrupted run, or load a finished one, and say which.
 
-    root: where the runs' folders are. fresh: train anew even if the run is finished, or began on a
-    machine of another kind (its old folder is kept aside). precision: Lightning's name, or 'auto'.
-    compiled: let torch.compile make the network faster, which pays on a GPU, after a minute.
-    devices, num_nodes, strategy: as Lightning's Trainer has them; the images of a batch are shared
-    out, so the recipe is the same for any number of devices. auto: given if it was 'auto' that
-    chose the recipe. Returns the weights of the last epoch.
+    Args:
+        recipe: the hyperparameters.
+        data: the loaders, made by build_datamodule.
+        root: the folder that holds a folder for each run.
+        options: seed, precision, devices, and whether to train anew.
 
-    Raises ValueError for what this machine cannot train, and RunInUse if another process trains in
-    the run's folder.
+    Returns:
+        The network with the weights of the last epoch, and what is known of its training.
+
+    Raises:
+        InvalidValue: for what this machine cannot train, or cannot continue.
+        RunInUse: if another process trains in the run's folder.
+        StorageError: if the folder cannot hold the checkpoints.
+        TrainingFailed: if the memory is too small, or one of several processes fails.
+        Diverged: if a loss is no number.
+        Interrupted: if somebody stops it; the message says how to continue.
     """
     quiet_lightning()
-    precision = precision or "auto"
-    if precision != "auto":
-        check_precision(precision)
+    check_trainable(recipe, data, options)
+    data.setup()
+    identity = run_identity(recipe, data, options)
+    folder = run_folder(root, identity)
+    unused = runs_of_earlier_versions(root)
+    if unused:
+        print_rank_zero(
+            f"not used, for an earlier version left them: {', '.join(unused)} in {root}"
+        )
+    finished = None if options.fresh else finished_run(folder)
+    if finished:
+        print_finished(folder, finished)
+        return finished
+    check_disk_space(folder, sum(p.numel() for p in build(recipe.network).parameters()))
+    with RunLock(folder) if rank_zero_only.rank == 0 else contextlib.nullcontext() as lock:
+        started = start_or_resume(folder, identity, recipe, data, options)
+        if lock:
+            lock.started = started
+        return fit(folder, started, data, options, [lock] if lock else [])
+
+
+def check_trainable(recipe: Recipe, data: CIFAR10DataModule, options: RunOptions) -> None:
+    """Raise InvalidValue if this machine or this program cannot train what is asked for."""
+    if options.precision != "auto":
+        check_precision(options.precision)
     accumulation_steps(recipe, data)
+    devices = options.devices
     if devices not in ("auto", 1) and kernel_shell() and torch.cuda.is_initialized():
         raise InvalidValue(
             f"a notebook that has used a GPU cannot train on {devices}; run"
-            f" `torchrun --nproc-per-node {devices} -m training` with the same switches, then this loads the result"
+            f" `torchrun --nproc-per-node {devices} -m training` with the same switches, then this"
+            " loads the result"
         )
-    data.setup()
-    identity = run_identity(recipe, data, seed, precision, auto.asked if auto else None)
-    folder = run_folder(root, identity)
-    if older_runs(root):
-        print_rank_zero(
-            f"not used, for an earlier version left them: {', '.join(older_runs(root))} in {root}"
-        )
-    finished = None if fresh else finished_run(folder)
-    if finished:
-        print_rank_zero(
-            f"loaded the finished run in {folder}: trained on {finished.metadata['hardware']}"
-            f" in {format_duration(finished.metadata['seconds'])}"
-        )
-        for _, row in finished_metrics(folder).groupby("epoch").mean().reset_index().iterrows():
-            print_rank_zero(epoch_line(row, finished.metadata["epochs"]))
-        return finished
-    check_disk_space(folder, sum(p.numel() for p in build(recipe.network).parameters()))
-    with Owner(folder) if rank_zero_only.rank == 0 else contextlib.nullcontext() as owner:
-        started = begin(folder, identity, recipe, data, auto.recipe_name if auto else "", fresh)
-        if owner:
-            owner.started = started
-        placement = {"devices": devices, "num_nodes": num_nodes, "strategy": strategy}
-        return fit(folder, started, data, [owner] if owner else [], compiled, **placement)
 
 
-def begin(
-    folder: Path,
-    identity: dict,
-    recipe: Recipe,
-    data: CIFAR10DataModule,
-    recipe_name: str,
-    fresh: bool,
-) -> dict:
-    """What started.json holds of a run: its identity, and what 'auto' became when it began.
-
-    It is written if the run begins now. A run that is resumed keeps its device, precision and
-    loader batches. Raises ValueError if this machine cannot continue it; with fresh it is then set
-    aside, and so is a finished one.
-    """
-    path = folder / "started.json"
-    started = read_json(path, {"identity", "resolved"})
-    problem = cannot_continue(folder, started, recipe)
-    if fresh and (problem or (folder / "finished.json").exists()):
-        archive_run(folder, rank_zero_only.rank == 0, started)
-        started, problem = None, ""
-    if problem:
-        raise InvalidValue(f"{problem}, or set FRESH = True to set that run aside and train anew")
-    if started is None:
-        resolved = {"recipe_name": recipe_name} | resolve_auto(recipe, data, identity["precision"])
-        started = {"identity": identity, "resolved": resolved, "run_id": uuid.uuid4().hex}
-        if rank_zero_only.rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, started)
-    data.batch_size, data.num_workers = (
-        started["resolved"][key] for key in ("batch_size", "num_workers")
+def print_finished(folder: Path, run: Run) -> None:
+    """Print where a finished run was loaded from, and a line for each of its epochs."""
+    print_rank_zero(
+        f"loaded the finished run in {folder}: trained on {run.metadata['hardware']}"
+        f" in {format_duration(run.metadata['seconds'])}"
     )
-    return started
-
-
-def resolve_auto(recipe: Recipe, data: CIFAR10DataModule, precision: str) -> dict:
-    """What was left to this machine, as it decides it when a run begins."""
-    return {
-        "recipe": asdict(recipe),
-        "device": choose_device().type,
-        "precision": choose_precision() if precision == "auto" else precision,
-        "batch_size": data.batch_size,
-        "num_workers": data.num_workers,
-    }
-
-
-def cannot_continue(folder: Path, started: dict | None, recipe: Recipe) -> str:
-    """Why the run in this folder cannot go on here, and what to do, as the first half of a sentence.
-
-    '' if it can.
-    """
-    if started is None:
-        return (
-            f"{folder} holds checkpoints without a readable started.json, so how they were trained is not known; bring"
-            " that file back"
-            if newest_checkpoint(folder)
-            else ""
-        )
-    resolved, automatic = started["resolved"], started["identity"]["precision"] == "auto"
-    if resolved["recipe"] != asdict(recipe):
-        return (
-            f"the run in {folder} began with a recipe that 'auto' no longer chooses; continue it with the version of"
-            " this project that began it"
-        )
-    if resolved["device"] != choose_device().type:
-        began, here = resolved["device"], choose_device().type
-    elif automatic and resolved["precision"] not in native_precisions():
-        began, here = resolved["precision"], f"{', '.join(native_precisions())} only"
-    else:
-        return ""
-    return f"the run in {folder} began with {began}, and {hardware()} has {here}; continue it on a machine like the first"
+    for metrics in epoch_means(read_finished_metrics(folder)):
+        print_rank_zero(epoch_line(metrics, run.metadata["epochs"]))
 
 
 def fit(
     folder: Path,
     started: dict,
     data: CIFAR10DataModule,
+    options: RunOptions,
     callbacks: list[pl.Callback],
-    compiled: bool = False,
-    **placement: int | str,
 ) -> Run:
     """Train to the last epoch, from the newest checkpoint if there is one.
 
-    started: what `begin` returned. placement: devices, num_nodes, strategy.
+    Args:
+        folder: of the run.
+        started: what start_or_resume returned; its recipe, seed and precision are trained with.
+        data: the loaders.
+        options: whether to compile, and the devices.
+        callbacks: further callbacks of the trainer.
+
+    Returns:
+        The network with the weights of the last epoch, and what is known of its training.
     """
     recipe, seed = Recipe(**started["resolved"]["recipe"]), started["identity"]["seed"]
-    classifier = prepare(LitClassifier, recipe, data, seed)
-    if compiled:
+    classifier = make_classifier(LitClassifier, recipe, data, seed)
+    if options.compiled:
         classifier.model.compile()
+    trainer = make_trainer(folder, started, data, options, callbacks)
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint:
+        print_rank_zero(f"continuing the interrupted run in {folder}")
+    try:
+        trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except (torch.OutOfMemoryError, ProcessRaisedException) as error:
+        raise training_failed(error, recipe.batch_size) from error
+    except SystemExit:  # what Lightning makes of an interrupt
+        raise Interrupted(
+            f"training was interrupted in epoch {trainer.current_epoch + 1} of {recipe.epochs}; run"
+            f" again to continue from {folder}, or take what it has learned:"
+            f" run = unfinished_run({str(folder)!r})"
+        ) from None
+    return finish_run(folder, started, trainer)
+
+
+def make_trainer(
+    folder: Path,
+    started: dict,
+    data: CIFAR10DataModule,
+    options: RunOptions,
+    callbacks: list[pl.Callback],
+) -> pl.Trainer:
+    """Make the trainer that logs, prints and writes checkpoints into a run's folder.
+
+    The arguments are those of `fit`.
+    """
+    recipe = Recipe(**started["resolved"]["recipe"])
     keep_two = ModelCheckpoint(
         folder,
         "epoch{epoch:03d}",
@@ -244,8 +240,11 @@ def fit(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    trainer = pl.Trainer(
+    return pl.Trainer(
         accelerator=choose_device().type,
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        strategy=options.strategy,
         max_epochs=recipe.epochs,
         precision=started["resolved"]["precision"],
         logger=CSVLogger(folder, "logs"),
@@ -258,45 +257,40 @@ def fit(
         reload_dataloaders_every_n_epochs=1,
         accumulate_grad_batches=accumulation_steps(recipe, data),
         limit_val_batches=1.0 if len(data.splits.val.labels) else 0,
-        use_distributed_sampler=False,
-        **placement,
+        use_distributed_sampler=False,  # the loaders split each batch themselves
     )
-    checkpoint = newest_checkpoint(folder)
-    if checkpoint:
-        print_rank_zero(f"continuing the interrupted run in {folder}")
-    try:
-        trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except (
-        torch.OutOfMemoryError,
-        ProcessRaisedException,
-    ) as error:  # the latter of one of several processes
-        if "OutOfMemoryError" not in repr(error):
-            raise TrainingFailed(str(error).strip().splitlines()[-1]) from error
-        smaller = (
-            f"set BATCH_SIZE to {recipe.batch_size // 2}"
-            if recipe.batch_size > 1
-            else "take a smaller network"
-        )
-        raise TrainingFailed(
-            f"the GPU's memory is too small for batches of {recipe.batch_size} images; {smaller}"
-        ) from error
-    except SystemExit:  # what Lightning makes of an interrupt
-        raise Interrupted(
-            f"training was interrupted in epoch {trainer.current_epoch + 1} of {recipe.epochs}; run again to continue"
-            f" from {folder}, or take what it has learned: run = unfinished_run({str(folder)!r})"
-        ) from None
-    return finish(folder, started, trainer)
 
 
-def finish(folder: Path, started: dict, trainer: pl.Trainer) -> Run:
-    """What a run that has reached its last epoch leaves.
+def training_failed(error: Exception, batch_size: int) -> TrainingFailed:
+    """Make the error that says what failed in this process or another, and what to do.
 
-    Its facts and the table of its epochs are written.
+    Args:
+        error: an OutOfMemoryError, or what one of several processes raised.
+        batch_size: of the recipe.
+    """
+    if "OutOfMemoryError" not in repr(error):
+        return TrainingFailed(str(error).strip().splitlines()[-1])
+    smaller = f"set BATCH_SIZE to {batch_size // 2}" if batch_size > 1 else "take a smaller network"
+    return TrainingFailed(
+        f"the GPU's memory is too small for batches of {batch_size} images; {smaller}"
+    )
+
+
+def finish_run(folder: Path, started: dict, trainer: pl.Trainer) -> Run:
+    """Write the metadata and the metrics of a run that has reached its last epoch.
+
+    Args:
+        folder: of the run.
+        started: the content of its started.json.
+        trainer: the one that has trained it.
+
+    Returns:
+        The network with the weights of the last epoch, and what is known of its training.
     """
     table = read_metrics(folder / "logs")
-    classifier, _ = load_checkpoint(
-        newest_checkpoint(folder), started["resolved"]["recipe"]["network"]
-    )
+    checkpoint = newest_checkpoint(folder)
+    assert checkpoint, f"the last epoch left no checkpoint in {folder}"
+    classifier, _ = load_checkpoint(checkpoint, started["resolved"]["recipe"]["network"])
     metadata = run_metadata(started) | {
         "versions": versions(),
         "hardware": hardware(trainer.world_size),

@@ -1,34 +1,32 @@
-"""Errors that the project raises on purpose.
+"""Errors that the project raises on purpose; a notebook shows their messages without a traceback.
 
-The message says all; a notebook shows it without a traceback.
-
-They live here because `models` is below every other room, and imports none of them. Each is also
-the built-in error of its kind, so `except ValueError` catches what it always did.
+They live here because `models` imports nothing of the project outside itself, while everything else
+may import it. Each is also the built-in error of its kind, so that `except ValueError` catches it.
 """
 
 
 class ProjectError(Exception):
-    """What was got, what is expected and what to do are in the message."""
+    """An error whose message says what was expected, what was found and what to do."""
 
 
 class InvalidValue(ProjectError, ValueError):
-    """A value, a file or a name that is not what it has to be."""
+    """A value, a file or a name that is not valid."""
 
 
 class StorageError(ProjectError, OSError):
-    """A folder that cannot be written to, or has no room left."""
+    """A folder that cannot be written to, or a disk that is full."""
 
 
 class TrainingFailed(ProjectError, RuntimeError):
-    """The training cannot go on as it was asked for."""
+    """A training that cannot continue with its settings."""
 
 
 class Diverged(ProjectError, FloatingPointError):
-    """The loss is no number."""
+    """A loss that is NaN or infinite."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Somebody stopped the training. No ProjectError: `except Exception` must not swallow it."""
+    """A training that the user stopped; no ProjectError: `except Exception` must not catch it."""
 
 
-EXPLAINED = (ProjectError, Interrupted)
+EXPLAINED = (ProjectError, Interrupted)  # their messages need no traceback

@@ -1,13 +1,13 @@
-"""Two residual networks for 32x32 images, and the table that describes any network.
+"""Two residual networks for 32x32 images, and a table that describes any network.
 
 ResNet18: He et al. 2015 (arXiv:1512.03385), with the stem of kuangliu/pytorch-cifar: a 3x3
-convolution and no max-pooling, because 32x32 leaves nothing to throw away. 11,173,962 parameters.
+convolution without max-pooling, because images of 32x32 are small already. 11,173,962 parameters.
 CustomResNet: the nine-layer network of David Page's "How to train your ResNet". 6,575,370
 parameters.
 
-Both take normalised images (N, 3, 32, 32) and return logits (N, num_classes). Nothing here works in
-place: Grad-CAM keeps the tensors that the stages return and reads them after the whole network has
-run.
+Both take normalised images (N, 3, 32, 32) and return logits (N, num_classes). No tensor operation
+works in place: Grad-CAM keeps the tensors that the stages return and reads them after the whole
+network has run.
 """
 
 import contextlib
@@ -18,13 +18,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.stage import Stage, check_images
+from models.stage import Network, Stage, check_images
 
-LOGIT_SCALE = 0.125  # of CustomResNet, from Page: what max-pooling leaves is large, and without it learning is unstable
+# Of CustomResNet, from Page: the features after max-pooling are large, and without the factor
+# training is unstable.
+LOGIT_SCALE = 0.125
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut: (N, in, S, S) -> (N, out, S/stride, S/stride)."""
+    """A residual block: two 3x3 convolutions and a shortcut around them.
+
+    Args:
+        in_channels: of the input, (N, in_channels, S, S).
+        out_channels: of the output, (N, out_channels, S / stride, S / stride).
+        stride: of the first convolution.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
@@ -41,21 +49,23 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute relu(F(x) + shortcut(x))."""
         out = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
 def stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """Two blocks, of which the first may halve the map."""
+    """Return two blocks; with stride 2 the first one halves the feature map."""
     return nn.Sequential(
         BasicBlock(in_channels, out_channels, stride), BasicBlock(out_channels, out_channels, 1)
     )
 
 
-class ResNet18(nn.Module):
-    """Logits of normalised images.
+class ResNet18(Network):
+    """A network of four stages with two residual blocks each.
 
-    (N, 3, 32, 32) -> (N, num_classes). ValueError for another shape.
+    Args:
+        num_classes: the number of logits.
     """
 
     def __init__(self, num_classes: int = 10):
@@ -69,14 +79,25 @@ class ResNet18(nn.Module):
         self.linear = nn.Linear(512, num_classes)
 
     def stages(self) -> list[Stage]:
-        """The four maps after their residual sums, finest first.
+        """List the four stages, each after its last residual sum, finest first.
 
-        The last is the default for Grad-CAM.
+        The last one is the default for Grad-CAM.
         """
         sizes = {"layer1": 32, "layer2": 16, "layer3": 8, "layer4": 4}
         return [Stage(name, getattr(self, name), size) for name, size in sizes.items()]
 
     def forward(self, images: Tensor) -> Tensor:
+        """Compute logits.
+
+        Args:
+            images: normalised, (N, 3, 32, 32), in training mode also (N, 3, 24, 24).
+
+        Returns:
+            Logits (N, num_classes).
+
+        Raises:
+            ValueError: for images of another shape.
+        """
         check_images(images, self.training)
         x = F.relu(self.bn1(self.conv1(images)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
@@ -85,52 +106,41 @@ class ResNet18(nn.Module):
 
 
 def conv_block(in_channels: int, out_channels: int, pool: bool = False) -> list[nn.Module]:
-    """3x3 convolution, BatchNorm, ReLU.
+    """Return a 3x3 convolution, BatchNorm and ReLU.
 
-    With pool, 2x2 max-pooling before the BatchNorm halves the map.
+    With pool, 2x2 max-pooling before the BatchNorm halves the feature map.
     """
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
     return [conv, *([nn.MaxPool2d(2)] if pool else []), nn.BatchNorm2d(out_channels), nn.ReLU()]
 
 
-class CustomResNet(nn.Module):
-    """Logits of normalised images.
+class CustomResNet(Network):
+    """A network of nine layers with two residual blocks.
 
-    (N, 3, 32, 32) -> (N, num_classes). ValueError for another shape.
+    Args:
+        num_classes: the number of logits.
     """
 
     def __init__(self, num_classes: int = 10):
         super().__init__()
-        # A residual sum is no module, so Grad-CAM could not find it. The Identity that receives it
-        # can be found.
-        self.preplayer1 = nn.Sequential(
-            *conv_block(3, 64)
-        )  #                             (N,  64, 32, 32)
-        self.convblock1 = nn.Sequential(
-            *conv_block(64, 128, pool=True)
-        )  #                (N, 128, 16, 16)
+        # Grad-CAM hooks modules, and a residual sum is none: an Identity that receives it is one.
+        self.preplayer1 = nn.Sequential(*conv_block(3, 64))  # (N, 64, 32, 32)
+        self.convblock1 = nn.Sequential(*conv_block(64, 128, pool=True))  # (N, 128, 16, 16)
         self.resblock1 = nn.Sequential(*conv_block(128, 128))
         self.resblock2 = nn.Sequential(*conv_block(128, 128))
-        self.convblock2 = nn.Sequential(
-            nn.Identity(), *conv_block(128, 256, pool=True)
-        )  # (N, 256, 8, 8)
-        self.convblock3 = nn.Sequential(
-            *conv_block(256, 512, pool=True)
-        )  #               (N, 512,  4,  4)
+        # (N, 256, 8, 8)
+        self.convblock2 = nn.Sequential(nn.Identity(), *conv_block(128, 256, pool=True))
+        self.convblock3 = nn.Sequential(*conv_block(256, 512, pool=True))  # (N, 512, 4, 4)
         self.resblock3 = nn.Sequential(*conv_block(512, 512))
         self.resblock4 = nn.Sequential(*conv_block(512, 512))
-        self.maxpoollayer1 = nn.Sequential(
-            nn.Identity(), nn.AdaptiveMaxPool2d(1)
-        )  #       (N, 512,  1,  1)
+        self.maxpoollayer1 = nn.Sequential(nn.Identity(), nn.AdaptiveMaxPool2d(1))  # (N, 512, 1, 1)
         self.ffconnectedlayer1 = nn.Linear(512, num_classes)
-        self.dropout = nn.Dropout(
-            0.0
-        )  # before the linear layer; short runs underfit, so nothing is dropped
+        self.dropout = nn.Dropout(0.0)  # 0: short trainings underfit
 
     def stages(self) -> list[Stage]:
-        """Four maps, finest first.
+        """List four stages, finest first; the last one is the default for Grad-CAM.
 
-        'resblock2' and 'resblock4' are the residual sums, the last is the default.
+        'resblock2' and 'resblock4' are residual sums.
         """
         return [
             Stage("preplayer1", self.preplayer1, 32),
@@ -140,6 +150,17 @@ class CustomResNet(nn.Module):
         ]
 
     def forward(self, images: Tensor) -> Tensor:
+        """Compute logits.
+
+        Args:
+            images: normalised, (N, 3, 32, 32), in training mode also (N, 3, 24, 24).
+
+        Returns:
+            Logits (N, num_classes).
+
+        Raises:
+            ValueError: for images of another shape.
+        """
         check_images(images, self.training)
         x = self.convblock1(self.preplayer1(images))
         x = x + self.resblock2(self.resblock1(x))
@@ -150,15 +171,14 @@ class CustomResNet(nn.Module):
 
 
 def torchsummary_table(model: nn.Module) -> str:
-    """Torchsummary's table of all layers for one (3, 32, 32) image.
+    """Return torchsummary's table of all layers for one image (3, 32, 32).
 
-    Its MB are MiB; it counts activations twice.
+    Its MB are MiB, and it counts activations twice.
     """
     import torchsummary
 
-    # torchsummary runs two random images through the network: on a copy, in eval mode, with the
-    # random state put back, so that neither BatchNorm's statistics nor anybody's next random number
-    # changes.
+    # torchsummary runs two random images through the network. A copy in eval mode and a restored
+    # random state keep BatchNorm's statistics and the next random numbers unchanged.
     model = copy.deepcopy(model).cpu().float().eval()
     with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()) as printed:
         torchsummary.summary(model, (3, 32, 32), device="cpu")
@@ -166,25 +186,23 @@ def torchsummary_table(model: nn.Module) -> str:
 
 
 def lightning_table(model: nn.Module) -> str:
-    """Lightning's table of the direct children: name, type and parameters."""
+    """Return Lightning's table of the direct children: name, type and parameters."""
     import pytorch_lightning as pl
-    from pytorch_lightning.utilities.model_summary import ModelSummary
+    from pytorch_lightning.utilities.model_summary.model_summary import ModelSummary
 
     wrapper = pl.LightningModule()
     for name, child in model.named_children():
         wrapper.add_module(name, child)
-    # Lightning 2.6 adds the columns Mode and FLOPs and three lines about them; they say nothing
-    # here.
-    lines = [
-        line.split(" | ")[:4] for line in str(ModelSummary(wrapper, max_depth=1)).splitlines()[:-3]
-    ]
+    # Lightning 2.6 adds the columns Mode and FLOPs, which are of no use here, and three lines.
+    table = str(ModelSummary(wrapper, max_depth=1)).splitlines()[:-3]
+    lines = [line.split(" | ")[:4] for line in table]
     rule = "-" * len(" | ".join(lines[0]))
     return "\n".join(rule if set(line[0]) == {"-"} else " | ".join(line) for line in lines)
 
 
 def model_summary(model: nn.Module) -> str:
-    """Describe a network: torchsummary's table for ResNet18, Lightning's for any other.
+    """Return a table of a network's layers, and leave the network unchanged.
 
-    Changes nothing in it.
+    It is torchsummary's for ResNet18 and Lightning's for any other network.
     """
     return torchsummary_table(model) if isinstance(model, ResNet18) else lightning_table(model)

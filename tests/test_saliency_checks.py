@@ -1,4 +1,4 @@
-"""The two checks of a map would notice a map that explains nothing."""
+"""The two saliency checks would notice a heatmap that explains nothing."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from tests.conftest import wrong_predictions
 
 
 class UpperLeft(nn.Module):
-    """Class 1 as sure as the upper left 8x8 pixels are bright; one stage, the image itself."""
+    """Confident of class 1 as far as the upper left 8x8 pixels are bright; it has one stage."""
 
     def __init__(self):
         super().__init__()
@@ -32,15 +32,12 @@ class UpperLeft(nn.Module):
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("arch", ["ResNet18", "FastNet"])
-def test_the_untrained_copy_has_learned_nothing_and_is_the_same_each_time(arch):
+def test_the_randomized_copy_has_learned_nothing_and_is_the_same_each_time(arch):
     model = build(arch).eval()
     with torch.no_grad():  # as if it had been trained
         for values in model.state_dict().values():
             values.add_(1)
-    other, again = (
-        saliency_checks.randomize_weights(model),
-        saliency_checks.randomize_weights(model),
-    )
+    other, again = (saliency_checks.randomize_weights(model) for _ in range(2))
     changed = {
         name: not torch.equal(values, model.state_dict()[name])
         for name, values in other.state_dict().items()
@@ -58,7 +55,7 @@ def test_the_untrained_copy_has_learned_nothing_and_is_the_same_each_time(arch):
 
 
 @pytest.mark.numeric
-def test_similarity_is_a_rank_correlation():
+def test_the_similarity_of_two_heatmaps_is_a_rank_correlation():
     ramp = np.arange(16.0).reshape(1, 4, 4)
     maps = np.concatenate([ramp, ramp, ramp])
     others = np.concatenate([ramp**2, -ramp, np.zeros((1, 4, 4))])
@@ -66,16 +63,16 @@ def test_similarity_is_a_rank_correlation():
 
 
 @pytest.mark.numeric
-def test_the_randomised_figure_has_both_maps_of_each_image(tiny_splits):
+def test_the_randomised_figure_has_both_heatmaps_of_each_image(tiny_splits):
     data = wrong_predictions(*tiny_splits.test)[:3]
     model = build("CustomResNet").eval()
     fig, alike = saliency_checks.plot_randomized(model, data, denormalize)
     assert len(fig.axes) == 9 and -1 <= alike < 0.99
-    trained, randomize_weights = (np.asarray(fig.axes[i].images[0].get_array()) for i in (3, 6))
-    assert not np.array_equal(trained, randomize_weights)
+    trained, randomized = (np.asarray(fig.axes[i].images[0].get_array()) for i in (3, 6))
+    assert not np.array_equal(trained, randomized)
 
 
-def test_masked_squares_are_grey_and_as_many_as_said():
+def test_masked_patches_are_grey_and_as_many_as_said():
     images = torch.ones(2, 3, 32, 32)
     order = np.stack([np.arange(64), np.arange(64)[::-1]])
     half = saliency_checks.mask_patches(images, order, 0.5)
@@ -86,10 +83,10 @@ def test_masked_squares_are_grey_and_as_many_as_said():
 
 
 @pytest.mark.numeric
-def test_the_mean_of_a_cell():
+def test_the_mean_of_a_patch():
     maps = np.zeros((1, 32, 32))
-    maps[0, 4:8, 8:12] = 3  # the second row of squares, the third in it
-    means = saliency_checks.cell_means(maps)
+    maps[0, 4:8, 8:12] = 3  # the second row of patches, the third in it
+    means = saliency_checks.patch_means(maps)
     assert means.shape == (1, 64) and means[0, 8 + 2] == 3 and means.sum() == 3
 
 
@@ -101,14 +98,14 @@ def test_the_centre_comes_first_and_the_corners_last():
 
 
 def marked(places: list[tuple[int, int]]) -> np.ndarray:
-    """Heatmaps (N, 32, 32), each with one square of 4x4 pixels, at this row and column of squares."""
+    """Heatmaps (N, 32, 32), each with one patch of 4x4 pixels, at its row and column of patches."""
     maps = np.zeros((len(places), 32, 32))
     for one, (row, column) in zip(maps, places, strict=True):
         one[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 1
     return maps
 
 
-def test_every_control_masks_all_squares_and_begins_where_it_says():
+def test_every_control_masks_all_patches_and_begins_where_it_says():
     orders = saliency_checks.mask_orders(marked([(0, 0), (0, 1), (1, 0)]), draws=2, seed=0)
     assert list(orders) == ["heatmap", "another image's heatmap", "centre first", "random"]
     assert {name: len(found) for name, found in orders.items()} == dict(
@@ -125,13 +122,13 @@ def test_every_control_masks_all_squares_and_begins_where_it_says():
 
 @pytest.fixture(scope="module")
 def corner_table() -> pd.DataFrame:
-    """Only four squares matter to this network.
+    """Only four patches matter to this network.
 
     Its first stage is the image, so the heatmap finds the bright ones.
     """
     images = torch.zeros(6, 3, 32, 32)
     images[:5, :, :8, :8] = 4
-    images[5, :, 24:, 24:] = 4  # the network is not sure of this one, its heatmap is elsewhere
+    images[5, :, 24:, 24:] = 4  # the network is not confident here, its heatmap is elsewhere
     return saliency_checks.deletion(UpperLeft().eval(), images, draws=1)
 
 
@@ -183,8 +180,8 @@ def test_the_areas_of_triangles_and_the_interval_of_their_difference(triangles):
     assert found.area.tolist() == pytest.approx([(0.5 + 0.25) / 2, (0.75 + 0.25) / 2])
     # Differences 0.25 and 0: their deviation is 0.25 / sqrt(2), the error of their mean 0.125.
     wanted = [0.125, 0.125 - 1.96 * 0.125, 0.125 + 1.96 * 0.125]
-    assert found.loc["random", ["more", "from", "to"]].tolist() == pytest.approx(wanted)
-    assert found.loc["heatmap", ["more", "from", "to"]].tolist() == [0, 0, 0]
+    assert found.loc["random", ["difference", "from", "to"]].tolist() == pytest.approx(wanted)
+    assert found.loc["heatmap", ["difference", "from", "to"]].tolist() == [0, 0, 0]
 
 
 def test_the_figure_has_a_curve_for_each_order_and_its_title_says_the_areas(triangles):

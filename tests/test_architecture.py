@@ -1,0 +1,100 @@
+"""Data flow one way: no folder imports one that stands later in the flow, and no module itself."""
+
+import ast
+import graphlib
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+
+# Each may import those before it; models, below all others, only itself.
+FLOW = ("models", "cifar10", "dataload", "training", "evaluation", "utils", "lesson", "tools")
+ABOVE = {"benchmarks": FLOW}  # stands above, beside tools: neither needs the other
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The modules that a file imports, wherever in it: of `from a import b`, both a and a.b."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def project_modules() -> dict[str, Path]:
+    """Every module of the project but the tests and the app, by its dotted name."""
+    rooms = [name for name in (*FLOW, *ABOVE) if (PROJECT / name).is_dir()]
+    paths = [path for room in rooms for path in (PROJECT / room).rglob("*.py")]
+    paths += PROJECT.glob("*.py")
+    names = {path: ".".join(path.relative_to(PROJECT).with_suffix("").parts) for path in paths}
+    return {name.removesuffix(".__init__"): path for path, name in names.items()}
+
+
+def room(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def forbidden(module: str, imports: set[str]) -> set[str]:
+    """Those of the imports that do not stand before a module in the flow."""
+    here = room(module)
+    rooms = {*FLOW, *ABOVE, "space", "tests"}
+    allowed = {*ABOVE.get(here, ()), *FLOW[: FLOW.index(here) if here in FLOW else 0], here}
+    return {name for name in imports if room(name) in rooms - allowed}
+
+
+MODULES = project_modules()
+
+
+def test_every_room_is_part_of_the_flow():
+    assert {room(name) for name in MODULES} == {*FLOW, *ABOVE}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_folder_imports_one_that_stands_later_in_the_flow(module):
+    assert forbidden(module, imported_modules(MODULES[module])) == set()
+
+
+def test_a_step_back_is_seen():
+    assert forbidden("training.runs", {"torch", "dataload", "models.stage"}) == set()
+    assert forbidden("training.runs", {"evaluation.predict", "torch"}) == {"evaluation.predict"}
+    assert forbidden("models.resnet", {"dataload"}) == {"dataload"}
+    assert forbidden("tools.run", {"benchmarks.report"}) == {"benchmarks.report"}
+
+
+def test_no_module_needs_itself():
+    graph = {
+        name: imported_modules(path) & MODULES.keys() - {name} for name, path in MODULES.items()
+    }
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+    with pytest.raises(graphlib.CycleError):
+        tuple(
+            graphlib.TopologicalSorter(graph | {"models.stage": {"models.resnet"}}).static_order()
+        )
+
+
+def test_the_app_imports_nothing_from_outside_its_folder():
+    folder = PROJECT / "space"
+    beside = {path.stem for path in folder.glob("*.py")} | {"models"}
+    ours = {room(name) for name in MODULES} - beside
+    for path in folder.rglob("*.py"):
+        assert not {room(name) for name in imported_modules(path)} & ours, path
+
+
+def test_the_root_shows_what_the_project_is_made_of():
+    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    entries = {name.partition("/")[0] for name in listed.stdout.splitlines()}
+    assert len(entries) <= 32 and sum(name.endswith(".py") for name in entries) <= 3
+
+
+def test_importing_a_package_imports_nothing_else():
+    """A folder's __init__ holds no imports, so that one module can be had without the others."""
+    for name, path in MODULES.items():
+        if path.name == "__init__.py":
+            assert imported_modules(path) == set(), name
