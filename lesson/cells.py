@@ -157,3 +157,13 @@ def time_cells() -> None:
         # IPython ignores a callback that is registered already.
         shell.events.register("pre_run_cell", clock.start)
         shell.events.register("post_run_cell", clock.stop)
+
+
+def prepare_notebook() -> None:
+    """Show figures as pictures, errors as one line, and time the cells.
+
+    Outside a notebook nothing happens.
+    """
+    inline_figures()
+    enable_short_errors()
+    time_cells()
