@@ -206,7 +206,7 @@ def test_validation_and_test_are_measured_in_the_same_precision(tiny_splits, mon
     monkeypatch.setattr(accuracy, "train", lambda *_, **__: run)
     monkeypatch.setattr(accuracy, "choose_precision", lambda: "bf16-mixed", raising=False)
     found = accuracy.measure("fastnet-2", recipe, tiny_splits, "nowhere", RunOptions(), fast=True)
-    assert set(found) == {"seconds", "val_single", "temperature", "single", "tta", "ece"}
+    assert set(found) == {"seconds", "val_single", "val_tta", "temperature", "single", "tta", "ece"}
     assert {count for count, *_ in seen} == {32, 40}  # validation and test images
     assert {(dtype, autocast) for _, dtype, autocast in seen} == {(torch.float32, False)}
 
