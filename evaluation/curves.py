@@ -7,9 +7,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from evaluation.drawing import new_chart
-from training.classifier import one_cycle_factor
 from training.history import read_table
 from training.recipes import Recipe
+from training.schedule import one_cycle_factor
 
 
 def plot_metrics(metrics_csv: str | Path, note: str = "") -> tuple[Figure, Figure]:

@@ -3,13 +3,17 @@
 Each image once, one log, one checkpoint; and after one was killed they go on.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,9 +23,11 @@ import pandas as pd
 import pytest
 import torch
 from nbclient import NotebookClient
+from pytorch_lightning.utilities import rank_zero_only
 
 import training.classifier
 from dataload import (
+    AlbumentationImageDataset,
     Augmentation,
     CIFAR10DataModule,
     FastDataModule,
@@ -30,11 +36,15 @@ from dataload import (
     shard_batches,
 )
 from tests.conftest import PROJECT
+from tests.warm import WarmProcess
 from training import run_folder, runs
+from training.classifier import LitClassifier
 from training.options import RunOptions
 from training.recipes import Recipe
 from training.run_folder import archive_run
 from training.runs import train
+from training.settings import resolve_placement
+from training.switches import SWITCHES
 
 RECIPE = Recipe(
     "FastNet",
@@ -144,57 +154,54 @@ def test_two_processes_do_not_augment_alike(kind, monkeypatch):
 
 # ---- two processes, in earnest -------------------------------------------------------------------
 
-# What each of torchrun's processes runs: it notes which images it loads, and kills itself if it is
-# told to.
-WORKER = """
-import json, os, signal, sys
-from pathlib import Path
-from dataload import AlbumentationImageDataset
-from tests.test_devices import RECIPE, small_data
-from training.classifier import LitClassifier
-from training.options import RunOptions
-from training.runs import train
-from training.settings import SWITCHES, resolve_placement
 
-root, killed = Path(sys.argv[1]), sys.argv[2:]
-rank = int(os.environ["RANK"])
-get, step, loaded = AlbumentationImageDataset.__getitems__, LitClassifier.training_step, []
+def train_as_rank(
+    tell: Callable[[str], None], root: Path, rank: int, port: int, dies: bool
+) -> None:
+    """Train as one of two processes of torchrun; note the images, kill itself if told.
 
-def noted(self, indices):
-    if len(self) == 256:
-        loaded.append(list(map(int, indices)))
-    return get(self, indices)
+    What it prints goes to a file.
+    """
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["TORCHELASTIC_RUN_ID"] = "a test"
+    rank_zero_only.rank = rank  # Lightning reads it when it is imported, which was before
+    torch.set_num_threads(1)
+    get, step = AlbumentationImageDataset.__getitems__, LitClassifier.training_step
+    loaded = []
 
-def deadly(self, batch, index):
-    if rank == 1 and killed and self.current_epoch == 1 and index == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, batch, index)
+    def noted(self, indices):
+        if len(self) == 256:
+            loaded.append(list(map(int, indices)))
+        return get(self, indices)
 
-AlbumentationImageDataset.__getitems__, LitClassifier.training_step = noted, deadly
-options = RunOptions(3, precision="32-true", **resolve_placement(SWITCHES))
-run = train(RECIPE, small_data(), root, options)
-(root / f"rank{rank}.json").write_text(json.dumps({"loaded": loaded, "metadata": run.metadata}))
-"""
+    def deadly(self, batch, index):
+        if rank == 1 and dies and self.current_epoch == 1 and index == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, batch, index)
+
+    AlbumentationImageDataset.__getitems__, LitClassifier.training_step = noted, deadly
+    options = RunOptions(3, precision="32-true", **resolve_placement(SWITCHES))
+    with (root / f"printed{rank}").open("w") as file, contextlib.redirect_stdout(file):
+        run = train(RECIPE, small_data(), root, options)
+    (root / f"rank{rank}.json").write_text(json.dumps({"loaded": loaded, "metadata": run.metadata}))
+    tell("finished")
 
 
-def torchrun(root: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--no-python",
-        sys.executable,
-    ]
-    return subprocess.run(
-        [*command, "-c", WORKER, str(root), *arguments],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+def train_in_two(root: Path, dies: bool = False) -> tuple[list[bool], str]:
+    """Train in two processes, of which the second may die.
+
+    Returns whether each has finished, and what both printed.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [WarmProcess(train_as_rank, root, rank, port, dies) for rank in range(2)]
+    finished = ["finished" in list(process) for process in ranks[::-1]][::-1]
+    for process in ranks:
+        process.kill()
+    return finished, "".join((root / f"printed{rank}").read_text() for rank in range(2))
 
 
 def weights_and_metrics(root: Path) -> tuple[dict, pd.DataFrame]:
@@ -209,9 +216,9 @@ def weights_and_metrics(root: Path) -> tuple[dict, pd.DataFrame]:
 def two(tmp_path_factory) -> tuple[Path, str]:
     """A run of two processes: (its root, what it printed)."""
     root = tmp_path_factory.mktemp("two")
-    done = torchrun(root)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return root, done.stdout
+    finished, printed = train_in_two(root)
+    assert finished == [True, True]
+    return root, printed
 
 
 def test_two_processes_see_every_image_once_per_epoch(two):
@@ -272,12 +279,12 @@ def test_the_epoch_s_metrics_are_those_of_all_images(two):
 
 
 def test_after_one_of_two_is_killed_they_go_on_as_if_nothing_had_happened(two, tmp_path, faults):
-    broken = torchrun(tmp_path, "kill one")
-    assert broken.returncode != 0 and "SIGKILL" in broken.stderr
+    finished, _ = train_in_two(tmp_path, dies=True)
+    assert finished == [False, False]
     (folder,) = tmp_path.glob("FastNet-*")
     assert not (folder / "finished.json").exists() and (folder / "epoch000.ckpt").exists()
-    again = torchrun(tmp_path)
-    assert again.returncode == 0 and again.stdout.count("continuing the interrupted run") == 1
+    finished, printed = train_in_two(tmp_path)
+    assert finished == [True, True] and printed.count("continuing the interrupted run") == 1
     (weights, table), (wanted, whole) = weights_and_metrics(tmp_path), weights_and_metrics(two[0])
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
     pd.testing.assert_frame_equal(table, whole, check_like=True)
@@ -354,7 +361,11 @@ def test_a_notebook_that_has_used_a_gpu_is_sent_to_torchrun(tmp_path, monkeypatc
 # ---- the script ----------------------------------------------------------------------------------
 
 
-def test_the_script_trains_by_the_notebook_s_switches(tmp_path):
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+
+
+@pytest.mark.parametrize("launcher", [[], TORCHRUN], ids=["python", "torchrun"])
+def test_the_script_trains_by_the_notebook_s_switches(tmp_path, launcher):
     """Without torchrun, Lightning starts the second process.
 
     CIFAR-10 is stood in for by a few images.
@@ -377,7 +388,7 @@ def test_the_script_trains_by_the_notebook_s_switches(tmp_path):
     }
     environment |= {"SMOKE_TEST": ""}  # a smoke test keeps its checkpoints elsewhere
     done = subprocess.run(
-        [sys.executable, script],
+        [sys.executable, *launcher, script],
         cwd=PROJECT,
         env=os.environ | environment,
         capture_output=True,

@@ -38,7 +38,7 @@ from training.runs import train
 from utils import display_gradcam_output, export_to_space
 
 LONG = os.environ.get("FAULTS") == "long"
-RECIPE = Recipe("CustomResNet", epochs=3, batch_size=32, max_lr=0.02)
+RECIPE = Recipe("FastNet", epochs=3, batch_size=32, max_lr=0.02)
 OPTIONS = RunOptions(seed=1, precision="32-true")
 PHASES = ("step", "checkpoint", "validation", "epoch end", "log")
 
@@ -227,7 +227,7 @@ def test_a_disk_too_small_for_the_checkpoints_is_said_before_the_first_epoch(dat
     with small_disk(8) as disk:
         (disk / "older").write_text("kept")
         with pytest.raises(
-            OSError, match=r"has \d MB left, its checkpoints may need 210 MB; make room"
+            OSError, match=r"has \d MB left, its checkpoints may need 63 MB; make room"
         ):
             train(RECIPE, data, disk, OPTIONS)
         assert (disk / "older").read_text() == "kept" and not list(disk.glob("*/*.ckpt"))
@@ -255,7 +255,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_the_last_checkpoint_usable(
             ):
                 train(RECIPE, data, disk, OPTIONS)
         (disk / "other").unlink()
-        (folder,) = disk.glob("CustomResNet-*")
+        (folder,) = disk.glob("FastNet-*")
         assert newest_checkpoint(folder).name in ("last.ckpt", "epoch000.ckpt")
         run = train(RECIPE, data, disk, OPTIONS)
         assert run.metadata["epochs"] == 3

@@ -24,14 +24,16 @@ from models.registry import build
 from tests.conftest import PROJECT
 from training import hardware, progress, results, runs
 from training.checkpoints import load_checkpoint, newest_checkpoint, sidecar
-from training.classifier import LitClassifier, one_cycle_factor
-from training.console import format_duration, quiet_lightning
+from training.classifier import LitClassifier
+from training.console import format_duration
 from training.history import read_metrics
+from training.lightning_output import quiet_lightning
 from training.options import RunOptions
 from training.progress import LiveCurves, Progress, Workload
 from training.range_test import range_test
 from training.recipes import RANGES, RECIPES, Recipe, choose_recipe, multiply_adds, smaller_budget
 from training.runs import build_datamodule, train
+from training.schedule import one_cycle_factor
 
 RECIPE = Recipe("CustomResNet", epochs=3, batch_size=32, max_lr=0.02)
 OPTIONS = RunOptions(seed=1, precision="32-true")

@@ -2,14 +2,11 @@
 
 import contextlib
 import io
-import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytorch_lightning.utilities import rank_zero_only
 from tqdm import tqdm
 
 if TYPE_CHECKING:
@@ -20,39 +17,6 @@ def kernel_shell() -> "InteractiveShell | None":
     """Return IPython's shell of the notebook that runs this, or None in a script or a terminal."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return shell if hasattr(shell, "kernel") else None
-
-
-# Lightning's warnings that nobody can act on here, as regular expressions, each with the reason.
-HARMLESS = (
-    ".*LeafSpec.*",  # of torch's own code, about torch's own code
-    ".*does not have many workers.*",  # without a GPU they would take the cores that train
-    ".*Checkpoint directory .* exists and is not empty.*",  # so it is when a run is resumed
-    ".*smaller than the logging interval.*",  # Progress logs every step itself
-    ".*bf16-mixed is not supported by the model summary",  # no summary is shown
-)
-
-
-def quiet_lightning() -> None:
-    """Silence what Lightning prints at every fit: advertisements, and warnings of no use here.
-
-    Its errors are still shown, and its note that it uses one of several GPUs.
-    """
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    for package in ("pytorch_lightning", "lightning_fabric"):
-        # Most messages come from there.
-        logger = logging.getLogger(f"{package}.utilities.rank_zero")
-        logger.setLevel(logging.INFO)
-        logger.addFilter(is_worth_reading)
-    for message in HARMLESS:
-        warnings.filterwarnings("ignore", message)
-
-
-def is_worth_reading(record: logging.LogRecord) -> bool:
-    """Tell whether a message of Lightning is an error, or says that it leaves GPUs unused."""
-    return record.levelno >= logging.ERROR or "will use only 1 of" in record.getMessage()
-
-
-print_rank_zero = rank_zero_only(print)  # once, however many processes train
 
 
 def format_duration(seconds: float) -> str:

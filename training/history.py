@@ -3,13 +3,15 @@
 import math
 import re
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pandas as pd
-from pytorch_lightning.loggers import CSVLogger
 
 from models.errors import InvalidValue
 from training.console import format_duration
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import CSVLogger
 
 
 def read_table(metrics_csv: str | Path) -> pd.DataFrame:
@@ -128,7 +130,7 @@ def epoch_line(metrics: dict[str, float], epochs: int) -> str:
 
 
 def write_epoch(
-    logger: CSVLogger, metrics: dict[str, float], rates: dict[int, float], earlier: pd.DataFrame
+    logger: "CSVLogger", metrics: dict[str, float], rates: dict[int, float], earlier: pd.DataFrame
 ) -> None:
     """Log an epoch.
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from dataload import CIFAR10DataModule
 from training.classifier import LitClassifier
-from training.console import quiet_lightning
 from training.hardware import Precision, choose_device, choose_precision
+from training.lightning_output import quiet_lightning
 from training.recipes import Recipe
 from training.runs import accumulation_steps, make_classifier
+from training.schedule import exponential_lr_factor
 
 
 class RangeTest(LitClassifier):
@@ -44,15 +45,6 @@ class RangeTest(LitClassifier):
             raise FloatingPointError
         self.losses.setdefault(self.global_step, []).append(float(loss.detach()))
         return loss
-
-
-def exponential_lr_factor(done: float) -> float:
-    """Return the learning rate as a multiple of the recipe's peak: from 0.01 to 10, exponentially.
-
-    Args:
-        done: the fraction of the test that is done, from 0 to 1.
-    """
-    return 10 ** (3 * done - 2)
 
 
 def range_test(

@@ -7,9 +7,9 @@ from models.bundle import load_bundle
 from models.errors import InvalidValue
 from models.stage import Network
 from training.checkpoints import load_checkpoint, newest_checkpoint
-from training.console import print_rank_zero
 from training.files import read_json
 from training.history import read_finished_metrics, read_metrics, summarize_metrics
+from training.lightning_output import print_rank_zero
 from training.run_folder import METADATA_KEYS, weights_sha256
 
 

@@ -21,7 +21,7 @@ from models.errors import Interrupted, InvalidValue, TrainingFailed
 from models.registry import build
 from training.checkpoints import ChecksumIO, check_disk_space, load_checkpoint, newest_checkpoint
 from training.classifier import LitClassifier
-from training.console import format_duration, kernel_shell, print_rank_zero, quiet_lightning
+from training.console import format_duration, kernel_shell
 from training.files import write_json
 from training.hardware import check_precision, choose_device, hardware, versions
 from training.history import (
@@ -29,8 +29,10 @@ from training.history import (
     epoch_means,
     read_finished_metrics,
     read_metrics,
+    rows_of,
     summarize_metrics,
 )
+from training.lightning_output import print_rank_zero, quiet_lightning
 from training.options import DEFAULT_OPTIONS, RunOptions
 from training.progress import Progress
 from training.recipes import Recipe
@@ -173,7 +175,7 @@ def print_finished(folder: Path, run: Run) -> None:
         f"loaded the finished run in {folder}: trained on {run.metadata['hardware']}"
         f" in {format_duration(run.metadata['seconds'])}"
     )
-    for metrics in epoch_means(read_finished_metrics(folder)):
+    for metrics in rows_of(epoch_means(read_finished_metrics(folder))):
         print_rank_zero(epoch_line(metrics, run.metadata["epochs"]))
 
 
