@@ -126,7 +126,7 @@ def test_figures_are_pictures_whatever_the_backend_is_called(monkeypatch, backen
     if backend:
         monkeypatch.setenv("MPLBACKEND", backend)
     sources = [
-        f"{IMPORT}; from training import progress; cells.inline_figures()",
+        f"{IMPORT}; import matplotlib.pyplot; cells.inline_figures()",
         "import matplotlib.pyplot as plt\nfig, _ = plt.subplots(); plt.close(fig)\nfig",
     ]
     notebook = nbformat.v4.new_notebook(
