@@ -1,7 +1,7 @@
 """Reads a visitor's picture, any that a browser shows, as the square that the network sees.
 
-Damaged metadata never refuse a picture: of EXIF only the orientation is read, of a PNG only the
-chunks with pixels.
+Damaged metadata never refuse a picture: only the orientation (EXIF) and the colour profile (ICC)
+are read, and what is damaged of them is ignored.
 """
 
 import base64
@@ -16,7 +16,7 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 from gradio.utils import get_upload_folder
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
 
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
 MAX_BYTES, MAX_PIXELS = 10_000_000, 25_000_000
@@ -175,12 +175,32 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((255 / white * np.clip(values, 0, white)).astype(np.uint8))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image as RGB of 8 bits, upright, on white where it is transparent."""
+def to_srgb(image: Image.Image, content: bytes) -> Image.Image:
+    """Convert the colours of an image to sRGB.
+
+    Args:
+        image: RGBA.
+        content: the file that it was read from. A colour profile in it that is broken, or one for
+            grey or CMYK, is ignored.
+    """
+    with contextlib.suppress(Exception):  # a damaged file makes Pillow raise nearly anything
+        profile = Image.open(io.BytesIO(content), formats=FORMATS).info["icc_profile"]
+        srgb = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, io.BytesIO(profile), srgb) or image
+    return image
+
+
+def to_rgb(image: Image.Image, content: bytes) -> Image.Image:
+    """Return an image as sRGB of 8 bits, upright, on white where it is transparent.
+
+    Args:
+        image: in any mode.
+        content: the file that it was read from.
+    """
     image = upright(image)
     if image.mode.startswith(("I", "F")):
         return to_8_bits(image).convert("RGB")
-    image = image.convert("RGBA")
+    image = to_srgb(image.convert("RGBA"), content)
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
@@ -199,7 +219,7 @@ def preprocess(picture: object, size: int) -> np.ndarray:
     """
     content = content_of(picture)
     try:
-        image = to_rgb(decode(content))
+        image = to_rgb(decode(content), content)
         return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
     except Image.DecompressionBombError as error:
         raise refusal(

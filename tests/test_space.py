@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 import torch
 from gradio_client import Client, handle_file
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 
 from dataload import CLASSES, denormalize, normalize
 from evaluation.errors import plot_confusion
@@ -641,6 +641,26 @@ def floats(low: float, high: float, *others: float) -> bytes:
     return encoded(Image.fromarray(values), "TIFF")
 
 
+def swapped_profile() -> bytes:
+    """A colour profile in which red is the blue of sRGB, and blue its red."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert profile.count(b"rXYZ") == profile.count(b"bXYZ") == 1
+    places = profile.index(b"rXYZ"), profile.index(b"bXYZ")
+    swapped = bytearray(profile)
+    for place, name in zip(places, (b"bXYZ", b"rXYZ"), strict=True):
+        swapped[place : place + 4] = name
+    return bytes(swapped)
+
+
+SWAPPED = swapped_profile()
+
+
+def profiled(kind: str, mode: str = "RGB", profile: bytes = SWAPPED, **options) -> bytes:
+    """A red picture of 40x40 with a colour profile."""
+    picture = Image.new("RGBA", (40, 40), "red").convert(mode)
+    return encoded(picture, kind, icc_profile=profile, **options)
+
+
 ONE_GREY = Image.new("L", (64, 64), 128)
 GIF = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
 GIF_OF_TWO = encoded(GIF[0], "GIF", save_all=True, append_images=GIF[1:])
@@ -784,6 +804,29 @@ PICTURES = {  # name of the file, its bytes, colour of what is seen: at the top,
     ),
     "XMP of garbage": ("p.jpg", upright_photo(xmp=XMP + b"\xff\0<"), BLACK, WHITE),
     "JPEG, a broken profile": ("p.jpg", upright_photo(icc_profile=b"no profile"), BLACK, WHITE),
+    "JPEG, a profile with red and blue swapped": (
+        "p.jpg",
+        profiled("JPEG", quality=100),
+        BLUE,
+        BLUE,
+    ),
+    "PNG, the same profile": ("p.png", profiled("PNG"), BLUE, BLUE),
+    "palette, the same profile": ("p.png", profiled("PNG", "P"), BLUE, BLUE),
+    "WebP, the same profile": ("p.webp", profiled("WEBP", lossless=True), BLUE, BLUE),
+    "TIFF with alpha, the same profile": ("p.tif", profiled("TIFF", "RGBA"), BLUE, BLUE),
+    "JPEG, half of that profile": (
+        "p.jpg",
+        profiled("JPEG", profile=SWAPPED[:300], quality=100),
+        RED,
+        RED,
+    ),
+    "PNG, half of that profile": ("p.png", profiled("PNG", profile=SWAPPED[:300]), RED, RED),
+    "PNG, that profile for grey": (
+        "p.png",
+        profiled("PNG", profile=SWAPPED.replace(b"RGB ", b"GRAY", 1)),
+        RED,
+        RED,
+    ),
     "JPEG without its last two bytes": ("p.jpg", upright_photo()[:-2], BLACK, WHITE),
     "JPEG, turned, without its last byte": ("p.jpg", photo(exif(SIDEWAYS))[:-1], BLACK, WHITE),
     "progressive JPEG without its end": (
