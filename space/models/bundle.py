@@ -190,18 +190,22 @@ def read_bundle(folder: Path) -> tuple[dict, dict[str, bytes]]:
     """
     while True:
         finish_export(folder)
-        before = content_or_empty(folder / "model.json")
+        before = version_of(folder / "model.json")
         try:
             return read_checked(folder)
         except (OSError, ValueError):
             # Unless another process replaced the bundle meanwhile: then read the new one.
-            if content_or_empty(folder / "model.json") == before and not (folder / READY).is_dir():
+            if version_of(folder / "model.json") == before and not (folder / READY).is_dir():
                 raise
 
 
-def content_or_empty(path: Path) -> bytes:
-    """Return the content of a file, or nothing if the file is missing."""
-    return path.read_bytes() if path.is_file() else b""
+def version_of(path: Path) -> tuple[int, ...]:
+    """Return what differs once a file is replaced, even by an equal one; () if it is missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def read_checked(folder: Path) -> tuple[dict, dict[str, bytes]]:
