@@ -190,12 +190,14 @@ def read_bundle(folder: Path) -> tuple[dict, dict[str, bytes]]:
     """
     while True:
         finish_export(folder)
-        before = version_of(folder / "model.json")
+        before, busy = version_of(folder / "model.json"), (folder / READY).is_dir()
         try:
             return read_checked(folder)
         except (OSError, ValueError):
-            # Unless another process replaced the bundle meanwhile: then read the new one.
-            if version_of(folder / "model.json") == before and not (folder / READY).is_dir():
+            # Unless another process replaced the bundle meanwhile: then read the new one. READY
+            # comes first: once it is gone, model.json is the new one.
+            busy = busy or (folder / READY).is_dir()
+            if not busy and version_of(folder / "model.json") == before:
                 raise
 
 
