@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from evaluation.drawing import new_image_grid, rgb, show_image, with_note
-from models.stage import Network
+from models.stage import Network, eval_mode
 
 FILTER_COLUMNS = 16
 
@@ -43,16 +43,16 @@ def stage_outputs(model: Network, image: Tensor) -> dict[str, Tensor]:
     Returns:
         Name of the stage -> (channels, side, side), on the CPU.
     """
-    outputs, mode = {}, model.training
+    outputs = {}
 
     def recorder(name: str) -> Callable[[nn.Module, object, Tensor], None]:
         return lambda _module, _inputs, output: outputs.update({name: output[0].float().cpu()})
 
     handles = [stage.module.register_forward_hook(recorder(stage.name)) for stage in model.stages()]
     try:
-        model.eval()(image[None].to(next(model.parameters()).device))
+        with eval_mode(model):
+            model(image[None].to(next(model.parameters()).device))
     finally:
-        model.train(mode)
         for handle in handles:
             handle.remove()
     return outputs

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from models.stage import eval_mode
 from training.console import TransientLine, format_duration
 
 
@@ -48,17 +49,16 @@ def predict(
     Returns:
         Logits (N, num_classes) and labels (N,) in the loader's order, on the CPU, in fp32.
     """
-    training, line, start = model.training, TransientLine(), time.perf_counter()
-    model.eval().to(device)
-    batches = []
-    for index, (images, labels) in enumerate(loader, 1):
-        images = images.to(device).contiguous(memory_format=torch.channels_last)
-        logits = tta_logits(model, images) if tta else model(images)
-        batches.append((logits.float().cpu(), labels))
-        left = (time.perf_counter() - start) * (len(loader) - index) / index
-        progress = f"batch {index} of {len(loader)}, {format_duration(left)} left"
-        line.show(progress if index < len(loader) else "")
-    model.train(training)
+    line, start, batches = TransientLine(), time.perf_counter(), []
+    model.to(device)
+    with eval_mode(model):
+        for index, (images, labels) in enumerate(loader, 1):
+            images = images.to(device).contiguous(memory_format=torch.channels_last)
+            logits = tta_logits(model, images) if tta else model(images)
+            batches.append((logits.float().cpu(), labels))
+            left = (time.perf_counter() - start) * (len(loader) - index) / index
+            progress = f"batch {index} of {len(loader)}, {format_duration(left)} left"
+            line.show(progress if index < len(loader) else "")
     logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return logits, labels
 

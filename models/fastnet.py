@@ -97,17 +97,7 @@ class FastNet(Network):
         return [Stage(name, getattr(self, name), size) for name, size in sizes.items()]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits.
-
-        Args:
-            images: normalised, (N, 3, 32, 32), in training mode also (N, 3, 24, 24).
-
-        Returns:
-            Logits (N, num_classes).
-
-        Raises:
-            ValueError: for images of another shape.
-        """
+        """Compute logits of images, as every Network does."""
         check_images(images, self.training)
         x = F.gelu(self.stem(images))
         x = self.group3(self.group2(self.group1(x)))

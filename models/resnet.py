@@ -87,17 +87,7 @@ class ResNet18(Network):
         return [Stage(name, getattr(self, name), size) for name, size in sizes.items()]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits.
-
-        Args:
-            images: normalised, (N, 3, 32, 32), in training mode also (N, 3, 24, 24).
-
-        Returns:
-            Logits (N, num_classes).
-
-        Raises:
-            ValueError: for images of another shape.
-        """
+        """Compute logits of images, as every Network does."""
         check_images(images, self.training)
         x = F.relu(self.bn1(self.conv1(images)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
@@ -150,17 +140,7 @@ class CustomResNet(Network):
         ]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits.
-
-        Args:
-            images: normalised, (N, 3, 32, 32), in training mode also (N, 3, 24, 24).
-
-        Returns:
-            Logits (N, num_classes).
-
-        Raises:
-            ValueError: for images of another shape.
-        """
+        """Compute logits of images, as every Network does."""
         check_images(images, self.training)
         x = self.convblock1(self.preplayer1(images))
         x = x + self.resblock2(self.resblock1(x))

@@ -1,5 +1,7 @@
-"""What all networks share: their base class, the stages it names, and the check of their input."""
+"""What all networks share: base class, stages, the check of their input, and eval mode."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +27,8 @@ class Stage(NamedTuple):
 class Network(nn.Module):
     """A classifier of images that names its stages for Grad-CAM.
 
-    It maps normalised images (N, 3, 32, 32) to logits (N, num_classes).
+    Its `forward` maps normalised images (N, 3, 32, 32), in training mode also (N, 3, 24, 24), to
+    logits (N, num_classes), and raises ValueError for images of another shape.
     """
 
     source_file: Path | None = None  # of its class, where a bundle brought it along
@@ -48,3 +51,15 @@ def check_images(images: Tensor, training: bool) -> None:
     sides = ((32, 32), (24, 24)) if training else ((32, 32),)
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[2:] not in sides:
         raise InvalidValue(f"expected images of shape (N, 3, 32, 32), got {tuple(images.shape)}")
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode within the block, then each module back into its own mode."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

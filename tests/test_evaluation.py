@@ -1,5 +1,7 @@
 """TTA averages six views, and the temperature makes confidence agree with accuracy."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -117,3 +119,13 @@ def test_bars_of_the_reliability_diagram_are_the_accuracies_of_the_bins():
     bars = {round(bar.get_x() + bar.get_width() / 2, 3): bar.get_height() for bar in before.patches}
     assert bars == pytest.approx({round(9.5 / 15, 3): 1, round(13.5 / 15, 3): 0.5})
     assert "37.50%" in before.get_title() and "temperature 0.50" in after.get_title()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_predicting_leaves_every_module_in_its_own_mode(fails):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(12), torch.nn.Dropout())
+    model.train()[1].eval()  # a frozen BatchNorm in a network that trains
+    batches = [(torch.zeros(2, 3, 2, 2), torch.zeros(2)), (torch.zeros(2, 3, 9, 9), torch.zeros(2))]
+    with pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
+        predict(model, "cpu", batches if fails else batches[:1])
+    assert [module.training for module in model.modules()] == [True, True, False, True]

@@ -94,9 +94,9 @@ class Recipe:
 
 FASTNET = Recipe(
     "FastNet",
-    8,
-    2000,
-    250,
+    epochs=8,
+    batch_size=2000,
+    micro_batch=250,
     max_lr=0.0204,
     bias_lr=106,
     muon_lr=0.24,
@@ -112,9 +112,9 @@ FASTNET = Recipe(
 
 CUSTOM = Recipe(
     "CustomResNet",
-    10,
-    512,
-    128,
+    epochs=10,
+    batch_size=512,
+    micro_batch=128,
     max_lr=0.05,
     muon_lr=0.1,
     label_smoothing=0.1,
@@ -126,9 +126,9 @@ CUSTOM = Recipe(
 
 RESNET18 = Recipe(
     "ResNet18",
-    20,
-    512,
-    128,
+    epochs=20,
+    batch_size=512,
+    micro_batch=128,
     max_lr=0.05,
     muon_lr=0.1,
     label_smoothing=0,

@@ -17,6 +17,7 @@ from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, LayerCAM
 from torch import Tensor, nn
 
 from models.errors import InvalidValue
+from models.stage import eval_mode
 
 METHODS = {"GradCAM": GradCAM, "GradCAM++": GradCAMPlusPlus, "LayerCAM": LayerCAM}
 # Held while grad-cam's hooks are in a network: they would record other threads' forward passes.
@@ -35,16 +36,13 @@ def logit_of(target: int) -> Callable[[Tensor], Tensor]:
 
 
 @contextlib.contextmanager
-def eval_mode_without_gradients(model: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode and freeze its weights within the block, then restore it."""
-    modes = {module: module.training for module in model.modules()}
+def frozen_weights(model: nn.Module) -> Iterator[None]:
+    """Compute no gradients of the weights within the block; those they had before are kept."""
     gradients = {param: (param.requires_grad, param.grad) for param in model.parameters()}
     try:
-        model.eval().requires_grad_(False)
+        model.requires_grad_(False)
         yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for param, (requires_grad, grad) in gradients.items():
             param.requires_grad_(requires_grad).grad = grad
 
@@ -78,7 +76,8 @@ def gradcam(
         )
     with (
         LOCK,
-        eval_mode_without_gradients(model),
+        eval_mode(model),
+        frozen_weights(model),
         torch.enable_grad(),
         torch.autocast(images.device.type, enabled=False),  # grad-cam cannot take bfloat16
         METHODS[method](model, [layer]) as cam,
