@@ -12,6 +12,11 @@ import reprlib
 from collections.abc import Callable
 from pathlib import Path
 
+from uploads import keep_seconds, own_folder, start_sweeping
+
+# Before Gradio and torch, which take seconds to import: a wrong setting is refused at once.
+KEEP_SECONDS, UPLOADS = keep_seconds(), own_folder()
+os.environ["GRADIO_TEMP_DIR"] = str(UPLOADS)
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no telemetry
 
 import gradio as gr
@@ -23,7 +28,6 @@ from PIL import Image
 
 from models.bundle import load_bundle
 from pictures import preprocess, refusal
-from uploads import keep_seconds, own_folder, start_sweeping
 
 # Hugging Face's ZeroGPU starts no app without a function for its GPU.
 with contextlib.suppress(ImportError):
@@ -36,7 +40,7 @@ with contextlib.suppress(Exception):  # of glibc, M_ARENA_MAX: a heap per thread
 
 HERE = Path(__file__).resolve().parent
 MODEL, META = load_bundle(HERE)  # checks the other sources as well, so they are imported after it
-from models.explain import LOCK, METHODS, gradcam, overlay  # noqa: E402
+from models.explain import LOCK, METHODS, gradcam, overlay
 
 CLASSES, SIZE = META["classes"], META["image_size"]
 STAGES = {stage.name: stage for stage in MODEL.stages()}
@@ -44,8 +48,6 @@ STAGE_NAMES = [(f"{name} ({stage.size}x{stage.size} map)", name) for name, stage
 EXAMPLES = [str(path) for name in CLASSES if (path := HERE / "examples" / f"{name}.png").is_file()]
 ANY = "any class"
 MAX_CLASSES = min(10, len(CLASSES))
-KEEP_SECONDS, UPLOADS = keep_seconds(), own_folder()
-os.environ["GRADIO_TEMP_DIR"] = str(UPLOADS)
 
 # An image uint8 RGB (32, 32, 3), a heatmap (32, 32) in [0, 1] to draw over it or None, a caption.
 Panel = tuple[np.ndarray, np.ndarray | None, str]
