@@ -1,8 +1,6 @@
 """Exports, or publishes, again and again, killed before one or another of its changes of files.
 
-After each the folder is loaded: it has to be all of the old bundle or all of the new one. Prints
-how often it was the old one and how often the new one: `python tests/kill_export.py FOLDER
-export|publish`.
+After each the folder is loaded: it has to be all of the old bundle or all of the new one.
 """
 
 import json
@@ -108,36 +106,33 @@ def check(project: Path) -> str:
     return meta["architecture"]
 
 
-def main() -> None:
-    project, name = Path(sys.argv[1]), sys.argv[2]
+def kill_again_and_again(send: Callable, project: Path, name: str) -> None:
+    """Kill an export, or a publishing, at all its steps, and check the folder after each.
+
+    Sends how often it was the old bundle and how often the new one.
+    """
+    torch.set_num_threads(1)  # a fork has no other threads to wait for
     publish.PROJECT = project
     utils.EXAMPLE_SUFFIXES = ()  # many files that are moved like any other
+    utils.check_bundle = lambda *_: None  # changes nothing in the folder, and takes seconds
+    utils.save_figure = lambda _, path: path.write_bytes(b"figure")  # so does this
     export(project / "pristine", *OLD)
     (project / "pristine/mine").mkdir()
     (project / "pristine/mine/notes.txt").write_text("of the user")
     export(project / "runs/a/space", *NEW)
-    utils.check_bundle = lambda *_: None  # changes nothing in the folder, and takes seconds
-    utils.save_figure = lambda _, path: path.write_bytes(b"figure")  # so does this
     actions = {
         "export": lambda: export(project / "space", *NEW),
         "publish": lambda: publish.publish(project / "runs/a"),
     }
     assert attempt(project, actions[name], -1) == 0
     commit, total = json.loads((project.parent / "numbers").read_text())
-    found = []
-    for stop in [
-        *range(0, commit - 3, 9),
-        *range(commit - 3, total),
-    ]:  # all that are near the commit or after it
+    found, started = [], False
+    # All that are near the commit or after it.
+    for stop in [*range(0, commit - 3, 9), *range(commit - 3, total)]:
         assert os.WTERMSIG(attempt(project, actions[name], stop)) == signal.SIGKILL
-        if (project / "space/.ready").exists() and len(
-            found
-        ) % 9 == 0:  # as the Space itself begins
+        if not started and (project / "space/.ready").exists():  # as the Space itself begins, once
             logits_of_bundle(project / "space", torch.zeros(1, 3, 32, 32))
+            started = True
         found.append(check(project))
-    assert found == sorted(found)  # one step, and no way back
-    print(found.count(OLD[0]), found.count(NEW[0]))
-
-
-if __name__ == "__main__":
-    main()
+    assert started and found == sorted(found)  # one step, and no way back
+    send((found.count(OLD[0]), found.count(NEW[0])))

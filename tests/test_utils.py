@@ -33,6 +33,8 @@ from models import explain, registry
 from models.bundle import load_bundle
 from models.registry import build
 from tests.conftest import PROJECT, space_meta, wrong_predictions
+from tests.kill_export import kill_again_and_again
+from tests.warm import WarmProcess
 from utils import (
     Plot,
     display_gradcam_output,
@@ -691,11 +693,7 @@ def test_killed_at_any_step_the_folder_has_the_old_bundle_or_the_new_one(tmp_pat
     (project / "runs/a/images/loss_metrics.png").write_text("curve")
     (project / "runs/a/results.json").write_text('{"data": "CIFAR-10"}')
     (project / "runs/a/ERA_S12_Assignment.ipynb").write_text(json.dumps(notebook))
-    program = [sys.executable, Path(__file__).with_name("kill_export.py"), project, action]
-    environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(program, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    old, new = map(int, done.stdout.split()[-2:])
+    ((old, new),) = WarmProcess(kill_again_and_again, project, action)
     assert old >= 4 and new > 10
 
 
