@@ -35,7 +35,7 @@ from training.recipes import RANGES, RECIPES, Recipe, choose_recipe, multiply_ad
 from training.runs import build_datamodule, train
 from training.schedule import one_cycle_factor
 
-RECIPE = Recipe("CustomResNet", epochs=3, batch_size=32, max_lr=0.02)
+RECIPE = Recipe("FastNet", epochs=3, batch_size=32, max_lr=0.01, bias_lr=1.0, muon_lr=0.1)
 OPTIONS = RunOptions(seed=1, precision="32-true")
 
 
@@ -303,7 +303,7 @@ def test_a_loss_that_is_no_number_stops_and_the_last_checkpoint_stays(data, tmp_
             FloatingPointError, match=r"loss is nan at step 4, epoch 2.*learning rate of 0\.0"
         ):
             train(RECIPE, data, tmp_path, OPTIONS)
-    (folder,) = tmp_path.glob("CustomResNet-*")
+    (folder,) = tmp_path.glob("FastNet-*")
     assert newest_checkpoint(folder).name == "last.ckpt" and (folder / "epoch000.ckpt").exists()
     assert (
         train(RECIPE, data, tmp_path, OPTIONS).metadata["epochs"] == 3
@@ -341,7 +341,7 @@ def test_a_compiled_run_compiles_the_network_and_keeps_its_names(data, tmp_path,
         tmp_path,
         dataclasses.replace(OPTIONS, compiled=True),
     )
-    assert asked == ["CustomResNet"] and run.metadata["epochs"] == 1
+    assert asked == ["FastNet"] and run.metadata["epochs"] == 1
 
 
 @pytest.mark.numeric
@@ -715,7 +715,7 @@ def test_the_range_test_takes_ever_larger_steps_on_a_network_of_its_own(
     data, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    recipe = dataclasses.replace(RECIPE, max_lr=0.05)
+    recipe = Recipe("FastNet", epochs=3, batch_size=32, max_lr=0.05)
     seen, step = [], training.optimizer.MuonWithSGD.step
     monkeypatch.setattr(
         training.optimizer.MuonWithSGD,
@@ -803,7 +803,7 @@ def test_the_learning_rate_of_every_step_is_logged(finished):
     rates = pd.read_csv(finished[1].metrics_csv).dropna(subset="lr_step")
     assert rates.step.tolist() == [0, 1, 2, 3, 4, 5] and rates.epoch.tolist() == [0, 0, 1, 1, 2, 2]
     assert rates.lr_step.tolist() == pytest.approx(
-        [0.02 * one_cycle_factor((step + 0.5) / 6, 0.2) for step in range(6)]
+        [RECIPE.muon_lr * one_cycle_factor((step + 0.5) / 6, 0.2) for step in range(6)]
     )
 
 
@@ -874,8 +874,7 @@ def test_fresh_trains_anew_and_keeps_the_old_run_aside(finished, data, tmp_path)
     train(recipe, data, tmp_path, OPTIONS)
     train(recipe, data, tmp_path, dataclasses.replace(OPTIONS, fresh=True))
     assert (
-        len(list(tmp_path.glob("CustomResNet-1-*"))) == 2
-        and len(list(tmp_path.glob("*-before-*"))) == 1
+        len(list(tmp_path.glob("FastNet-1-*"))) == 2 and len(list(tmp_path.glob("*-before-*"))) == 1
     )
 
 
@@ -894,7 +893,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, ca
 
 def test_a_checkpoint_of_another_network_is_refused(finished):
     path = newest_checkpoint(finished[1].metrics_csv.parent)
-    with pytest.raises(ValueError, match="holds a CustomResNet, expected a ResNet18"):
+    with pytest.raises(ValueError, match="holds a FastNet, expected a ResNet18"):
         load_checkpoint(path, "ResNet18")
 
 
