@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks.accuracy import all_images
 from dataload import load_splits, normalize
 from evaluation.predict import accuracy, tta_logits
-from models.fastnet import FastNet, Group
+from models.fastnet import FastNet
 from training.hardware import choose_precision
 from training.optimizer import MuonWithSGD
 
@@ -74,10 +75,11 @@ def published_groups(net: FastNet) -> list[dict]:
 def published_network() -> FastNet:
     """Return FastNet with convolutions that compute their whole output, pooled or not."""
     net = FastNet()
-    for group in (module for module in net.modules() if isinstance(module, Group)):
-        filters = group[0].weight
-        group[0] = nn.Conv2d(filters.shape[1], filters.shape[0], 3, padding=1, bias=False)
-        group[0].weight = filters
+    for group in (net.group1, net.group2, net.group3):
+        ours = cast(nn.Conv2d, group[0])
+        whole = nn.Conv2d(ours.in_channels, ours.out_channels, 3, padding=1, bias=False)
+        whole.weight = ours.weight
+        group[0] = whole
     return net
 
 

@@ -39,9 +39,7 @@ class PooledConv(nn.Conv2d):
         return F.conv2d(F.pad(images, (1, 0, 1, 0)), self.weight)
 
 
-def dirac_conv(
-    in_channels: int, out_channels: int, kind: type[nn.Conv2d] = nn.Conv2d
-) -> nn.Conv2d:
+def dirac_conv(in_channels: int, out_channels: int, kind: type[nn.Conv2d] = nn.Conv2d) -> nn.Conv2d:
     """Return a 3x3 convolution of a kind, with identity (Dirac) initialisation.
 
     Its first in_channels filters pass their input on unchanged; the others are random.

@@ -1,4 +1,4 @@
-"""Training, evaluation and export on a GPU and in fp16, as far as both can be had without one."""
+"""Recipes fit their networks; training, evaluation and export keep to one device."""
 
 import io
 from collections.abc import Iterator
@@ -26,12 +26,15 @@ from evaluation.gradcam import display_gradcam_output
 from evaluation.predict import predict
 from lesson.explorers import MY_PICTURE, ErrorExplorer
 from models.explain import gradcam
-from models.registry import build
+from models.registry import NETWORKS, build
+from models.stage import Network
 from tests.conftest import space_meta
 from tests.stand_in import CPU, GPU, StandIn, StandInGenerator, mark
 from training.classifier import LitClassifier
 from training.optimizer import make_optimizer
-from training.recipes import Recipe
+from training.recipe_check import check_recipe
+from training.recipes import RECIPES, Recipe
+from training.runs import train
 from utils import export_to_space
 
 RECIPE = Recipe("FastNet", epochs=2, batch_size=16, max_lr=0.02, bias_lr=1.0, muon_lr=0.1)
@@ -172,3 +175,46 @@ def test_errors_figures_and_the_export_of_a_network_on_the_device(gpu, tiny_spli
     confusion = plot_confusion(wrong, tiny_splits.test.labels, CLASSES)
     export_to_space(tmp_path / "space", model, space_meta(), wrong, denormalize, confusion)
     assert (tmp_path / "space/model.json").exists()
+
+
+# ---- recipes that do not fit ---------------------------------------------------------------------
+
+
+class Flat(Network):
+    """A network of a reader's own: no filters of 3x3, no biases, images of 32x32 only."""
+
+    def __init__(self, num_classes: int = 10):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 4, 4, bias=False)
+        self.head = torch.nn.Linear(8 * 8 * 8, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.conv(images).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("muon_lr", 0.1, "expected muon_lr 0 for Flat, .*no 3x3 filters .* got 0.1"),
+        ("bias_lr", 2.0, "expected bias_lr 0 for Flat, .*no biases, got 2.0"),
+        ("low_res", 0.4, "expected low_res 0 for Flat, .*no images of 24x24 pixels .* got 0.4"),
+    ],
+)
+def test_a_trick_that_does_not_fit_the_network_is_refused_before_the_run_begins(
+    monkeypatch, tmp_path, tiny_splits, name, value, message
+):
+    monkeypatch.setitem(NETWORKS, "Flat", Flat)
+    monkeypatch.setattr("training.recipe_check.build", lambda _: Flat())  # it is in no file
+    recipe = Recipe("Flat", **{name: value})
+    data = data_on("cpu", FastDataModule, tiny_splits)
+    with pytest.raises(ValueError, match=message):
+        train(recipe, data, tmp_path)
+    assert not any(tmp_path.iterdir())
+    check_recipe(Recipe("Flat"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_fits_its_network(name):
+    state = torch.get_rng_state()
+    check_recipe(RECIPES[name])
+    assert torch.equal(torch.get_rng_state(), state)
