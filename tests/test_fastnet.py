@@ -63,14 +63,14 @@ def test_a_new_convolution_passes_its_input_on():
     assert torch.allclose(conv(x)[:, :8], x, atol=1e-5) and conv(x).shape == (2, 20, 5, 5)
 
 
-@pytest.mark.parametrize("size", [5, 7, 31])
+@pytest.mark.parametrize("size", [(5, 5), (31, 31), (6, 6), (4, 7)])
 def test_a_pooled_convolution_leaves_out_only_what_the_pooling_does(size):
     """Its outputs are those of torch's whole convolution, and so are both gradients."""
     whole, pool = nn.Conv2d(4, 6, 3, padding=1, bias=False), nn.MaxPool2d(2)
     ours = PooledConv(4, 6, 3, padding=1, bias=False)
     ours.weight = nn.Parameter(whole.weight.detach().clone())
-    images = torch.randn(2, 4, size, size)
-    assert ours(images).shape == (2, 6, size - 1, size - 1)
+    images = torch.randn(2, 4, *size)
+    assert ours(images).shape == (2, 6, *(side // 2 * 2 for side in size))
     pairs = []
     for conv in (whole, ours):
         x = images.clone().requires_grad_()
