@@ -1,5 +1,6 @@
 """The work of a run, in batches, and how long a batch takes on this machine."""
 
+import functools
 import statistics
 import time
 from dataclasses import dataclass
@@ -45,10 +46,11 @@ class Workload:
         return self.before(self.epochs) - self.before(epoch, batch)
 
 
+@functools.cache
 def seconds_per_batch(recipe: Recipe, precision: str) -> float:
     """Measure how long this CPU takes for a step of the optimiser on random images of 32x32 pixels.
 
-    Only a few micro-batches are computed, some seconds' worth.
+    A few micro-batches are computed, some seconds' worth, and once in a process.
 
     Args:
         recipe: its network, batch and micro-batch count.
