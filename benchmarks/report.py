@@ -123,7 +123,7 @@ def result_cells(row: dict) -> list:
 
 
 def speed(results: dict) -> str:
-    """Describe results/speed.json in two sentences.
+    """Describe results/speed.json in some sentences.
 
     The step ratios are those of the slowest and the fastest combination of network and loader.
     """
@@ -135,6 +135,7 @@ def speed(results: dict) -> str:
         " times the speed of a bare PyTorch loop (above 1 is noise).\n"
         f"Training FastNet takes {results['time_to_94_ratio']:.2f} times as long as the published"
         f" schedule of airbench94 in a plain loop{also} (`make bench`).\n"
+        "Each step that made it faster, and how to add one: [docs/results.md](docs/results.md).\n"
     )
 
 
