@@ -157,6 +157,19 @@ def means(runs: list[dict[str, float | None]]) -> dict[str, float | None]:
     return result
 
 
+def deviations(runs: list[dict[str, float | None]]) -> dict[str, float]:
+    """Return 'single_std' and 'tta_std', the standard deviations over the runs, if there are two.
+
+    Runs without test images have neither.
+    """
+    result: dict[str, float] = {}
+    for key in ("single", "tta"):
+        known = [value for run in runs if (value := run.get(key)) is not None]
+        if len(known) > 1:
+            result[f"{key}_std"] = statistics.stdev(known)
+    return result
+
+
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -206,6 +219,7 @@ def main() -> None:
         "train_images": len(splits.train.labels),
         "n": len(runs),
         **means(runs),
+        **deviations(runs),
         "machine": hardware(),
         "seeds": args.seeds,
     }

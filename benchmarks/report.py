@@ -1,10 +1,10 @@
-"""Write the measured results into README.md and draw images/compute.png.
+"""Write the measured results into README.md and docs/results.md, and draw images/compute.png.
 
     python -m benchmarks.report
 
-README.md receives the table and the sentences between its two marks. The figure shows accuracy
-against training compute, with published results beside ours. All numbers of ours come from
-benchmarks/results/; none is typed.
+README.md receives a table and some sentences between its two marks, docs/results.md the leaderboard
+and the same table. The figure shows accuracy against training compute, with
+published results beside ours. All numbers of ours come from benchmarks/results/; none is typed.
 """
 
 import json
@@ -16,11 +16,12 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks import leaderboard
 from benchmarks.accuracy import RESULTS
 from evaluation.drawing import save_figure
 from models.registry import build
-from training.progress import LOW_RES_SAVINGS
 from training.recipes import RECIPES, multiply_adds
+from training.workload import LOW_RES_SAVINGS
 
 PROJECT = Path(__file__).resolve().parent.parent
 MARKS = ("<!-- measured: begin -->\n", "<!-- measured: end -->\n")
@@ -106,28 +107,35 @@ def table(rows: list[dict]) -> str:
         lines.append([row["network"], f"{parameters:,}", row["epochs"]])
         lines[-1] += [f"{row['train_images']:,}", f"{petaflop(row):.2f}", *result_cells(row)]
     markdown = "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
-    return f"{markdown}\n\nMeans of the runs' test accuracies.\n"
+    note = "Test accuracies: means of the runs, ± the standard deviation of single ones."
+    return f"{markdown}\n\n{note}\n"
 
 
 def result_cells(row: dict) -> list:
     """Return the last four cells of a row: accuracy, accuracy with TTA, ECE, number of runs."""
     if "n" not in row:
         return ["not measured", "", "", ""]
-    values = [row[key] for key in ("single", "tta", "ece")]
-    return ["" if value is None else f"{100 * value:.2f} %" for value in values] + [row["n"]]
+    cells = []
+    for key in ("single", "tta", "ece"):
+        spread = f" ± {100 * row[f'{key}_std']:.2f}" if f"{key}_std" in row else ""
+        cells.append("" if row[key] is None else f"{100 * row[key]:.2f} %{spread}")
+    return [*cells, row["n"]]
 
 
 def speed(results: dict) -> str:
-    """Describe results/speed.json in two sentences.
+    """Describe results/speed.json in some sentences.
 
     The step ratios are those of the slowest and the fastest combination of network and loader.
     """
     steps = [ratio for loaders in results["step_ratio"].values() for ratio in loaders.values()]
+    fp32 = results.get("time_to_94_ratio_fp32")
+    also = f", {fp32:.2f} times where both compute in fp32" if fp32 else ""
     return (
         f"Our training step, data loading included, runs at {min(steps):.2f} to {max(steps):.2f}"
         " times the speed of a bare PyTorch loop (above 1 is noise).\n"
         f"Training FastNet takes {results['time_to_94_ratio']:.2f} times as long as the published"
-        " schedule of airbench94 in a plain loop (`make bench`).\n"
+        f" schedule of airbench94 in a plain loop{also} (`make bench`).\n"
+        "Each step that made it faster, and how to add one: [docs/results.md](docs/results.md).\n"
     )
 
 
@@ -184,12 +192,22 @@ def readme_block(rows: list[dict], speed_results: dict) -> str:
     return f"{table(rows + unmeasured(rows))}\n{speed(speed_results)}"
 
 
+def results_block(rows: list[dict], steps: list[dict]) -> str:
+    """Format what docs/results.md shows of results/leaderboard.json and results/accuracy.json."""
+    return (
+        f"## Time to 94 % on two CPU cores\n\n{leaderboard.table(steps)}\n"
+        f"## Every recipe\n\n{table(rows + unmeasured(rows))}"
+    )
+
+
 def main() -> None:
-    """Write the README's block and the figure."""
-    rows, speed_results = (
-        json.loads((RESULTS / name).read_text()) for name in ("accuracy.json", "speed.json")
+    """Write README's block, the page of the results, and the figure."""
+    rows, speed_results, steps = (
+        json.loads((RESULTS / name).read_text())
+        for name in ("accuracy.json", "speed.json", "leaderboard.json")
     )
     write_between_marks(PROJECT / "README.md", readme_block(rows, speed_results))
+    write_between_marks(PROJECT / "docs/results.md", results_block(rows, steps))
     on_all_images = [row for row in rows if row["train_images"] == 50_000]
     save_figure(plot(on_all_images), PROJECT / "images/compute.png")
 

@@ -4,6 +4,9 @@
     python -m benchmarks.speed steps    # our training step against a bare PyTorch loop
     python -m benchmarks.speed to94     # FastNet's training against the published schedule
 
+Both sides of `to94` compute in the same precision: the fastest of this machine, or --precision. It
+trains by the recipe of the leaderboard's last row and compares what comes out with that row.
+
 The results go to benchmarks/results/speed.json, with the machine and the versions. `--images N`
 makes a quick trial on N images, which is only printed.
 """
@@ -22,13 +25,20 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.accuracy import RESULTS, all_images, first
+from benchmarks.leaderboard import compare, last_row, to94_name
 from benchmarks.reference import EPOCHS
 from dataload import Splits, load_splits
 from evaluation.predict import accuracy, predict
 from models.errors import InvalidValue
 from training.classifier import LitClassifier
 from training.files import write_json
-from training.hardware import choose_device, choose_precision, hardware, versions
+from training.hardware import (
+    check_precision,
+    choose_device,
+    choose_precision,
+    hardware,
+    versions,
+)
 from training.history import read_metrics
 from training.optimizer import make_optimizer
 from training.options import RunOptions
@@ -159,9 +169,10 @@ def step_ratios(recipe: Recipe, splits: Splits, images: int) -> dict[str, float]
 class ReferenceProcess:
     """benchmarks.reference in a separate process, which does not allocate memory in large pages."""
 
-    def __init__(self, images: int):
+    def __init__(self, images: int, precision: str):
+        arguments = ["--images", str(images), "--precision", precision]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.reference", "--images", str(images)],
+            [sys.executable, "-m", "benchmarks.reference", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -175,39 +186,39 @@ class ReferenceProcess:
         return json.loads(self.process.stdout.readline())
 
 
-def measure_to94(splits: Splits, images: int) -> dict:
+def measure_to94(splits: Splits, images: int, precision: str) -> dict:
     """Compare a whole training of FastNet with the published schedule.
 
     Args:
         splits: CIFAR-10.
         images: The number of training images, or 0 for all 50,000.
+        precision: Of both sides, by Lightning's name.
 
     Returns:
         'time_to_94_ratio': our seconds over those of the published schedule; 'time_to_94': seconds
-        and test accuracies of both.
+        and test accuracies of both. Both names end in '_fp32' where that is the precision.
     """
-    recipe = RECIPES["fastnet-8"]
+    goal = last_row()
+    recipe = RECIPES[goal["recipe"]]
     splits = all_images(splits) if not images else first_images(splits, images)
-    reference, before = ReferenceProcess(images), 3
+    reference, before = ReferenceProcess(images, precision), 3
     # Some of its epochs before ours and some after: a machine that changes its pace slows both.
     seconds = [reference.ask("epoch")["seconds"] for _ in range(before)]
     with tempfile.TemporaryDirectory() as root:
         data = build_datamodule(recipe, splits, 0, fast=True)
-        run = train(recipe, data, root, RunOptions(seed=0))
+        run = train(recipe, data, root, RunOptions(seed=0, precision=precision))
     seconds += [reference.ask("epoch")["seconds"] for _ in range(EPOCHS - before)]
     single, tta = (
         accuracy(*predict(run.model, DEVICE, data.test_dataloader(), tta)) for tta in (False, True)
     )
     ours = {"seconds": run.metadata["seconds"], "single": single, "tta": tta}
     theirs = {"seconds": round(sum(seconds), 1)} | reference.ask("test")
-    print(f"ours {ours}\nreference {theirs}")
+    ratio, name = round(ours["seconds"] / theirs["seconds"], 3), to94_name(precision)
+    print(f"ours {ours}\nreference {theirs}\n{compare(goal, ratio, precision, tta)}")
     return {
-        "time_to_94_ratio": round(ours["seconds"] / theirs["seconds"], 3),
-        "time_to_94": {"ours": ours, "reference": theirs},
+        f"time_to_94_ratio{name}": ratio,
+        f"time_to_94{name}": {"recipe": goal["recipe"], "ours": ours, "reference": theirs},
     }
-
-
-PARTS = {"steps": measure_steps, "to94": measure_to94}
 
 
 def main() -> None:
@@ -215,19 +226,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", nargs="?", choices=list(PARTS))
+    parser.add_argument("part", nargs="?", choices=["steps", "to94"])
     parser.add_argument("--images", type=int, default=0, help="a trial on so many images")
+    parser.add_argument("--precision", default=choose_precision(), help="of to94's two sides")
     args = parser.parse_args()
+    check_precision(args.precision)
     splits = load_splits(os.environ.get("DATA_DIR", "data"))
+    if args.part in (None, "steps"):
+        keep(measure_steps(splits, args.images), "steps", args.images)
+    if args.part in (None, "to94"):
+        name = f"to94{to94_name(args.precision)}"
+        keep(measure_to94(splits, args.images, args.precision), name, args.images)
+
+
+def keep(measured: dict, part: str, images: int) -> None:
+    """Print what was measured and, unless it was a trial on a few images, store it.
+
+    Args:
+        measured: What the part returned.
+        part: Its name, beside which the machine is named: parts may be measured on several.
+        images: Of the trial, or 0.
+    """
+    print(json.dumps(measured, indent=1))
     path = RESULTS / "speed.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    for name in [args.part] if args.part else PARTS:
-        results |= PARTS[name](splits, args.images) | {"versions": versions(), "seeds": [0]}
-        # The parts may be measured on different machines.
-        results["machine"] = results.get("machine", {}) | {name: hardware()}
-        if not args.images:
-            write_json(path, results)
-    print(json.dumps(results, indent=1))
+    machine = results.get("machine", {}) | {part: hardware()}
+    if not images:
+        found = measured | {"versions": versions(), "seeds": [0], "machine": machine}
+        write_json(path, results | found)
 
 
 if __name__ == "__main__":

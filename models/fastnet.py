@@ -3,7 +3,7 @@
 In the family of Keller Jordan's airbench94 (arXiv:2404.00498): a whitening layer whose filters are
 computed from the data instead of learned, then three groups of two convolutions. There are no
 residual sums: so shallow a network trains without them if its convolutions begin as the identity.
-1,972,792 parameters, 118 million multiply-adds per image.
+1,972,792 parameters, 105 million multiply-adds per image.
 
 No tensor operation works in place: Grad-CAM keeps the tensors that the stages return.
 """
@@ -27,12 +27,26 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
     return norm
 
 
-def dirac_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """Return a 3x3 convolution with identity (Dirac) initialisation.
+class PooledConv(nn.Conv2d):
+    """A 3x3 convolution that computes only what a 2x2 pooling behind it reads.
+
+    The pooling leaves out the last of an odd number of rows and of columns. So this maps
+    (N, in, S, S) to (N, out, S - 1, S - 1) where S is odd, and keeps an even S. All sides in this
+    network are odd: that saves a tenth of its work.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Convolve with a border of zeros, on the right and below only where it is read."""
+        right, below = (1 - side % 2 for side in (images.shape[3], images.shape[2]))
+        return F.conv2d(F.pad(images, (1, right, 1, below)), self.weight)
+
+
+def dirac_conv(in_channels: int, out_channels: int, kind: type[nn.Conv2d] = nn.Conv2d) -> nn.Conv2d:
+    """Return a 3x3 convolution of a kind, with identity (Dirac) initialisation.
 
     Its first in_channels filters pass their input on unchanged; the others are random.
     """
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    conv = kind(in_channels, out_channels, 3, padding=1, bias=False)
     nn.init.dirac_(conv.weight[:in_channels])
     return conv
 
@@ -45,7 +59,7 @@ class Group(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(
-            dirac_conv(in_channels, out_channels),
+            dirac_conv(in_channels, out_channels, PooledConv),
             nn.MaxPool2d(2),
             batch_norm(out_channels),
             nn.GELU(),

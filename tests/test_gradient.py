@@ -1,12 +1,14 @@
 """The gradient of a step is the mean over its images, in any number of parts and processes."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.plugins import MixedPrecision
 
 from cifar10.fast_loader import FastLoader, Process
 from dataload import Augmentation, FastDataModule, Images, Splits
@@ -122,3 +124,86 @@ def test_an_epoch_s_steps_hold_every_image_once(splits):
         assert [
             data.step_images(index, steps) for index in range(len(data.train_dataloader()))
         ] == sizes
+
+
+# ---- fp16 ----------------------------------------------------------------------------------------
+
+
+class Half(NamedTuple):
+    """What a run in fp16 did, step by step.
+
+    Attributes:
+        gradients: (steps, parameters), as the optimiser gets them.
+        rates: the learning rate of each step.
+        moved: whether each step moved a weight.
+        scales: of the loss, after each step.
+    """
+
+    gradients: torch.Tensor
+    rates: list[float]
+    moved: list[bool]
+    scales: list[float]
+
+
+def half_run(splits: Splits, overflow: int = -1, moves: bool = True) -> Half:
+    """Train an epoch of three steps in fp16 with Lightning's GradScaler, on the CPU.
+
+    Args:
+        splits: the images.
+        overflow: the step one of whose gradients is made infinite, from 0; -1: none.
+        moves: whether the optimiser may move the weights; else every step is of the first ones.
+    """
+    lit = classifier()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    found = Half(torch.empty(0), [], [], [])
+    gradients = []
+
+    def overflows(*_: object) -> None:
+        if len(gradients) == overflow:
+            lit.model.head.weight.grad[0, 0] = float("inf")
+
+    def before(optimizer: torch.optim.Optimizer) -> None:
+        gradients.append(flat_gradient(lit.model))
+        found.rates.append(optimizer.param_groups[0]["lr"])
+        lit.before = lit.model.head.weight.detach().clone()
+        if not moves:
+            optimizer.zero_grad()
+
+    def after(*_: object) -> None:
+        found.moved.append(not torch.equal(lit.before, lit.model.head.weight))
+        found.scales.append(scaler.get_scale())
+
+    lit.on_after_backward, lit.on_before_optimizer_step = overflows, before
+    lit.on_train_batch_end = after
+    pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    ).fit(lit, datamodule=loaders(splits, BATCH))
+    return found._replace(gradients=torch.stack(gradients))
+
+
+@pytest.mark.numeric
+def test_the_optimiser_is_given_unscaled_gradients_of_the_fp16_network(splits, by_hand):
+    got = half_run(splits, moves=False).gradients
+    assert got.shape == by_hand.shape
+    largest = by_hand.abs().amax(1, keepdim=True)
+    assert float(((got - by_hand) / largest).abs().max()) < 0.02  # fp16 keeps 11 bits
+
+
+@pytest.mark.parametrize("overflow", [0, 1])
+def test_a_step_whose_fp16_gradients_overflow_moves_neither_weights_nor_the_schedule(
+    splits, overflow
+):
+    whole, skipped = half_run(splits), half_run(splits, overflow)
+    assert whole.moved == [True] * 3 and whole.scales == [2.0**10] * 3
+    assert skipped.moved == [step != overflow for step in range(3)]
+    assert skipped.scales == [2.0**10 if step < overflow else 2.0**9 for step in range(3)]
+    # The step after the skipped one has its rate, and the last rate is never reached.
+    rates = whole.rates[:2]
+    assert skipped.rates == [*rates[: overflow + 1], *rates[overflow:]]

@@ -1,16 +1,20 @@
 """Switches are read, overridden and checked, and the sample never overwrites the results."""
 
+import json
 import math
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from models import registry
 from models.errors import ProjectError
-from training import hardware, runs, settings
+from training import budget, hardware, runs, settings, workload
 from training.recipes import RECIPES, Recipe
 from training.settings import PROJECT, SWITCHES, output_folder, resolve
+from training.workload import batches_of_work
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +24,14 @@ def plain_environment(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     for name in SWITCHES:
         monkeypatch.delenv(f"ERA_{name}", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def pace(monkeypatch) -> dict[str, float]:
+    """A CPU of known speed: network -> seconds of a batch. It needs 10 minutes for fastnet-8."""
+    known = {"FastNet": 600 / batches_of_work(RECIPES["fastnet-8"])}
+    monkeypatch.setattr(budget, "seconds_per_batch", lambda recipe, _: known[recipe.network])
+    return known
 
 
 @pytest.mark.parametrize(("gpu", "arch"), [(True, "ResNet18"), (False, "FastNet")])
@@ -238,7 +250,7 @@ def test_the_devices_are_as_wanted_or_as_torchrun_has_started_us(monkeypatch):
 
 
 def test_auto_keeps_what_it_chose_when_the_run_began_on_another_machine(
-    monkeypatch, tmp_path, tiny_splits, capsys
+    monkeypatch, tmp_path, tiny_splits, capsys, pace
 ):
     cell = SWITCHES | {"CHECKPOINT_DIR": str(tmp_path)}
     monkeypatch.setattr(settings, "choose_device", lambda: torch.device("cpu"))
@@ -247,12 +259,92 @@ def test_auto_keeps_what_it_chose_when_the_run_began_on_another_machine(
     data = runs.build_datamodule(s.recipe, tiny_splits, s.seed)
     monkeypatch.setattr(runs, "fit", lambda *_, **__: None)
     runs.train(s.recipe, data, s.checkpoint_dir, s.options)
+    pace["FastNet"] *= 3  # now it is busy
+    assert resolve(cell).recipe_name == "fastnet-8"
+    assert resolve(cell | {"FRESH": True}).recipe_name == "fastnet-4"
     monkeypatch.setattr(settings, "choose_device", lambda: torch.device("cuda"))
+    capsys.readouterr()
     assert resolve(cell).recipe.network == "FastNet"
-    assert (
-        "chose fastnet-8 when this run began; with FRESH = True it would choose resnet18-20"
-        in capsys.readouterr().out
-    )
+    said = 'ARCH = "auto" chose fastnet-8 when this run began; FRESH = True chooses anew\n'
+    assert capsys.readouterr().out == said
     assert resolve(cell | {"FRESH": True}).recipe.network == "ResNet18"  # as it was told
     assert resolve(cell | {"EPOCHS": 3}).recipe.network == "ResNet18"  # asked for something else
     assert resolve(cell | {"ARCH": "ResNet18"}).options.auto is None
+
+
+# ---- what a CPU can afford -----------------------------------------------------------------------
+
+
+def measured_file(folder: Path, **accuracies: float) -> Path:
+    """Write measured validation accuracies, recipe -> fraction, and return the file."""
+    rows = [
+        {"recipe": name.replace("_", "-"), "val_single": accuracy}
+        for name, accuracy in accuracies.items()
+    ]
+    rows = [row | {"network": RECIPES[row["recipe"]].network} for row in rows]
+    (folder / "accuracy.json").write_text(json.dumps(rows))
+    return folder / "accuracy.json"
+
+
+@pytest.mark.parametrize(
+    ("minutes", "name"),
+    [(14, "fastnet-8"), (16, "fastnet-4"), (33, "fastnet-2"), (99, "fastnet-2")],
+)
+def test_auto_takes_the_best_that_trains_in_a_quarter_of_an_hour(pace, minutes, name, capsys):
+    pace["FastNet"] = 60 * minutes / batches_of_work(RECIPES["fastnet-8"])
+    assert resolve(SWITCHES).recipe_name == name
+    first, *more = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        rf'ARCH = "auto" chose {name} \(\d\d\.\d%, about \d+ min\): the best .* 15 minutes .*',
+        first,
+    )
+    assert more[0].startswith("More accurate, and slower: ")
+
+
+def test_auto_goes_by_validation_accuracy_and_says_how_to_ask_for_more(tmp_path, pace, capsys):
+    measured = measured_file(tmp_path, fastnet_8=0.91, fastnet_4=0.92, fastnet_2=0.99, custom_10=1)
+    pace["FastNet"] = 60 * 40 / batches_of_work(RECIPES["fastnet-8"])
+    assert budget.choose_affordable("32-true", measured) == "fastnet-2"
+    said = capsys.readouterr().out
+    assert "More accurate, and slower: custom-10 (100.0%, about 3 h" in said
+    assert 'set ARCH = "CustomResNet", RECIPE = "custom-10"' in said
+    assert "fastnet-8" not in said  # slower, and worse
+
+
+def test_a_larger_network_is_timed_only_where_it_may_be_affordable(tmp_path, pace):
+    measured = measured_file(tmp_path, fastnet_2=0.86, custom_10=0.94)
+    offers = budget.list_offers("32-true", measured)  # CustomResNet's pace is not even asked for
+    assert [offer.name for offer in offers] == ["custom-10", "fastnet-2"]
+    pace["FastNet"] /= 4
+    pace["CustomResNet"] = 600 / batches_of_work(RECIPES["custom-10"])
+    assert budget.list_offers("32-true", measured) == [budget.Offer("custom-10", 0.94, 600)]
+
+
+def test_without_measurements_auto_takes_fastnet(tmp_path):
+    assert budget.choose_affordable("32-true", tmp_path / "missing.json") == "fastnet-8"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("SMOKE_TEST", "1"), ("ERA_EPOCHS", "3"), ("ERA_RECIPE", "fastnet-4")]
+    + [("ERA_TRAIN", "stored"), ("ERA_DEVICES", "2"), ("ERA_NUM_NODES", "2")],
+)
+def test_nothing_is_timed_where_nothing_is_to_be_chosen_or_several_would_choose(
+    monkeypatch, pace, name, value
+):
+    monkeypatch.setenv(name, value)
+    pace.clear()
+    assert resolve(SWITCHES).recipe.network == "FastNet"
+
+
+@pytest.mark.numeric
+def test_a_batch_s_time_is_measured_on_the_network_and_moves_no_random_number(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(workload, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    recipe, state = (
+        Recipe("FastNet", batch_size=8, micro_batch=2, muon_lr=0.1),
+        torch.get_rng_state(),
+    )
+    # Each look at the clock is a second after the last: 4 micro-batches, and the optimiser's step.
+    assert workload.seconds_per_batch(recipe, "32-true") == 4 + 1
+    assert torch.equal(torch.get_rng_state(), state)

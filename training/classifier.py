@@ -6,17 +6,17 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
 from dataload import CIFAR10DataModule
 from models.errors import Diverged
 from models.registry import build
 from training.optimizer import make_optimizer
-from training.recipes import Recipe
+from training.recipes import LOW_RESOLUTION, Recipe
 from training.schedule import one_cycle_factor
 
 NUM_CLASSES = 10
-LOW_RESOLUTION = 24  # pixels: 9/16 of the work of 32
 
 
 def datamodule_of(trainer: pl.Trainer) -> CIFAR10DataModule:
@@ -35,6 +35,7 @@ class LitClassifier(pl.LightningModule):
         model: the network.
         history: of the epoch so far: (loss, correctly classified images, images) of each batch.
         rates: of the epoch so far: step -> learning rate.
+        stepped: whether the optimiser has taken a step since the schedule was last asked.
     """
 
     def __init__(self, **recipe):
@@ -48,6 +49,7 @@ class LitClassifier(pl.LightningModule):
         self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.history: list[tuple[Tensor, Tensor, int]] = []
         self.rates: dict[int, float] = {}
+        self.stepped = False
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the logits of normalised images: (N, 3, 32, 32) -> (N, 10)."""
@@ -168,7 +170,21 @@ class LitClassifier(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: max(0.0, one_cycle_factor((step + 0.5) / steps, recipe.warmup))
         )
+        optimizer.register_step_post_hook(self.note_step)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def note_step(self, *_: object) -> None:
+        """Note that the optimiser has taken a step."""
+        self.stepped = True
+
+    def lr_scheduler_step(self, scheduler: LRScheduler, metric: object) -> None:
+        """Advance the schedule, unless the step was skipped.
+
+        In fp16 the gradients are scaled up, and a step is skipped where one of them overflows.
+        """
+        if self.stepped:
+            scheduler.step()
+        self.stepped = False
 
     # ---- evaluation ----
 

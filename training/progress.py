@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from dataclasses import dataclass
 from typing import cast
 
 import matplotlib.pyplot as plt
@@ -13,42 +12,13 @@ from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger
 
-from training.classifier import LOW_RESOLUTION, LitClassifier, datamodule_of
+from training.classifier import LitClassifier, datamodule_of
 from training.console import TransientLine, display_placeholder, format_duration
 from training.history import epoch_line, epoch_means, write_epoch
 from training.recipes import SLOW_RUN_MINUTES, smaller_budget
+from training.workload import Workload
 
-LOW_RES_SAVINGS = 1 - (LOW_RESOLUTION / 32) ** 2  # of the work of a batch at low resolution
-FORWARD = 1 / 3  # of the work of a training step: the backward pass costs twice the forward pass
 LINE_SECONDS = 2  # between two updates of the line that shows the time left
-
-
-@dataclass(frozen=True)
-class Workload:
-    """The work of a run, in batches of training at full resolution.
-
-    Attributes:
-        epochs: of the run.
-        batches: of an epoch.
-        low: how many of the run's batches are at low resolution; these come first.
-        validation: batches of an epoch's validation, as large as those of training.
-    """
-
-    epochs: int
-    batches: float
-    low: float
-    validation: float
-
-    def before(self, epoch: int, batch: int = 0) -> float:
-        """Return the work that is done when a batch of an epoch begins, both counted from 0."""
-        batches = epoch * self.batches + batch
-        return (
-            batches - LOW_RES_SAVINGS * min(batches, self.low) + epoch * FORWARD * self.validation
-        )
-
-    def left(self, epoch: int, batch: int = 0) -> float:
-        """Return the work that is left when a batch of an epoch begins, both counted from 0."""
-        return self.before(self.epochs) - self.before(epoch, batch)
 
 
 class LiveCurves:

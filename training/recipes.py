@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.errors import InvalidValue
 from models.registry import NETWORKS
 
+LOW_RESOLUTION = 24  # pixels: 9/16 of the work of 32
 MIN_MICRO_BATCH = 32  # images: BatchNorm's statistics of fewer are too noisy to learn with
 
 RANGES = {  # of a recipe's hyperparameters: type, smallest, largest

@@ -35,6 +35,7 @@ from training.history import (
 from training.lightning_output import print_rank_zero, quiet_lightning
 from training.options import DEFAULT_OPTIONS, RunOptions
 from training.progress import Progress
+from training.recipe_check import check_recipe
 from training.recipes import Recipe
 from training.results import Run, finished_run, round_to_fp16, run_metadata
 from training.resume import start_or_resume
@@ -159,6 +160,7 @@ def check_trainable(recipe: Recipe, data: CIFAR10DataModule, options: RunOptions
     """Raise InvalidValue if this machine or this program cannot train what is asked for."""
     if options.precision != "auto":
         check_precision(options.precision)
+    check_recipe(recipe)
     accumulation_steps(recipe, data)
     devices = options.devices
     if devices not in ("auto", 1) and kernel_shell() and torch.cuda.is_initialized():

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from training.hardware import check_precision, choose_device
+from training.budget import choose_affordable
+from training.hardware import check_precision, choose_device, choose_precision
 from training.options import AutoChoice, RunOptions
 from training.recipes import RECIPES, Recipe, choose_recipe
 from training.run_folder import earlier_auto_choice
@@ -90,7 +91,7 @@ def resolve(switches: dict) -> Settings:
     checkpoint_dir = scratch_folder() if smoke else checkpoint_folder(chosen.CHECKPOINT_DIR)
     arch, name, auto = chosen.ARCH, chosen.RECIPE, None
     if arch == "auto":
-        auto = choose_automatically(chosen, checkpoint_dir, device)
+        auto = choose_automatically(chosen, checkpoint_dir, device, smoke)
         name, arch = auto.recipe_name, RECIPES[auto.recipe_name].network
     epochs = min(chosen.EPOCHS or 2, 2) if smoke else chosen.EPOCHS
     name, recipe = choose_recipe(arch, name, epochs, chosen.BATCH_SIZE)
@@ -112,8 +113,10 @@ def resolve(switches: dict) -> Settings:
     )
 
 
-def choose_automatically(chosen: Switches, checkpoint_dir: Path, device: str) -> AutoChoice:
-    """Choose the recipe for ARCH = "auto": ResNet18's on a GPU, FastNet's without one.
+def choose_automatically(
+    chosen: Switches, checkpoint_dir: Path, device: str, smoke: bool
+) -> AutoChoice:
+    """Choose the recipe for ARCH = "auto": ResNet18's on a GPU, what the CPU can afford without.
 
     A run that the same switches began keeps the recipe that was chosen then, on whatever machine,
     unless FRESH is set.
@@ -122,17 +125,24 @@ def choose_automatically(chosen: Switches, checkpoint_dir: Path, device: str) ->
         chosen: the switches.
         checkpoint_dir: the folder of the runs.
         device: 'cpu', 'cuda' or 'mps'.
+        smoke: whether this is a test run, which is short in any case.
     """
     asked = {name: getattr(chosen, name) for name in ("ARCH", "RECIPE", "EPOCHS", "BATCH_SIZE")}
-    name, _ = choose_recipe("FastNet" if device == "cpu" else "ResNet18", chosen.RECIPE)
     before = None if chosen.FRESH else earlier_auto_choice(checkpoint_dir, asked)
-    if before in RECIPES and before != name:
-        print(
-            f'ARCH = "auto" chose {before} when this run began; with FRESH = True it would choose'
-            f" {name} here"
-        )
-        name = before
+    if before in RECIPES:
+        print(f'ARCH = "auto" chose {before} when this run began; FRESH = True chooses anew')
+        return AutoChoice(asked, before)
+    name, _ = choose_recipe("FastNet" if device == "cpu" else "ResNet18", chosen.RECIPE)
+    settled = smoke or chosen.RECIPE or chosen.EPOCHS or chosen.TRAIN == "stored"
+    if device == "cpu" and not settled and trains_alone(chosen):
+        name = choose_affordable(chosen.PRECISION or choose_precision())
     return AutoChoice(asked, name)
+
+
+def trains_alone(chosen: Switches) -> bool:
+    """Tell whether one process trains: of several, each would time itself and choose for itself."""
+    placement = resolve_placement(chosen.model_dump())
+    return placement["devices"] in ("auto", 1) and placement["num_nodes"] == 1
 
 
 def resolve_options(chosen: Switches, auto: AutoChoice | None) -> RunOptions:

@@ -1,0 +1,134 @@
+"""The leaderboard 'Time to 94 % on two CPU cores': what made FastNet's training faster.
+
+    python -m benchmarks.leaderboard "what changed"    # adds a row for what was measured last
+
+Each row is a step: the time of a whole training as a fraction of the plain airbench94 schedule's,
+both measured in turn on one machine and in one precision, and the accuracy that it reached. A row
+takes both from results/speed.json and results/accuracy.json, for a recipe in bf16 if that was
+measured, else in fp32. The rows are in results/leaderboard.json, and in docs/results.md.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+from benchmarks.accuracy import RESULTS
+from models.errors import InvalidValue
+from training.files import write_json
+from training.recipes import RECIPES
+
+FILE = RESULTS / "leaderboard.json"
+AGREES = 3  # standard deviations that a single run may be away from the mean of the others
+
+
+def to94_name(precision: str) -> str:
+    """Return how results/speed.json marks the comparison in a precision: '' for bf16."""
+    return "_fp32" if precision == "32-true" else ""
+
+
+def last_row(path: Path = FILE) -> dict:
+    """Read the leaderboard's last row: the one to beat."""
+    return json.loads(path.read_text(encoding="utf-8"))[-1]
+
+
+def percent(mean: float, deviation: float | None, runs: int) -> str:
+    """Format an accuracy: '94.11 % ± 0.13 (n = 3)'.
+
+    Args:
+        mean: From 0 to 1.
+        deviation: The standard deviation of single runs, from 0 to 1; None of one run.
+        runs: How many.
+    """
+    spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
+    return f"{100 * mean:.2f} %{spread} (n = {runs})"
+
+
+def accuracy_cell(row: dict) -> str:
+    """Format the accuracy with TTA of a row of the leaderboard."""
+    if "tta" not in row:
+        return "not measured"
+    return percent(row["tta"], row.get("tta_std"), row["n"])
+
+
+def table(rows: list[dict]) -> str:
+    """Format rows of the leaderboard as a Markdown table."""
+    names = ["step", "time", "precision", "accuracy with TTA", "what changed", "date", "commit"]
+    lines = [names, ["---"] * len(names)]
+    for number, row in enumerate(rows):
+        cells = [number, f"{row['time']:.2f}", row["precision"], accuracy_cell(row)]
+        lines.append([*cells, row["changed"], row["date"], f"`{row['commit']}`"])
+    return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
+
+
+def compare(row: dict, ratio: float, precision: str, tta: float) -> str:
+    """Compare a training with the leaderboard's row for its recipe.
+
+    Args:
+        row: Of the leaderboard.
+        ratio: Our seconds over those of the published schedule.
+        precision: Of both, by Lightning's name.
+        tta: The accuracy with TTA that was reached, from 0 to 1.
+
+    Returns:
+        A sentence.
+    """
+    told = f"{row['recipe']}: {ratio:.3f} of the published schedule's time in {precision}"
+    told += f" (leaderboard: {row['time']:.3f} in {row['precision']}), {100 * tta:.2f} % with TTA"
+    if row.get("tta_std") is None:
+        return told
+    away = abs(tta - row["tta"]) / row["tta_std"]
+    verdict = "agrees with" if away <= AGREES else f"is {away:.1f} standard deviations away from"
+    return f"{told}, which {verdict} {accuracy_cell(row)}"
+
+
+def measured_row(changed: str, recipe: str, folder: Path = RESULTS) -> dict:
+    """Make a row of what speed.json and accuracy.json hold of a recipe.
+
+    Args:
+        changed: What changed, for the table.
+        recipe: Its name in RECIPES.
+        folder: Where the two files are.
+
+    Raises:
+        InvalidValue: if one of them holds nothing of the recipe.
+    """
+    speed, rows = (
+        json.loads((folder / name).read_text(encoding="utf-8"))
+        for name in ("speed.json", "accuracy.json")
+    )
+    timed = [
+        (speed[f"time_to_94_ratio{name}"], precision)
+        for name, precision in (("", "bf16-mixed"), ("_fp32", "32-true"))
+        if speed.get(f"time_to_94{name}", {}).get("recipe") == recipe
+    ]
+    found = [row for row in rows if row["recipe"] == recipe and row["train_images"] == 50_000]
+    if not timed or not found:
+        missing = "accuracy on 50,000 images" if timed else "time by `benchmarks.speed to94`"
+        raise InvalidValue(f"expected a measured {missing} of {recipe}, got none in {folder}")
+    (ratio, precision), row = timed[0], found[-1]
+    values = [run["tta"] for run in row["runs"]]
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    measured = {"tta": row["tta"], "tta_std": deviation, "n": row["n"]}
+    return {"recipe": recipe, "time": ratio, "precision": precision, **measured, "changed": changed}
+
+
+def main() -> None:
+    """Add a row for the recipe that is named, with today's date and the commit that is out."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("changed", help="what changed since the row before")
+    parser.add_argument("--recipe", choices=list(RECIPES), default=last_row()["recipe"])
+    args = parser.parse_args()
+    commit = subprocess.check_output(["git", "rev-parse", "--short=7", "HEAD"], text=True).strip()
+    row = measured_row(args.changed, args.recipe)
+    row |= {"date": time.strftime("%Y-%m-%d"), "commit": commit}
+    write_json(FILE, [*json.loads(FILE.read_text(encoding="utf-8")), row])
+    print(table([row]))
+
+
+if __name__ == "__main__":
+    main()
