@@ -14,7 +14,6 @@ from torch import Tensor
 from evaluation.drawing import (
     COLOURS,
     GREY,
-    TEXT,
     WIDTH,
     headline,
     new_figure,
@@ -125,7 +124,7 @@ def reliability_title(logits: Tensor, labels: Tensor, temperature: float) -> str
     kind = "overconfident" if gap > 0 else "underconfident"
     verb = "lowers" if after < before else "does not lower"
     return (
-        f"The network is {kind} by {percent(abs(gap))} on average;"
+        f"The network is {kind} by {100 * abs(gap):.1f} percentage points on average;"
         f" a temperature of {temperature:.2f} {verb} the ECE: {percent(before, 2)} before,"
         f" {percent(after, 2)} after"
     )
@@ -167,12 +166,11 @@ def draw_bins(axis: Axes, bins: ReliabilityBins) -> None:
     axis.bar(middle, accuracy, 0.9 / BINS, color=COLOURS[0], label="accuracy")
     gaps = axis.bar(middle, confidence - accuracy, 0.5 / BINS, accuracy, color=COLOURS[1])
     gaps.set_label("gap to the mean confidence")
-    axis.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
-    axis.annotate("perfect", (0.3, 0.33), rotation=38, color=GREY, fontsize=TEXT, ha="center")
+    axis.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="accuracy = confidence")
     style_chart(axis)
     axis.set(xlim=(0, 1), ylim=(0, 1))
     percent_axis(axis)
-    axis.legend(loc="upper left", frameon=False)
+    axis.legend(loc="upper left")
 
 
 def draw_confidences(axis: Axes, bins: ReliabilityBins) -> None:

@@ -16,11 +16,11 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from evaluation.drawing import (
     GREY,
     TEXT,
+    WIDTH,
     Plot,
     check_count,
     headline,
-    hide_frame,
-    new_figure,
+    new_chart,
     percent,
     rgb,
     styled,
@@ -343,8 +343,7 @@ def plot_confusion(
     counts = confusion_counts(misclassified, labels, len(classes))[np.ix_(order, order)]
     names = [classes[i] for i in order]
     errors = counts - np.diag(np.diag(counts))
-    fig = new_figure(10.5, 8.6)
-    axis, recall = fig.subplots(1, 2, width_ratios=(len(classes), 1), sharey=True)
+    fig, axis = new_chart(WIDTH, 8.8)
     axis.imshow(errors, cmap="Oranges", vmax=2 * max(1, errors.max()))  # pale under the numbers
     for row, column in np.ndindex(counts.shape):
         axis.text(column, row, str(counts[row, column]), ha="center", va="center")
@@ -352,9 +351,11 @@ def plot_confusion(
     axis.set(xticks=ticks, yticks=ticks, xlabel="predicted class", ylabel="true class")
     axis.set_xticklabels(names, rotation=45, ha="right", fontsize=TEXT)
     axis.set_yticklabels(names, fontsize=TEXT)
+    axis.grid(visible=False)
+    axis.spines[:].set_visible(False)
     if vehicles:
         mark_groups(axis, vehicles, len(classes))
-    draw_recall(recall, counts)
+    draw_recall(axis, counts)
     shows = "Confusion matrix with the recall of each class"
     headline(fig, confusion_title(misclassified, labels, classes), shows, note)
     return fig
@@ -362,23 +363,20 @@ def plot_confusion(
 
 def mark_groups(axis: Axes, vehicles: int, total: int) -> None:
     """Separate vehicles from animals by lines, and name the two groups above the matrix."""
-    axis.axhline(vehicles - 0.5, color=GREY)
-    axis.axvline(vehicles - 0.5, color=GREY)
+    axis.plot([-0.5, total - 0.5], [vehicles - 0.5] * 2, color=GREY)
+    axis.plot([vehicles - 0.5] * 2, [-0.5, total - 0.5], color=GREY)
     for middle, name in ((vehicles / 2, "vehicles"), ((vehicles + total) / 2, "animals")):
         axis.annotate(name, (middle - 0.5, -0.6), ha="center", color=GREY, annotation_clip=False)
 
 
 def draw_recall(axis: Axes, counts: np.ndarray) -> None:
-    """Draw a column with the fraction of each true class that is predicted correctly."""
-    totals = counts.sum(1)
-    recall = np.diag(counts) / np.where(totals, totals, 1)
-    axis.imshow(recall[:, None], cmap="Greens", vmin=0, vmax=1, alpha=0.35)
-    for row, value in enumerate(recall):
-        text = percent(value) if totals[row] else "none"
-        axis.text(0, row, text, ha="center", va="center")
-    axis.set_title("recall", color=GREY)
-    hide_frame(axis)
-    axis.tick_params(labelleft=False, left=False)
+    """Write the fraction of each true class that is predicted correctly, in a column beside it."""
+    totals, place = counts.sum(1), len(counts) + 0.2
+    for row, total in enumerate(totals):
+        text = percent(counts[row, row] / total) if total else "none"
+        axis.annotate(text, (place, row), ha="center", va="center", annotation_clip=False)
+    axis.annotate("recall", (place, -0.6), ha="center", color=GREY, annotation_clip=False)
+    axis.set_xlim(-0.5, place + 0.5)
 
 
 def draw_tiles(

@@ -265,7 +265,7 @@ def plot_stages(  # noqa: PLR0913
     model: Network,
     images: Tensor,
     inv_normalize: Callable[[Tensor], Tensor],
-    channels: int = 3,
+    channels: int = 2,
     note: str = "",
     labels: np.ndarray | None = None,
 ) -> Figure:
@@ -285,14 +285,15 @@ def plot_stages(  # noqa: PLR0913
     patches, fields = top_patches(model, images), receptive_fields(model)
     groups = channels * (PATCHES + 1) - 1  # an empty column between two channels
     width = [0.4 if column % (PATCHES + 1) == PATCHES else 1 for column in range(groups)]
-    fig = new_figure(WIDTH, 1.02 * len(patches) + 1)
+    tile = (WIDTH - 1.2) / sum(width)
+    fig = new_figure(WIDTH, tile * len(patches) + 0.8)
     axes = fig.subplots(len(patches), groups, squeeze=False, width_ratios=width)
     for axis in axes.flat:
         hide_frame(axis)
     for row, (name, found) in zip(axes, patches.items(), strict=True):
         size = fields[name].size
         shown = f"{size}x{size}" if size < images.shape[2] else "whole image"
-        row[0].set_ylabel(f"{name}\n{shown}", fontsize=TEXT)
+        row[0].set_ylabel(f"{name}\n{shown}", rotation=0, ha="right", va="center", fontsize=TEXT)
         for group, channel in enumerate(np.argsort(-found.contrast, kind="stable")[:channels]):
             for i in range(PATCHES):
                 image = rgb(images[found.images[channel, i]], inv_normalize)

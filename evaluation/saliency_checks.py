@@ -451,17 +451,13 @@ def deletion_title(table: pd.DataFrame) -> str:
     Args:
         table: of `deletion` or `insertion`.
     """
-    what, does = {
-        "masked": ("Masking", "lowers the confidence"),
-        "shown": ("Showing", "raises the confidence"),
-    }[str(table.index.names[0])]
+    name = {"masked": "Deletion", "shown": "Insertion"}[str(table.index.names[0])]
     beaten, rest = compared(table)
-    start = f"{what} what Grad-CAM marks first {does}"
     if not rest:
-        return f"{start} sooner than every control: {join(beaten)}"
+        return f"{name}: the heatmap beats every control"
     if not beaten:
-        return f"{start} no sooner than any control: {join(rest)}"
-    return f"{start} sooner than {join(beaten)}, but no sooner than {join(rest)}"
+        return f"{name}: the heatmap beats no control"
+    return f"{name}: the heatmap beats {join(beaten)}, but not {join(rest)}"
 
 
 @styled
@@ -476,7 +472,7 @@ def plot_deletion(
         inserted: of `insertion`, drawn in a second panel.
     """
     tables = [table] if inserted is None else [table, inserted]
-    fig = new_figure(WIDTH, 5.6)
+    fig = new_figure(WIDTH, 6.6)
     axes = fig.subplots(1, len(tables), squeeze=False, sharey=True)[0]
     for axis, one in zip(axes, tables, strict=True):
         draw_curves(axis, one)
@@ -503,4 +499,4 @@ def draw_curves(axis: Axes, table: pd.DataFrame) -> None:
     name, count = table.index.names[0], table.index.get_level_values("image").nunique()
     kind = "deletion" if name == "masked" else "insertion"
     axis.set(xlabel=f"{name} part of the image", title=f"{kind}, {count} images", ylim=(0, 1))
-    axis.legend(loc="upper right" if kind == "deletion" else "lower right", framealpha=0.8)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)
