@@ -275,7 +275,7 @@ def png_bytes(fig: Figure) -> bytes:
     picture.save(packed, "PNG", optimize=True, pnginfo=info)
     if packed.tell() > PALETTE_BYTES:
         packed = io.BytesIO()
-        few = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few = picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         few.save(packed, "PNG", optimize=True, pnginfo=info)
     return packed.getvalue()
 
