@@ -14,11 +14,11 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
 import cv2
-import matplotlib.pyplot as plt
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -60,6 +60,7 @@ __all__ = [
     "sample_splits",
 ]
 
+TEXT = 11  # points, of a figure: 12 pixels where it is shown 840 pixels wide
 VAL_FRACTION = 0.1  # 5,000 of the 50,000 training images
 EVAL_BATCH_SIZE = 250  # at least: without gradients, larger batches fit in memory
 
@@ -507,7 +508,8 @@ class Draw:
         Raises:
             InvalidValue: for another number of images or labels.
         """
-        title = "Training images: shifted, mirrored" + (", one square cut out" if cutout else "")
+        square = f", masks a square of {cutout}x{cutout} in half" if cutout else ""
+        title = f"Augmentation shifts by up to {padding} pixels, mirrors half of the images{square}"
         transforms = augmentation_transforms(Augmentation(padding, cutout))
         title += f"\n{note}" if note else ""
         return Draw.draws(images, labels, transforms, draws, seed, title)
@@ -528,21 +530,25 @@ class Draw:
             )
         augment = A.Compose(list(transforms), seed=seed, strict=True)
         augmented = [[augment(image=image)["image"] for image in images] for _ in range(draws)]
-        fig, axes = plt.subplots(
-            1 + draws,
-            len(images),
-            figsize=(1.1 * len(images), 1.2 * (1 + draws)),
-            squeeze=False,
-            layout="constrained",
-        )
-        names = ["original", *["augmented"] * draws]
-        for row, name, pictures in zip(axes, names, [images, *augmented], strict=True):
+        width = max(6.5, min(10.5, 1.1 * len(images)))  # inches
+        tile = width / len(images)
+        layout = ConstrainedLayoutEngine(h_pad=0.08)
+        fig = Figure(figsize=(width, tile * (1 + draws) + 0.8), layout=layout)
+        # The originals stand apart, in a part of their own.
+        above, below = fig.subfigures(
+            2, 1, squeeze=False, height_ratios=(tile + 0.25, tile * draws)
+        )[:, 0]
+        above.set_facecolor("0.92")
+        rows = [above.subplots(1, len(images), squeeze=False)[0]]
+        rows += list(below.subplots(draws, len(images), squeeze=False))
+        for row, pictures in zip(rows, [images, *augmented], strict=True):
             for axis, picture in zip(row, pictures, strict=True):
                 axis.imshow(picture, interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
-            row[0].set_ylabel(name)
-        for axis, label in zip(axes[0], labels, strict=True):
-            axis.set_title(CLASSES[label], fontsize=9)
-        fig.suptitle(title)
-        plt.close(fig)
+                axis.spines[:].set_visible(False)
+        rows[0][0].set_ylabel("original", fontsize=TEXT)
+        for axis, label in zip(rows[0], labels, strict=True):
+            axis.set_title(CLASSES[label], fontsize=TEXT)
+        fig.suptitle(title, x=0.01, ha="left", fontsize=TEXT + 3, fontweight="bold")
+        fig.set_label(f"Training images, below each some augmentations. {title}")
         return fig

@@ -3,7 +3,6 @@
 import math
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,17 @@ from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from evaluation.drawing import new_figure, with_note
+from evaluation.drawing import (
+    COLOURS,
+    GREY,
+    WIDTH,
+    headline,
+    new_figure,
+    percent,
+    percent_axis,
+    style_chart,
+    styled,
+)
 
 BINS = 15  # of equal width, for the expected calibration error
 
@@ -104,10 +113,28 @@ def confidence_threshold(logits: Tensor, temperature: float, fraction: float) ->
     return float((logits.double() / temperature).softmax(1).amax(1).quantile(fraction))
 
 
-def plot_reliability(logits: Tensor, labels: Tensor, temperature: float, note: str = "") -> Figure:
-    """Draw the reliability diagram before and after the temperature.
+def reliability_title(logits: Tensor, labels: Tensor, temperature: float) -> str:
+    """Say how far confidence and accuracy are apart, before and after the temperature.
 
-    Bars on the diagonal would be perfect; the darker a bar, the more images are in its bin.
+    Arguments are those of `plot_reliability`.
+    """
+    bins = reliability_bins(logits, labels)
+    gap = float((bins.confidence - bins.correct).sum() / len(labels))
+    before, after = (expected_calibration_error(logits, labels, t) for t in (1.0, temperature))
+    kind = "overconfident" if gap > 0 else "underconfident"
+    verb = "lowers" if after < before else "does not lower"
+    return (
+        f"The network is {kind} by {100 * abs(gap):.1f} percentage points on average;"
+        f" a temperature of {temperature:.2f} {verb} the ECE: {percent(before, 2)} before,"
+        f" {percent(after, 2)} after"
+    )
+
+
+@styled
+def plot_reliability(logits: Tensor, labels: Tensor, temperature: float, note: str = "") -> Figure:
+    """Draw the reliability diagram before and after the temperature, above a histogram.
+
+    The bars on the diagonal would be perfect; the red part is what each is away from it.
 
     Args:
         logits: (N, num_classes).
@@ -115,23 +142,42 @@ def plot_reliability(logits: Tensor, labels: Tensor, temperature: float, note: s
         temperature: divides the logits of the second diagram.
         note: a line under the title.
     """
-    fig = new_figure(8.5, 4)
-    axes = fig.subplots(1, 2, sharey=True, squeeze=False)[0]
-    for axis, name, value in zip(axes, ("before", "after"), (1.0, temperature), strict=True):
-        draw_bins(axis, reliability_bins(logits, labels, value))
+    fig = new_figure(WIDTH, 6.4)
+    axes = fig.subplots(2, 2, sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1.2))
+    for column, name, value in zip(axes.T, ("before", "after"), (1.0, temperature), strict=True):
+        bins = reliability_bins(logits, labels, value)
+        draw_bins(column[0], bins)
+        draw_confidences(column[1], bins)
         error = expected_calibration_error(logits, labels, value)
-        axis.set_title(f"{name}: temperature {value:.2f}, ECE {error:.2%}")
-    axes[0].set_ylabel("accuracy (fraction)")
-    fig.suptitle(with_note("Reliability diagram: accuracy at each confidence", note))
+        column[0].set_title(f"{name}: temperature {value:.2f}, ECE {percent(error, 2)}")
+    axes[0, 0].set_ylabel("accuracy")
+    axes[1, 0].set_ylabel("images")
+    shows = "Reliability diagrams before and after the temperature, with histograms of confidence"
+    headline(fig, reliability_title(logits, labels, temperature), shows, note)
     return fig
 
 
 def draw_bins(axis: Axes, bins: ReliabilityBins) -> None:
-    """Draw the accuracy of each bin that is not empty, and the diagonal."""
-    correct, total = bins.correct.numpy(), bins.total.numpy()
+    """Draw the accuracy of each bin that is not empty, its gap to the confidence, the diagonal."""
+    correct, confidence, total = (values.numpy() for values in (bins[1], bins[0], bins[2]))
     filled = total > 0
+    middle = ((np.arange(BINS) + 0.5) / BINS)[filled]
+    accuracy, confidence = correct[filled] / total[filled], confidence[filled] / total[filled]
+    axis.bar(middle, accuracy, 0.9 / BINS, color=COLOURS[0], label="accuracy")
+    gaps = axis.bar(middle, confidence - accuracy, 0.5 / BINS, accuracy, color=COLOURS[1])
+    gaps.set_label("gap to the mean confidence")
+    axis.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="accuracy = confidence")
+    style_chart(axis)
+    axis.set(xlim=(0, 1), ylim=(0, 1))
+    percent_axis(axis)
+    axis.legend(loc="upper left")
+
+
+def draw_confidences(axis: Axes, bins: ReliabilityBins) -> None:
+    """Draw how many images are in each bin, on a logarithmic scale."""
     middle = (np.arange(BINS) + 0.5) / BINS
-    shade = matplotlib.colormaps["Blues"](0.3 + 0.7 * np.sqrt(total / total.max()))
-    axis.bar(middle[filled], correct[filled] / total[filled], 0.9 / BINS, color=shade[filled])
-    axis.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
-    axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence")
+    axis.bar(middle, bins.total.numpy(), 0.9 / BINS, color="0.6")
+    style_chart(axis)
+    axis.set(xlabel="confidence", yscale="symlog", xlim=(0, 1), ylim=(0, None))
+    axis.yaxis.set_major_formatter("{x:,.0f}")
+    percent_axis(axis, "x")

@@ -4,54 +4,226 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evaluation.drawing import new_chart
+from evaluation.drawing import (
+    COLOURS,
+    GREY,
+    TEXT,
+    WIDTH,
+    headline,
+    label_ends,
+    new_chart,
+    new_figure,
+    percent,
+    percent_axis,
+    style_chart,
+    styled,
+)
 from training.history import read_table
 from training.recipes import Recipe
 from training.schedule import one_cycle_factor
 
+STAGES = {"train": "training", "val": "validation"}
 
-def plot_metrics(metrics_csv: str | Path, note: str = "") -> tuple[Figure, Figure]:
-    """Draw loss and accuracy against the epoch, training against validation.
+# ---- loss and accuracy ---------------------------------------------------------------------------
+
+
+def read_epochs(metrics_csv: str | Path) -> pd.DataFrame:
+    """Read the epochs of a run that have been trained and validated.
 
     Args:
         metrics_csv: the table of a run, with the columns epoch, train_loss, val_loss, train_acc
             and val_acc; accuracies are fractions.
-        note: the title of both figures.
+
+    Returns:
+        A row for each epoch; the index is the epoch, counted from 0.
+    """
+    # Lightning writes training and validation into separate rows; an epoch's mean joins them.
+    means = pd.DataFrame(read_table(metrics_csv).groupby("epoch").mean())
+    return pd.DataFrame(means.loc[means["train_loss"].notna() & means["val_loss"].notna()])
+
+
+def ending(table: pd.DataFrame, name: str) -> str:
+    """Say how a metric of training and validation ends: 'loss' or 'acc'."""
+    train, val = (float(table[f"{stage}_{name}"].iloc[-1]) for stage in STAGES)
+    after = f"after {len(table)} epoch{'s' * (len(table) != 1)}"
+    if name == "acc":
+        return f"Validation accuracy is {percent(val)} {after}, training accuracy {percent(train)}"
+    return f"Validation loss is {val:.3f} {after}, training loss {train:.3f}"
+
+
+def which_is_higher(table: pd.DataFrame) -> str:
+    """Say in how many epochs the validation loss is above the training loss."""
+    higher = int(np.sum(table["val_loss"].to_numpy() > table["train_loss"].to_numpy()))
+    count = len(table)
+    if higher in (0, count):
+        return f"Validation loss stays {'above' if higher else 'below'} training loss"
+    return f"Validation loss is above training loss in {higher} of {count} epochs"
+
+
+def change_of_resolution(recipe: Recipe, epochs: int) -> float | None:
+    """Return after how many epochs 24x24 pixels become 32x32, or None if that is never seen."""
+    changed = recipe.low_res * recipe.epochs
+    return changed if 0 < changed < epochs else None
+
+
+def what_the_change_did(table: pd.DataFrame, changed: float) -> str:
+    """Say how the training loss changes where images become larger.
+
+    The last epoch that is all at 24x24 pixels is compared with the first that is all at 32x32.
+
+    Args:
+        table: of `read_epochs`.
+        changed: after how many epochs the images become larger.
+    """
+    before, after = int(np.floor(changed)) - 1, int(np.ceil(changed))
+    place = f"where 24 pixels become 32, after {changed:.3g} epochs"
+    if before < 0 or after >= len(table):
+        return f"images grow from 24 to 32 pixels after {changed:.3g} epochs"
+    low, high = (float(table["train_loss"].iloc[i]) for i in (before, after))
+    verb = "falls" if high < low else "rises"
+    return f"training loss {verb} from {low:.2f} to {high:.2f} {place}"
+
+
+def training_title(table: pd.DataFrame, recipe: Recipe) -> str:
+    """Say what the loss of a run did."""
+    changed = change_of_resolution(recipe, len(table))
+    more = f"; {what_the_change_did(table, changed)}" if changed else ""
+    return which_is_higher(table) + more
+
+
+@styled
+def plot_metrics(metrics_csv: str | Path, note: str = "") -> tuple[Figure, Figure]:
+    """Draw loss and accuracy against the epoch, training against validation.
+
+    Args:
+        metrics_csv: the table of a run, as of `read_epochs`.
+        note: a line under the titles.
 
     Returns:
         The figure of the loss and the figure of the accuracy.
     """
-    # Lightning writes training and validation into separate rows; an epoch's mean joins them.
-    rows = read_table(metrics_csv)
-    means = pd.DataFrame(rows.groupby("epoch").mean())
-    table = means.loc[means["train_loss"].notna() & means["val_loss"].notna()]
-    return (
-        plot_metric(table, "loss", "loss (cross-entropy)", note),
-        plot_metric(table, "acc", "accuracy (fraction)", note),
-    )
+    table = read_epochs(metrics_csv)
+    figures = []
+    for name in ("loss", "acc"):
+        fig, axis = new_chart(WIDTH, 4.6)
+        draw_metric(axis, table, name)
+        axis.set_xlabel("epoch")
+        what = "accuracy" if name == "acc" else "loss"
+        shows = f"Line chart of training and validation {what} against the epoch"
+        headline(fig, ending(table, name), shows, note)
+        figures.append(fig)
+    return figures[0], figures[1]
 
 
-def plot_metric(table: pd.DataFrame, name: str, label: str, note: str) -> Figure:
-    """Draw one metric of training and validation against the epoch, counted from 1.
+def draw_metric(axis: Axes, table: pd.DataFrame, name: str) -> None:
+    """Draw a metric of training and validation against the epoch, counted from 1.
 
     Args:
-        table: the index is the epoch, the columns are train_<name> and val_<name>.
-        name: of the metric.
-        label: of the vertical axis.
-        note: the title.
+        axis: where to draw.
+        table: of `read_epochs`.
+        name: 'loss' or 'acc'.
     """
-    fig, axis = new_chart(6.5, 4)
-    for stage, style in (("train", "o-"), ("val", "s-")):
-        axis.plot(table.index + 1, table[f"{stage}_{name}"], style, markersize=4, label=stage)
-    axis.set(xlabel="epoch", ylabel=label, title=note)
+    ends = []
+    for (stage, label), colour in zip(STAGES.items(), COLOURS, strict=False):
+        values = table[f"{stage}_{name}"]
+        axis.plot(table.index + 1, values, "o-", markersize=4, label=stage, color=colour)
+        last = float(values.iloc[-1])
+        ends.append((last, f"{label} {percent(last) if name == 'acc' else f'{last:.3f}'}", colour))
+    axis.set_ylabel("accuracy" if name == "acc" else "loss (cross-entropy)")
+    axis.margins(x=0.02)
     axis.locator_params(axis="x", integer=True)
-    axis.grid(alpha=0.3)
-    axis.legend()
+    if name == "acc":
+        percent_axis(axis)
+    label_ends(axis, ends)
+
+
+@styled
+def plot_training(metrics_csv: str | Path, recipe: Recipe, note: str = "") -> Figure:
+    """Draw loss, accuracy and learning rate of a run below each other, over the same epochs.
+
+    Args:
+        metrics_csv: the table of a run, as of `read_epochs`; the learning rate is drawn where it
+            has the column lr_step.
+        recipe: of that run.
+        note: a line under the title.
+    """
+    table, rates = read_epochs(metrics_csv), logged_rates(metrics_csv)
+    ratios = (3, 3, 1) if len(rates) else (3, 3)
+    fig = new_figure(WIDTH, 1.15 * sum(ratios))
+    axes = fig.subplots(len(ratios), sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
+    for axis, name in zip(axes, ("loss", "acc"), strict=False):
+        style_chart(axis)
+        draw_metric(axis, table, name)
+    if len(rates):
+        style_chart(axes[2])
+        draw_rates(axes[2], rates, recipe)
+    changed = change_of_resolution(recipe, len(table))
+    if changed:
+        mark_resolution(axes, changed)
+    axes[-1].set_xlabel("epoch")
+    shows = "Line charts of loss, accuracy and learning rate against the epoch"
+    headline(fig, training_title(table, recipe), shows, note)
     return fig
 
 
+def mark_resolution(axes: np.ndarray, changed: float) -> None:
+    """Mark in each panel where the images become larger; an epoch's point stands at its end."""
+    for axis in axes:
+        axis.axvline(changed, linestyle=":", color=GREY)
+    where = axes[0].get_xaxis_transform()
+    for text, side, shift in (("24 pixels", "right", -6), ("32 pixels", "left", 6)):
+        axes[0].annotate(
+            text,
+            (changed, 0.97),
+            (shift, 0),
+            xycoords=where,
+            textcoords="offset points",
+            ha=side,
+            va="top",
+            color=GREY,
+            fontsize=TEXT,
+        )
+
+
+# ---- learning rate -------------------------------------------------------------------------------
+
+
+def logged_rates(metrics_csv: str | Path) -> np.ndarray:
+    """Return the learning rate of every step that a run has logged; empty if it has logged none."""
+    table = read_table(metrics_csv)
+    return table["lr_step"].dropna().to_numpy() if "lr_step" in table else np.empty(0)
+
+
+def rate_label(recipe: Recipe) -> str:
+    """Name the learning rate that is logged: Muon's where it is used, otherwise SGD's."""
+    return f"learning rate ({'Muon' if recipe.muon_lr else 'SGD'})"
+
+
+def draw_rates(axis: Axes, rates: np.ndarray, recipe: Recipe) -> None:
+    """Draw the learning rate of every step against the epoch."""
+    axis.plot(np.arange(1, len(rates) + 1) * recipe.epochs / len(rates), rates, color=COLOURS[2])
+    axis.set_ylim(bottom=0)
+    axis.set_ylabel(rate_label(recipe).replace(" (", "\n("))
+
+
+def schedule_title(largest: float, wanted: float, recipe: Recipe) -> str:
+    """Say whether the logged learning rate reached what the recipe asks for.
+
+    Args:
+        largest: the largest rate in the log.
+        wanted: the largest rate that the recipe asks for in these steps.
+        recipe: of that run.
+    """
+    where = f"{percent(recipe.warmup, 0)} of the steps" if recipe.warmup else "the first step"
+    if np.isclose(largest, wanted, rtol=1e-6):
+        return f"The learning rate peaks at {largest:.3g} after {where}, as the recipe asks"
+    return f"The learning rate reaches {largest:.3g}; the recipe asks for {wanted:.3g}"
+
+
+@styled
 def plot_schedule(
     metrics_csv: str | Path, recipe: Recipe, note: str = ""
 ) -> tuple[Figure | None, float, float]:
@@ -60,43 +232,75 @@ def plot_schedule(
     Args:
         metrics_csv: the table of a run, with the column lr_step.
         recipe: of that run.
-        note: the title.
+        note: a line under the title.
 
     Returns:
         The figure, the largest rate in the log, and the largest rate that the recipe asks for in
         that many steps, which is slightly below its peak; None, NaN and NaN where the log holds no
         rates.
     """
-    table, peak = read_table(metrics_csv), recipe.muon_lr or recipe.max_lr
-    if "lr_step" not in table:
+    rates, peak = logged_rates(metrics_csv), recipe.muon_lr or recipe.max_lr
+    if not len(rates):
         return None, float("nan"), float("nan")
-    rates = table["lr_step"].dropna().to_numpy()
-    fig, axis = new_chart(6.5, 2.6)
-    axis.plot(np.arange(1, len(rates) + 1) * recipe.epochs / len(rates), rates)
-    optimizer = "Muon" if recipe.muon_lr else "SGD"
-    axis.set(xlabel="epoch", ylabel=f"learning rate ({optimizer})", title=note)
-    axis.set_ylim(bottom=0)
-    axis.grid(alpha=0.3)
+    largest = float(rates.max())
     wanted = peak * max(
         one_cycle_factor((step + 0.5) / len(rates), recipe.warmup) for step in range(len(rates))
     )
-    return fig, float(rates.max()), wanted
+    fig, axis = new_chart(WIDTH, 3.4)
+    draw_rates(axis, rates, recipe)
+    axis.set(xlabel="epoch", ylabel=rate_label(recipe))
+    axis.locator_params(axis="x", integer=True)
+    title = schedule_title(largest, wanted, recipe)
+    headline(fig, title, "Line chart of the learning rate against the epoch", note)
+    return fig, largest, wanted
 
 
-def plot_range_test(table: pd.DataFrame, note: str = "") -> Figure:
-    """Draw the loss of a learning-rate range test against the rate.
+def range_test_title(best: float, peak: float) -> str:
+    """Say where the loss of a range test is lowest, and why the recipe's peak lies where it does.
+
+    Args:
+        best: the learning rate with the smallest smoothed loss.
+        peak: the recipe's peak.
+    """
+    found = f"The loss is lowest at a learning rate of {best:.2g}; the recipe's peak is {peak:.2g}"
+    if peak > 1.05 * best:
+        return (
+            f"{found}. It lies right of the minimum: a run is at its peak for a moment and then"
+            " lowers the rate, while the test only raises it"
+        )
+    if peak < 0.95 * best:
+        return f"{found}: the test would allow a larger one"
+    return found
+
+
+@styled
+def plot_range_test(table: pd.DataFrame, note: str = "", recipe: Recipe | None = None) -> Figure:
+    """Draw the loss of a learning-rate range test against the rate, and mark its minimum.
+
+    Losses far above the first one are cut off.
 
     Args:
         table: of `training.range_test.range_test`, with the columns factor (learning rate divided
             by the recipe's peak) and loss.
-        note: the title.
+        note: a line under the title.
+        recipe: that was tested; without it, rates are drawn as multiples of the recipe's peak.
     """
-    factor, loss = table["factor"], table["loss"]
-    fig, axis = new_chart(6.5, 3.4)
-    axis.semilogx(factor, loss, ".", alpha=0.4, label="of each step")
-    axis.semilogx(factor, loss.ewm(span=5).mean(), "-", label="smoothed")
-    axis.axvline(1, linestyle="--", color="grey", label="the recipe's peak")
-    axis.set(xlabel="learning rate / the recipe's peak", ylabel="training loss", title=note)
-    axis.grid(alpha=0.3)
-    axis.legend()
+    peak = (recipe.muon_lr or recipe.max_lr) if recipe else 1.0
+    rates, loss = peak * table["factor"].to_numpy(), table["loss"].to_numpy()
+    smooth = table["loss"].ewm(span=5).mean().to_numpy()
+    best = int(smooth.argmin())
+    fig, axis = new_chart(WIDTH, 4.4)
+    axis.semilogx(rates, loss, ".", alpha=0.4, label="of each step")
+    axis.semilogx(rates, smooth, "-", color=COLOURS[0], label="smoothed")
+    axis.axvline(peak, linestyle="--", color=GREY, label="the recipe's peak")
+    axis.plot(rates[best], smooth[best], "v", markersize=10, color=COLOURS[1])
+    axis.lines[-1].set_label("lowest smoothed loss")
+    low, first = float(loss.min()), float(loss[0])
+    axis.set_ylim(low - 0.1 * (first - low) - 0.02, first + 0.4 * (first - low) + 0.02)
+    axis.xaxis.set_major_formatter("{x:.3g}")
+    name = rate_label(recipe) if recipe else "learning rate / the recipe's peak"
+    axis.set(xlabel=name, ylabel="training loss")
+    axis.legend(loc="lower left")
+    title = range_test_title(float(rates[best]), peak)
+    headline(fig, title, "Training loss against the learning rate", note)
     return fig

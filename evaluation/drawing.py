@@ -1,34 +1,83 @@
-"""The look of the project's figures: grids of images, titles with notes, PNG files."""
+"""The look of the project's figures: one style, titles, labels, grids of images, PNG files.
 
+A figure is 10.5 inches wide and saved with 1,680 pixels. A page shows it 840 pixels wide, so that a
+point of text is 1.1 pixels high. Its title states what the figure shows, computed from its numbers.
+"""
+
+import io
 import math
 import shutil
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import PercentFormatter
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from models.errors import InvalidValue
 
 MAX_SAMPLES = 20
+WIDTH = 10.5  # inches
+DPI = 160  # of a file
+TEXT = 11  # points, 12 pixels where a figure is shown 840 pixels wide; no text is smaller
+TITLE = 14  # points
+TITLE_COLUMNS = 88  # characters of a title in a line, at full width
+PALETTE_BYTES = 150_000  # a larger file gets a palette of 256 colours
+GREY = "0.35"
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito
+STYLE: dict[Any, Any] = {
+    "font.size": TEXT,
+    "axes.titlesize": TEXT,
+    "axes.labelsize": TEXT,
+    "legend.fontsize": TEXT,
+    "figure.facecolor": "white",  # also on a dark page
+    "savefig.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": cycler(color=COLOURS),
+}
+styled = matplotlib.rc_context(STYLE)  # a decorator of every function that draws
 
 # ---- figures -------------------------------------------------------------------------------------
 # They are made without pyplot, which would keep each one open and let a notebook show it twice.
 
 
+@styled
 def new_figure(width: float, height: float) -> Figure:
     """Create an empty figure of a width and a height in inches."""
-    return Figure(figsize=(width, height), layout="constrained")
+    padding = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    return Figure(figsize=(width, height), layout=padding)
 
 
+@styled
 def new_chart(width: float, height: float) -> tuple[Figure, Axes]:
     """Create a figure of a width and a height in inches with a single pair of axes."""
     fig = new_figure(width, height)
-    return fig, fig.subplots()
+    axis = fig.subplots()
+    style_chart(axis)
+    return fig, axis
 
 
+def style_chart(axis: Axes) -> None:
+    """Give the axes of a chart a faint grid and readable ticks.
+
+    Matplotlib makes ticks when it draws them, and would give them the size of that time.
+    """
+    axis.tick_params(labelsize=TEXT)
+    axis.grid(alpha=0.3)
+    axis.set_axisbelow(True)
+
+
+@styled
 def new_image_grid(
     rows: int, columns: int, width: float, height: float, frames: bool = False
 ) -> tuple[Figure, np.ndarray]:
@@ -39,7 +88,7 @@ def new_image_grid(
         columns: number of columns.
         width: of the figure, inches.
         height: of the figure, inches.
-        frames: keep the frame of each image and the labels of the axes.
+        frames: keep the labels of the axes.
 
     Returns:
         The figure and an array (rows, columns) of `Axes`.
@@ -48,14 +97,98 @@ def new_image_grid(
     axes = fig.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         if frames:
-            axis.set(xticks=[], yticks=[])
+            hide_frame(axis)
         else:
             axis.axis("off")
     return fig, axes
 
 
+def hide_frame(axis: Axes) -> None:
+    """Remove ticks and frame of the axes of an image; labels and title stay."""
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+
+
+def headline(fig: Figure, finding: str, shows: str, note: str = "") -> None:
+    """Write the title of a figure, and keep a text for those who cannot see it.
+
+    Args:
+        fig: the figure.
+        finding: what it shows, with the numbers.
+        shows: what kind of figure it is, for the alternative text.
+        note: a line under the title.
+    """
+    columns = round(TITLE_COLUMNS * fig.get_figwidth() / WIDTH)
+    title = textwrap.fill(finding, columns)
+    fig.suptitle(with_note(title, note), x=0.01, ha="left", fontsize=TITLE, fontweight="bold")
+    fig.set_label(f"{shows}. {finding}{' ' * bool(note)}{note}")
+
+
+def title_of(fig: Figure) -> str:
+    """Return a figure's title with its note, on one line."""
+    return " ".join(fig.get_suptitle().split())
+
+
+def alt_text(fig: Figure) -> str:
+    """Return the text that describes a figure to those who cannot see it."""
+    return str(fig.get_label())
+
+
+# ---- axes ----------------------------------------------------------------------------------------
+
+
+def percent(fraction: float, decimals: int = 1) -> str:
+    """Format a fraction for humans, as in 94.4 %."""
+    return f"{100 * fraction:.{decimals}f} %"
+
+
+def percent_axis(axis: Axes, of: str = "y") -> None:
+    """Label the ticks of an axis of fractions in percent."""
+    axes = axis.xaxis if of == "x" else axis.yaxis
+    axes.set_major_formatter(PercentFormatter(1, symbol=" %"))
+
+
+def spread(values: Sequence[float], gap: float) -> np.ndarray:
+    """Move values apart until neighbours differ by at least `gap`; their order and mean stay."""
+    order = np.argsort(values, kind="stable")
+    wanted = np.asarray(values, float)[order]
+    placed = wanted.copy()
+    for i in range(1, len(placed)):
+        placed[i] = max(placed[i], placed[i - 1] + gap)
+    result = np.empty_like(placed)
+    result[order] = placed - (placed - wanted).mean()
+    return result
+
+
+def label_ends(axis: Axes, labels: Iterable[tuple[float, str, object]], lines: int = 1) -> None:
+    """Write labels to the right of the axes, beside the ends of their lines.
+
+    Args:
+        axis: its limits are set already.
+        labels: height in data coordinates, text and colour of each.
+        lines: of each text.
+    """
+    heights, texts, colours = zip(*labels, strict=True)
+    low, high = axis.get_ylim()
+    inches = axis.get_window_extent().height / axis.figure.dpi  # before the layout: about
+    gap = 1.35 * lines * TEXT / 72 / inches * (high - low)
+    for height, text, colour in zip(spread(heights, gap), texts, colours, strict=True):
+        axis.annotate(
+            text,
+            (1.01, height),
+            xycoords=axis.get_yaxis_transform(),
+            color=colour,
+            va="center",
+            annotation_clip=False,
+            fontsize=TEXT,
+        )
+
+
+# ---- images --------------------------------------------------------------------------------------
+
+
 def show_image(axis: Axes, image: np.ndarray, title: str = "") -> None:
-    """Draw an image with sharp pixels and, if there is one, a small title above it.
+    """Draw an image with sharp pixels and, if there is one, a title above it.
 
     Args:
         axis: where to draw.
@@ -64,7 +197,7 @@ def show_image(axis: Axes, image: np.ndarray, title: str = "") -> None:
     """
     axis.imshow(image, interpolation="nearest")
     if title:
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title, fontsize=TEXT)
 
 
 def with_note(title: str, note: str) -> str:
@@ -106,23 +239,51 @@ class Plot:
             )
         self.images, self.titles, self.columns = images, titles, min(columns, len(images))
 
-    def grid(self, title: str = "") -> Figure:
-        """Draw the images row by row; the last row may be short."""
+    @styled
+    def grid(self, title: str = "", note: str = "") -> Figure:
+        """Draw the images row by row; the last row may be short.
+
+        Args:
+            title: of the figure.
+            note: a line under the title.
+        """
         rows = math.ceil(len(self.images) / self.columns)
-        fig, axes = new_image_grid(rows, self.columns, 2.1 * self.columns, 2.5 * rows)
+        lines = 1 + max(text.count("\n") for text in self.titles)
+        width = max(6.5, min(2.1 * self.columns, WIDTH))
+        height = width / self.columns * 0.92 + 0.2 * lines
+        fig, axes = new_image_grid(rows, self.columns, width, height * rows + 0.5)
         for axis, image, caption in zip(axes.flat, self.images, self.titles, strict=False):
             show_image(axis, image, caption)
-        fig.suptitle(title)
+        if title or note:
+            headline(fig, title or note, "A grid of images", note if title else "")
         return fig
 
 
 # ---- files ---------------------------------------------------------------------------------------
 
 
+def png_bytes(fig: Figure) -> bytes:
+    """Return a figure as a PNG file, small enough for a repository.
+
+    Its alternative text is in the file's metadata, under 'Description'.
+    """
+    drawn, packed = io.BytesIO(), io.BytesIO()
+    fig.savefig(drawn, format="png", dpi=DPI, facecolor="white")
+    picture = Image.open(drawn).convert("RGB")
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Description", alt_text(fig))
+    picture.save(packed, "PNG", optimize=True, pnginfo=info)
+    if packed.tell() > PALETTE_BYTES:
+        packed = io.BytesIO()
+        few = picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        few.save(packed, "PNG", optimize=True, pnginfo=info)
+    return packed.getvalue()
+
+
 def save_figure(fig: Figure, path: str | Path) -> None:
     """Write a figure as a PNG file, small enough for a repository."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=80, bbox_inches="tight")
+    Path(path).write_bytes(png_bytes(fig))
 
 
 def copy_figures(drafts: Path, target: Path) -> None:

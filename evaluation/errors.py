@@ -7,20 +7,34 @@ from typing import NamedTuple, cast
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from evaluation.drawing import Plot, check_count, new_chart, rgb, with_note
+from evaluation.drawing import (
+    GREY,
+    TEXT,
+    WIDTH,
+    Plot,
+    check_count,
+    headline,
+    new_chart,
+    percent,
+    rgb,
+    styled,
+)
 from evaluation.predict import predict
 from models.errors import InvalidValue
 
 MAX_TILES = 50
+VEHICLES = ("airplane", "ship", "automobile", "truck")
+ANIMALS = ("bird", "frog", "deer", "horse", "cat", "dog")
 
 
 class Misclassified(NamedTuple):
-    """A test image that was misclassified.
+    """A test image and its prediction: one that was misclassified, where nothing else is said.
 
     Attributes:
         image: normalised (3, 32, 32).
@@ -90,20 +104,62 @@ def get_misclassified_data(
             f"expected predictions of {len(samples)} images,"
             f" got {len(logits)} and {len(labels)} labels"
         )
-    probs, preds = (logits / temperature).softmax(1), logits.argmax(1)
-    found = []
-    for i in (preds != labels).nonzero().flatten().tolist():
-        image, label = samples[i]
-        if int(label) != int(labels[i]):
-            raise InvalidValue(
-                f"image {i} has the label {label},"
-                f" its prediction was made for label {int(labels[i])};"
-                " the predictions must be of the same loader"
-            )
-        found.append(
-            Misclassified(image, int(label), int(preds[i]), float(probs[i, preds[i]]), probs[i])
+    wrong = (logits.argmax(1) != labels).nonzero().flatten().tolist()
+    return [predicted_sample(samples, logits, labels, i, temperature) for i in wrong]
+
+
+def predicted_sample(
+    samples: Sequence[tuple[Tensor, int]],
+    logits: Tensor,
+    labels: Tensor,
+    index: int,
+    temperature: float = 1.0,
+) -> Misclassified:
+    """Put an image and its prediction together.
+
+    Args:
+        samples: of the loader.
+        logits: (N, num_classes).
+        labels: (N,), for which the predictions were made.
+        index: of the image.
+        temperature: divides the logits before the softmax.
+
+    Raises:
+        ValueError: if the image has another label than its prediction.
+    """
+    image, label = samples[index]
+    if int(label) != int(labels[index]):
+        raise InvalidValue(
+            f"image {index} has the label {label},"
+            f" its prediction was made for label {int(labels[index])};"
+            " the predictions must be of the same loader"
         )
-    return found
+    probs = (logits[index] / temperature).softmax(0)
+    pred = int(probs.argmax())
+    return Misclassified(image, int(label), pred, float(probs[pred]), probs)
+
+
+def get_correct_data(
+    test_loader: DataLoader,
+    predictions: tuple[Tensor, Tensor],
+    count: int = 5,
+    temperature: float = 1.0,
+) -> list[Misclassified]:
+    """Collect the first image of each class that was classified correctly, `count` at most.
+
+    Args:
+        test_loader: gives each image once, in order: not shuffled.
+        predictions: logits and labels of these images.
+        count: images at most.
+        temperature: divides the logits before the softmax.
+    """
+    check_sequential(test_loader)
+    samples, (logits, labels) = samples_of(test_loader), predictions
+    firsts: dict[int, int] = {}
+    for i in (logits.argmax(1) == labels).nonzero().flatten().tolist():
+        firsts.setdefault(int(labels[i]), i)
+    chosen = sorted(firsts.values())[:count]
+    return [predicted_sample(samples, logits, labels, i, temperature) for i in chosen]
 
 
 # ---- counting and sorting them -------------------------------------------------------------------
@@ -155,12 +211,30 @@ def most_confident(misclassified: Sequence[Misclassified]) -> list[Misclassified
     return sorted(misclassified, key=lambda sample: -sample.prob)
 
 
+def choose_errors(misclassified: Sequence[Misclassified], count: int = 10) -> list[Misclassified]:
+    """Choose errors to show: half of them the most confident ones, then the first of the others."""
+    confident = most_confident(misclassified)[: (count + 1) // 2]
+    shown = {id(sample) for sample in confident}
+    others = [sample for sample in misclassified if id(sample) not in shown]
+    return [*confident, *others[: count - len(confident)]]
+
+
 # ---- drawing them --------------------------------------------------------------------------------
 
 
 def caption(sample: Misclassified, classes: Sequence[str]) -> str:
     """Name the true class, the predicted class and its probability, in two lines."""
     return f"true: {classes[sample.label]}\npredicted: {classes[sample.pred]} ({sample.prob:.2f})"
+
+
+def errors_title(chosen: Sequence[Misclassified]) -> str:
+    """Say how confident the network was of the errors that are shown."""
+    low, high = (percent(f(sample.prob for sample in chosen)) for f in (min, max))
+    if len(chosen) == 1:
+        return f"A misclassified test image, predicted with {low} confidence"
+    if low == high:
+        return f"{len(chosen)} misclassified test images, all predicted with {low} confidence"
+    return f"{len(chosen)} misclassified test images, predicted with {low} to {high} confidence"
 
 
 def plot_misclassified(
@@ -185,8 +259,9 @@ def plot_misclassified(
     check_count(number_of_samples, len(data))
     chosen = data[:number_of_samples]
     images = [rgb(sample.image, inv_normalize) for sample in chosen]
-    return Plot(images, [caption(sample, classes) for sample in chosen]).grid(
-        with_note("Misclassified test images", note)
+    columns = 4 if len(chosen) == 12 else 5  # rows of equal length
+    return Plot(images, [caption(sample, classes) for sample in chosen], columns).grid(
+        errors_title(chosen), note
     )
 
 
@@ -210,31 +285,98 @@ def confusion_counts(
     return counts
 
 
+def plural(name: str) -> str:
+    """Return the plural of a class's name."""
+    return name if name == "deer" else f"{name}s"
+
+
+def confusion_title(
+    misclassified: Sequence[Misclassified], labels: np.ndarray, classes: Sequence[str]
+) -> str:
+    """Say which classes are confused most, and how many errors confuse animals with vehicles."""
+    if not misclassified:
+        return f"No errors: all {len(labels):,} test images are classified correctly"
+    table, total = most_confused(misclassified, classes, 1), len(misclassified)
+    first, second = (plural(name) for name in str(table["pair"][0]).split(" and "))
+    title = f"{first.capitalize()} and {second} are confused most: {table['images'][0]}"
+    title += f" of {total:,} error{'s' * (total != 1)}"
+    if {*classes} != {*VEHICLES, *ANIMALS}:
+        return title
+    kinds = [[classes[i] in ANIMALS for i in (s.label, s.pred)] for s in misclassified]
+    crossed = sum(true != pred for true, pred in kinds)
+    return f"{title}. {percent(crossed / total, 0)} of the errors confuse an animal with a vehicle"
+
+
+def grouped(classes: Sequence[str]) -> tuple[list[int], int]:
+    """Order classes so that vehicles come first, then animals.
+
+    Args:
+        classes: their names.
+
+    Returns:
+        Their indices in that order, and how many of them are vehicles; other classes than those of
+        CIFAR-10 stay in their order.
+    """
+    if {*classes} != {*VEHICLES, *ANIMALS}:
+        return list(range(len(classes))), 0
+    return [list(classes).index(name) for name in (*VEHICLES, *ANIMALS)], len(VEHICLES)
+
+
+@styled
 def plot_confusion(
     misclassified: Sequence[Misclassified],
     labels: np.ndarray,
     classes: Sequence[str],
     note: str = "",
 ) -> Figure:
-    """Draw the confusion matrix, coloured by the errors only.
+    """Draw the confusion matrix, coloured by the errors only, and the recall of each class.
+
+    Vehicles and animals stand together.
 
     Args:
         misclassified: all errors on some images.
         labels: int (N,), of all these images.
         classes: their names.
-        note: the title.
+        note: a line under the title.
     """
-    counts = confusion_counts(misclassified, labels, len(classes))
+    order, vehicles = grouped(classes)
+    counts = confusion_counts(misclassified, labels, len(classes))[np.ix_(order, order)]
+    names = [classes[i] for i in order]
     errors = counts - np.diag(np.diag(counts))
-    fig, axis = new_chart(7, 6.4)
+    fig, axis = new_chart(WIDTH, 8.8)
     axis.imshow(errors, cmap="Oranges", vmax=2 * max(1, errors.max()))  # pale under the numbers
     for row, column in np.ndindex(counts.shape):
-        axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=9)
+        axis.text(column, row, str(counts[row, column]), ha="center", va="center")
     ticks = range(len(classes))
-    axis.set(xticks=ticks, yticks=ticks, yticklabels=classes, title=note)
-    axis.set(xlabel="predicted class", ylabel="true class")
-    axis.set_xticklabels(classes, rotation=45, ha="right")
+    axis.set(xticks=ticks, yticks=ticks, xlabel="predicted class", ylabel="true class")
+    axis.set_xticklabels(names, rotation=45, ha="right", fontsize=TEXT)
+    axis.set_yticklabels(names, fontsize=TEXT)
+    axis.grid(visible=False)
+    axis.spines[:].set_visible(False)
+    if vehicles:
+        mark_groups(axis, vehicles, len(classes))
+    draw_recall(axis, counts)
+    shows = "Confusion matrix with the recall of each class"
+    headline(fig, confusion_title(misclassified, labels, classes), shows, note)
     return fig
+
+
+def mark_groups(axis: Axes, vehicles: int, total: int) -> None:
+    """Separate vehicles from animals by lines, and name the two groups above the matrix."""
+    axis.plot([-0.5, total - 0.5], [vehicles - 0.5] * 2, color=GREY)
+    axis.plot([vehicles - 0.5] * 2, [-0.5, total - 0.5], color=GREY)
+    for middle, name in ((vehicles / 2, "vehicles"), ((vehicles + total) / 2, "animals")):
+        axis.annotate(name, (middle - 0.5, -0.6), ha="center", color=GREY, annotation_clip=False)
+
+
+def draw_recall(axis: Axes, counts: np.ndarray) -> None:
+    """Write the fraction of each true class that is predicted correctly, in a column beside it."""
+    totals, place = counts.sum(1), len(counts) + 0.2
+    for row, total in enumerate(totals):
+        text = percent(counts[row, row] / total) if total else "none"
+        axis.annotate(text, (place, row), ha="center", va="center", annotation_clip=False)
+    axis.annotate("recall", (place, -0.6), ha="center", color=GREY, annotation_clip=False)
+    axis.set_xlim(-0.5, place + 0.5)
 
 
 def draw_tiles(

@@ -1,35 +1,146 @@
-"""What the layers of a network respond to."""
+"""What the layers of a network see: its whitening filters, receptive fields, preferred patches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from evaluation.drawing import new_image_grid, rgb, show_image, with_note
+from evaluation.drawing import (
+    TEXT,
+    WIDTH,
+    headline,
+    hide_frame,
+    new_figure,
+    new_image_grid,
+    percent,
+    rgb,
+    show_image,
+    styled,
+)
+from models.fastnet import FastNet
 from models.stage import Network, eval_mode
 
-FILTER_COLUMNS = 16
+BATCH = 100  # images at a time
+PATCHES = 5  # of a channel
+
+# ---- whitening -----------------------------------------------------------------------------------
 
 
-def plot_filters(model: nn.Module, note: str = "") -> Figure:
-    """Draw the filters of the first convolution as colour images, each scaled to its own range.
+def whitening_shares(filters: Tensor) -> np.ndarray:
+    """Return what part of the variance of patches lies along each whitening filter.
 
     Args:
-        model: the network; its first convolution has three input channels.
-        note: a line under the title.
+        filters: (n, 3, k, k), each divided by the standard deviation along it.
+
+    Returns:
+        (n,), with the sum 1.
     """
-    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-    filters = first.weight.detach().cpu()  # (out, 3, k, k)
-    low, high = filters.amin((1, 2, 3), keepdim=True), filters.amax((1, 2, 3), keepdim=True)
-    images = ((filters - low) / (high - low).clamp(min=1e-8)).permute(0, 2, 3, 1).numpy()
-    rows = -(-len(images) // FILTER_COLUMNS)
-    fig, axes = new_image_grid(rows, FILTER_COLUMNS, 8.5, 0.55 * rows + 0.5)
-    for axis, image in zip(axes.flat, images, strict=False):
-        show_image(axis, image)
-    size = "x".join(str(side) for side in first.kernel_size)
-    fig.suptitle(with_note(f"The first layer: {len(filters)} filters of {size} pixels", note))
+    variance = filters.flatten(1).double().norm(dim=1).pow(-2)
+    return (variance / variance.sum()).numpy()
+
+
+def filters_title(shares: np.ndarray) -> str:
+    """Say how unevenly the variance of patches is distributed over the whitening filters."""
+    return (
+        f"{percent(shares[0], 0)} of the variance of 2x2 patches lies along the first of"
+        f" {len(shares)} directions, {percent(shares[-1], 2)} along the last;"
+        " the whitening layer gives all the same weight"
+    )
+
+
+@styled
+def plot_filters(model: nn.Module, note: str = "") -> Figure | None:
+    """Draw the filters of a whitening layer, each scaled to its own range.
+
+    Args:
+        model: the network; its whitening layer has been computed.
+        note: a line under the title.
+
+    Returns:
+        The figure, or None for a network without a whitening layer: the first filters of the
+        others look like coloured noise.
+    """
+    if not isinstance(model, FastNet):
+        return None
+    filters = model.stem.weight.detach().cpu()
+    filters = filters[: len(filters) // 2]  # the others are their negatives
+    largest = filters.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-8)
+    images = (0.5 + filters / largest / 2).permute(0, 2, 3, 1).numpy()
+    shares = whitening_shares(filters)
+    fig, axes = new_image_grid(2, 6, WIDTH, 4.6)
+    for axis, image, share in zip(axes.flat, images, shares, strict=True):
+        show_image(axis, image, percent(share, 1 if share > 0.01 else 2))
+    shows = "The filters of the whitening layer as small colour images"
+    headline(fig, filters_title(shares), shows, note)
     return fig
+
+
+# ---- receptive fields ----------------------------------------------------------------------------
+
+
+class ReceptiveField(NamedTuple):
+    """The square of pixels that a cell of a feature map depends on.
+
+    Attributes:
+        size: its side, pixels.
+        jump: the distance between the squares of two neighbouring cells, pixels.
+        start: where the square of the first cell begins; below 0 in the padding.
+    """
+
+    size: int
+    jump: int
+    start: int
+
+    def of_cell(self, index: int) -> tuple[int, int]:
+        """Return the first pixel of a cell's square, and the first one behind it."""
+        first = self.start + index * self.jump
+        return first, first + self.size
+
+    def behind(self, layer: nn.Conv2d | nn.MaxPool2d) -> "ReceptiveField":
+        """Return the field of a cell of a layer's output; this is the field of its input."""
+        kernel, stride, padding = (
+            value if isinstance(value, int) else int(value[0])
+            for value in (layer.kernel_size, layer.stride, layer.padding)
+        )
+        size = self.size + (kernel - 1) * self.jump
+        return ReceptiveField(size, stride * self.jump, self.start - padding * self.jump)
+
+
+def receptive_fields(model: Network) -> dict[str, ReceptiveField]:
+    """Compute the receptive field of each stage from the layers that an image passes through.
+
+    The layers of a `shortcut` do not count: the way around them is longer.
+
+    Returns:
+        Name of the stage -> field.
+    """
+    field, found, handles = ReceptiveField(1, 1, 0), {}, []
+
+    def passed(module: nn.Module, *_: object) -> None:
+        nonlocal field
+        field = field.behind(module)  # type: ignore[arg-type]
+
+    def reached(name: str) -> Callable[..., None]:
+        return lambda *_: found.update({name: field})
+
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.MaxPool2d)) and "shortcut" not in name:
+            handles.append(module.register_forward_hook(passed))
+    for stage in model.stages():
+        handles.append(stage.module.register_forward_hook(reached(stage.name)))
+    try:
+        with eval_mode(model), torch.no_grad():
+            model(torch.zeros(1, 3, 32, 32, device=next(model.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+# ---- stages --------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -43,46 +154,151 @@ def stage_outputs(model: Network, image: Tensor) -> dict[str, Tensor]:
     Returns:
         Name of the stage -> (channels, side, side), on the CPU.
     """
-    outputs = {}
+    return {name: maps[0] for name, maps in batch_outputs(model, image[None]).items()}
+
+
+@torch.no_grad()
+def batch_outputs(model: Network, images: Tensor) -> dict[str, Tensor]:
+    """Compute the feature maps (N, channels, side, side) of each stage for a batch of images."""
+    outputs: dict[str, Tensor] = {}
 
     def recorder(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda _module, _inputs, output: outputs.update({name: output[0].float().cpu()})
+        return lambda _module, _inputs, output: outputs.update({name: output.float().cpu()})
 
     handles = [stage.module.register_forward_hook(recorder(stage.name)) for stage in model.stages()]
     try:
         with eval_mode(model):
-            model(image[None].to(next(model.parameters()).device))
+            model(images.to(next(model.parameters()).device))
     finally:
         for handle in handles:
             handle.remove()
     return outputs
 
 
-def plot_stages(
-    model: Network,
-    image: Tensor,
-    inv_normalize: Callable[[Tensor], Tensor],
-    channels: int = 8,
-    note: str = "",
-) -> Figure:
-    """Draw an image and, for each stage, the channels that it activates most.
+class TopPatches(NamedTuple):
+    """Where a stage's channels are most activated.
+
+    Attributes:
+        images: for each channel the indices of the images that activate it most, (channels, 5).
+        cells: the cell in each image where they do, row and column, (channels, 5, 2).
+        contrast: how far the strongest activation is above the mean of the images' maxima, in
+            standard deviations, (channels,).
+    """
+
+    images: np.ndarray
+    cells: np.ndarray
+    contrast: np.ndarray
+
+
+def top_patches(model: Network, images: Tensor) -> dict[str, TopPatches]:
+    """Find, for each channel of each stage, the images and places that activate it most.
 
     Args:
         model: the network.
-        image: normalised (3, 32, 32).
+        images: normalised (N, 3, 32, 32), at least five.
+
+    Returns:
+        Name of the stage -> its channels' patches.
+    """
+    values: dict[str, list[Tensor]] = {stage.name: [] for stage in model.stages()}
+    places: dict[str, list[Tensor]] = {stage.name: [] for stage in model.stages()}
+    for batch in images.split(BATCH):
+        for name, maps in batch_outputs(model, batch).items():
+            most, where = maps.flatten(2).max(2)  # (B, channels)
+            values[name].append(most)
+            places[name].append(where)
+    found = {}
+    for stage in model.stages():
+        most, where = torch.cat(values[stage.name]), torch.cat(places[stage.name])
+        best, chosen = most.topk(PATCHES, 0)  # (5, channels)
+        cells = where.gather(0, chosen).T.numpy()
+        contrast = (best[0] - most.mean(0)) / most.std(0).clamp(min=1e-8)
+        side = stage.size
+        found[stage.name] = TopPatches(
+            chosen.T.numpy(), np.stack([cells // side, cells % side], -1), contrast.numpy()
+        )
+    return found
+
+
+def cut_patch(image: np.ndarray, field: ReceptiveField, cell: Sequence[int]) -> np.ndarray:
+    """Cut the receptive field of a cell out of an image; what lies outside of it is white.
+
+    Args:
+        image: RGB (32, 32, 3) in [0, 1].
+        field: of the stage; where it is larger than the image, the whole image is returned.
+        cell: row and column.
+
+    Returns:
+        RGB (size, size, 3).
+    """
+    if field.size >= len(image):
+        return image
+    margin = field.size
+    padded = np.pad(image, ((margin,) * 2, (margin,) * 2, (0, 0)), constant_values=1)
+    rows, columns = (slice(*(margin + end for end in field.of_cell(int(at)))) for at in cell)
+    return padded[rows, columns]
+
+
+def stages_title(patches: dict[str, TopPatches], labels: np.ndarray | None) -> str:
+    """Say for how many channels of the first and the last stage all top images are of one class.
+
+    Args:
+        patches: of `top_patches`.
+        labels: (N,), of the images, if they are known.
+    """
+    first, *_, last = patches
+    if labels is None:
+        return f"The test patches that activate channels of {first} to {last} most"
+    one = {
+        name: float(np.mean([len(set(labels[row])) == 1 for row in found.images]))
+        for name, found in patches.items()
+    }
+    return (
+        f"The {PATCHES} images that activate a channel most are of one class"
+        f" for {percent(one[first], 0)} of the channels in {first},"
+        f" for {percent(one[last], 0)} in {last}"
+    )
+
+
+@styled
+def plot_stages(  # noqa: PLR0913
+    model: Network,
+    images: Tensor,
+    inv_normalize: Callable[[Tensor], Tensor],
+    channels: int = 2,
+    note: str = "",
+    labels: np.ndarray | None = None,
+) -> Figure:
+    """Draw, for a few channels of each stage, the patches that activate them most.
+
+    The channels are those that stand out most from their mean. A patch is the receptive field of
+    the most activated cell.
+
+    Args:
+        model: the network.
+        images: normalised (N, 3, 32, 32), some hundreds.
         inv_normalize: normalised (3, H, W) -> [0, 1].
         channels: how many of each stage.
         note: a line under the title.
+        labels: (N,), of the images, for the title.
     """
-    outputs = stage_outputs(model, image)
-    rows, columns = len(outputs), channels + 1
-    fig, axes = new_image_grid(rows, columns, 1.05 * columns, 1.2 * rows, frames=True)
-    for row, (name, maps) in zip(axes, outputs.items(), strict=True):
-        most_activated = maps.abs().mean((1, 2)).topk(channels).indices
-        show_image(row[0], rgb(image, inv_normalize))
-        row[0].set_ylabel(f"{name}\n{maps.shape[1]}x{maps.shape[2]}", fontsize=9)
-        for axis, channel in zip(row[1:], most_activated.tolist(), strict=True):
-            axis.imshow(maps[channel].numpy(), cmap="viridis", interpolation="nearest")
-            axis.set_title(str(channel), fontsize=7)
-    fig.suptitle(with_note("The most activated channels, each scaled to its own range", note))
+    patches, fields = top_patches(model, images), receptive_fields(model)
+    groups = channels * (PATCHES + 1) - 1  # an empty column between two channels
+    width = [0.4 if column % (PATCHES + 1) == PATCHES else 1 for column in range(groups)]
+    tile = (WIDTH - 1.2) / sum(width)
+    fig = new_figure(WIDTH, tile * len(patches) + 0.8)
+    axes = fig.subplots(len(patches), groups, squeeze=False, width_ratios=width)
+    for axis in axes.flat:
+        hide_frame(axis)
+    for row, (name, found) in zip(axes, patches.items(), strict=True):
+        size = fields[name].size
+        shown = f"{size}x{size}" if size < images.shape[2] else "whole image"
+        row[0].set_ylabel(f"{name}\n{shown}", rotation=0, ha="right", va="center", fontsize=TEXT)
+        for group, channel in enumerate(np.argsort(-found.contrast, kind="stable")[:channels]):
+            for i in range(PATCHES):
+                image = rgb(images[found.images[channel, i]], inv_normalize)
+                patch = cut_patch(image, fields[name], found.cells[channel, i])
+                show_image(row[group * (PATCHES + 1) + i], patch)
+    shows = "For each stage, the patches of images that activate some of its channels most"
+    headline(fig, stages_title(patches, labels), shows, note)
     return fig

@@ -1,4 +1,4 @@
-"""Misclassified images beside their Grad-CAM heatmaps."""
+"""Test images above their Grad-CAM heatmaps for two classes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,14 +8,25 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from evaluation.drawing import check_count, new_image_grid, rgb, show_image, with_note
-from evaluation.errors import Misclassified, caption
+from evaluation.drawing import (
+    WIDTH,
+    check_count,
+    headline,
+    new_image_grid,
+    rgb,
+    show_image,
+    styled,
+)
+from evaluation.errors import Misclassified
+from evaluation.heatmaps import draw_colour_bar, rank_correlation
 from models import explain
 from models.errors import InvalidValue
 
 COLUMNS = 5
+SAME, OTHER = 0.6, 0.2  # rank correlations: above, heatmaps are called alike; below, different
 
 
+@styled
 def display_gradcam_output(  # noqa: PLR0913
     data: Sequence[Misclassified],
     classes: Sequence[str],
@@ -27,15 +38,18 @@ def display_gradcam_output(  # noqa: PLR0913
     transparency: float = 0.60,
     note: str = "",
 ) -> Figure:
-    """Draw the first samples, each above its Grad-CAM heatmap blended over the image.
+    """Draw the first samples, each above two Grad-CAM heatmaps that are blended over the image.
+
+    The first heatmap is for the predicted class. The second is for the true class, or, where that
+    was predicted, for the second most probable class.
 
     Args:
-        data: of `get_misclassified_data`.
+        data: of `get_misclassified_data`, of `get_correct_data`, or of both.
         classes: the names of the classes.
         inv_normalize: normalised (3, H, W) -> [0, 1].
         model: the network.
         target_layers: modules of the network; the heatmaps of several are averaged.
-        targets: the class to explain for each sample; None: the predicted class.
+        targets: the class of the first heatmap of each sample; None: the predicted class.
         number_of_samples: 1 to 20.
         transparency: of the heatmap, 1 - opacity: 0 shows the heatmap alone, 1 the image alone.
         note: a line under the title.
@@ -47,22 +61,64 @@ def display_gradcam_output(  # noqa: PLR0913
     if not target_layers:
         raise InvalidValue("expected at least one target layer, got none")
     chosen = data[:number_of_samples]
-    explained = explained_classes(chosen, targets)
+    explained = [explained_classes(chosen, targets), [other_class(sample) for sample in chosen]]
     batch = torch.stack([sample.image for sample in chosen])
-    cams = np.mean(
-        [explain.gradcam(model, layer, batch, explained) for layer in target_layers], axis=0
-    )
+    cams = [mean_heatmaps(model, target_layers, batch, wanted) for wanted in explained]
     rows, columns = math.ceil(len(chosen) / COLUMNS), min(COLUMNS, len(chosen))
-    fig, axes = new_image_grid(2 * rows, columns, 2.1 * columns, 4.6 * rows)
-    for i, (sample, cam) in enumerate(zip(chosen, cams, strict=True)):
-        row, column = 2 * (i // COLUMNS), i % COLUMNS
+    width = max(6.5, WIDTH / COLUMNS * columns)
+    fig, axes = new_image_grid(3 * rows, columns, width, 6.1 * rows + 0.9)
+    for i, sample in enumerate(chosen):
+        row, column = 3 * (i // COLUMNS), i % COLUMNS
         image = rgb(sample.image, inv_normalize)
-        blended = explain.overlay(image, cam, 1 - transparency)
-        show_image(axes[row, column], image, caption(sample, classes))
-        show_image(axes[row + 1, column], blended, f"for {classes[explained[i]]}")
-    title = "Grad-CAM: red marks the evidence for the class named above each heatmap"
-    fig.suptitle(with_note(title, note))
+        show_image(axes[row, column], image, sample_caption(sample, classes))
+        for below in (0, 1):
+            blended = explain.overlay(image, cams[below][i], 1 - transparency)
+            name = classes[explained[below][i]]
+            show_image(axes[row + 1 + below, column], blended, f"evidence for {name}")
+    draw_colour_bar(fig, axes)
+    shows = "Test images above their Grad-CAM heatmaps for two classes"
+    headline(fig, gradcam_title(chosen, *cams), shows, note)
     return fig
+
+
+def mean_heatmaps(
+    model: nn.Module, layers: Sequence[nn.Module], images: Tensor, wanted: list[int]
+) -> np.ndarray:
+    """Average the Grad-CAM heatmaps (N, H, W) of several layers, each for the class wanted."""
+    return np.mean([explain.gradcam(model, layer, images, wanted) for layer in layers], axis=0)
+
+
+def sample_caption(sample: Misclassified, classes: Sequence[str]) -> str:
+    """Name the true and the predicted class in two lines."""
+    true, pred = classes[sample.label], classes[sample.pred]
+    if sample.label == sample.pred:
+        return f"{true}, correctly\npredicted ({sample.prob:.2f})"
+    return f"true: {true}\npredicted: {pred} ({sample.prob:.2f})"
+
+
+def gradcam_title(samples: Sequence[Misclassified], first: np.ndarray, other: np.ndarray) -> str:
+    """Say how alike the heatmaps of the misclassified samples for their two classes are.
+
+    Args:
+        samples: those that are shown; where all were predicted correctly, the title is of them.
+        first: heatmaps (N, H, W) for the predicted class.
+        other: heatmaps (N, H, W) for the other class.
+    """
+    errors = np.array([sample.label != sample.pred for sample in samples])
+    used = errors if errors.any() else ~errors
+    alike = float(rank_correlation(first[used], other[used]).mean())
+    pair = "the predicted and the true class" if errors.any() else "the two most probable classes"
+    where = "the same places" if alike > SAME else "partly the same places"
+    if alike < OTHER:
+        where = "different places"
+    return f"Grad-CAM finds the evidence for {pair} in {where}: mean rank correlation {alike:.2f}"
+
+
+def other_class(sample: Misclassified) -> int:
+    """Return the true class of an error, or the runner-up of a correct prediction."""
+    if sample.label != sample.pred:
+        return sample.label
+    return int(sample.probs.topk(2).indices[1])
 
 
 def explained_classes(samples: Sequence[Misclassified], targets: Sequence[int] | None) -> list[int]:

@@ -1,7 +1,7 @@
 """The accuracy of a network on corrupted images."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import albumentations as A
 import numpy as np
@@ -11,7 +11,20 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from dataload import Images, make_loader
-from evaluation.drawing import new_figure, show_image, with_note
+from evaluation.drawing import (
+    COLOURS,
+    TEXT,
+    WIDTH,
+    headline,
+    hide_frame,
+    label_ends,
+    new_figure,
+    percent,
+    percent_axis,
+    show_image,
+    style_chart,
+    styled,
+)
 from evaluation.predict import accuracy, predict
 from models.errors import InvalidValue
 
@@ -101,41 +114,103 @@ def corrupted_accuracy(model: nn.Module, device: str, part: Images) -> pd.DataFr
     return pd.DataFrame(columns).rename_axis("strength")
 
 
-def plot_robustness(table: pd.DataFrame, image: np.ndarray, note: str = "") -> Figure:
+def corrupted_predictions(
+    model: nn.Module, device: str, image: np.ndarray, classes: Sequence[str]
+) -> pd.DataFrame:
+    """Predict the class of one image in every corruption and strength.
+
+    Args:
+        model: the network.
+        device: where to compute.
+        image: uint8 (32, 32, 3).
+        classes: their names.
+
+    Returns:
+        Names of classes; a row for each strength, 0 (clean) to 3, a column for each corruption.
+    """
+    names, strengths = list(CORRUPTIONS), range(4)
+    variants = np.concatenate([corrupt(image[None], name, s) for s in strengths for name in names])
+    part = Images(variants, np.zeros(len(variants), np.int64))
+    logits, _ = predict(model, device, make_loader(part, len(variants), 0, train=False))
+    said = [classes[i] for i in logits.argmax(1).tolist()]
+    rows = [said[len(names) * s : len(names) * (s + 1)] for s in strengths]
+    return pd.DataFrame(rows, columns=names).rename_axis("strength")
+
+
+def robustness_title(table: pd.DataFrame) -> str:
+    """Say which corruption costs most accuracy and which least, each at the greatest strength.
+
+    Args:
+        table: of `corrupted_accuracy`.
+    """
+    clean, worst = float(table.iloc[0, 0]), table.iloc[-1]
+    most, least = str(worst.idxmin()), str(worst.idxmax())
+    if worst.min() >= clean:
+        return f"No corruption lowers the accuracy of {percent(clean)}"
+    named = {"dark": "darkness"}
+    most_name, least_name = (named.get(name, name) for name in (most, least))
+    first = most_name if most_name.isupper() else most_name.capitalize()
+    return (
+        f"{first} hurts most: accuracy falls from {percent(clean)} to {percent(worst.min())};"
+        f" {least_name} least, {percent(worst.max())}"
+    )
+
+
+@styled
+def plot_robustness(
+    table: pd.DataFrame,
+    image: np.ndarray,
+    note: str = "",
+    predictions: pd.DataFrame | None = None,
+) -> Figure:
     """Draw the accuracies, and above them an example of each corruption and strength.
 
     Args:
         table: of `corrupted_accuracy`.
         image: the example, uint8 (32, 32, 3).
         note: a line under the title.
+        predictions: of `corrupted_predictions` for that image; written under each example.
     """
-    fig = new_figure(8.5, 8.2)
-    above, below = fig.subfigures(2, 1, squeeze=False, height_ratios=(1.5, 1))[:, 0]
-    draw_examples(above.subplots(4, len(table.columns), squeeze=False), list(table), image)
+    fig = new_figure(WIDTH, 12.4)
+    above, below = fig.subfigures(2, 1, squeeze=False, height_ratios=(2.4, 1))[:, 0]
+    axes = above.subplots(4, len(table.columns), squeeze=False)
+    draw_examples(axes, list(table), image, predictions)
     draw_accuracies(below.subplots(), table)
-    fig.suptitle(with_note("Accuracy on corrupted test images", note))
+    shows = "One image in every corruption and strength, above lines of the accuracy"
+    headline(fig, robustness_title(table), shows, note)
     return fig
 
 
-def draw_examples(axes: np.ndarray, names: list[str], image: np.ndarray) -> None:
-    """Draw an image with each corruption (column) in each strength (row)."""
+def draw_examples(
+    axes: np.ndarray, names: list[str], image: np.ndarray, predictions: pd.DataFrame | None
+) -> None:
+    """Draw an image with each corruption (column) in each strength (row).
+
+    A prediction that differs from that of the clean image is red.
+    """
     for column, name in enumerate(names):
         for strength, axis in enumerate(axes[:, column]):
             show_image(axis, corrupt(image[None], name, strength)[0])
-            axis.set(xticks=[], yticks=[])
-        axes[0, column].set_title(name, fontsize=9)
-    for axis, label in zip(
-        axes[:, 0], ("clean", *(f"strength {i}" for i in (1, 2, 3))), strict=True
-    ):
+            hide_frame(axis)
+            if predictions is not None:
+                said = str(predictions[name].iloc[strength])
+                same = said == predictions[name].iloc[0]
+                axis.set_xlabel(said, color="black" if same else COLOURS[1], fontsize=TEXT)
+        axes[0, column].set_title(name, fontweight="bold")
+    labels = ("clean", *(f"strength {i}" for i in (1, 2, 3)))
+    for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label)
 
 
 def draw_accuracies(axis: Axes, table: pd.DataFrame) -> None:
     """Draw the accuracy against the strength, a line for each corruption."""
-    strengths = table.index.to_numpy()
-    for name in table:
-        axis.plot(strengths, table[name], "o-", markersize=4, label=name)
-    axis.set(xlabel="strength (0: clean)", ylabel="accuracy (fraction)")
-    axis.set(xticks=strengths, ylim=(0, 1))
-    axis.grid(alpha=0.3)
-    axis.legend(ncols=len(table.columns), fontsize=8)
+    strengths, ends = table.index.to_numpy(), []
+    for name, colour in zip(table, COLOURS, strict=False):
+        axis.plot(strengths, table[name], "o-", markersize=4, label=name, color=colour)
+        last = float(table[name].iloc[-1])
+        ends.append((last, f"{name} {percent(last)}", colour))
+    style_chart(axis)
+    axis.set(xlabel="strength (0: clean)", ylabel="accuracy", xticks=strengths, ylim=(0, 1))
+    axis.margins(x=0.02)
+    percent_axis(axis)
+    label_ends(axis, ends)

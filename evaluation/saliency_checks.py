@@ -3,22 +3,42 @@
 Randomised weights (Adebayo et al. 2018, arXiv:1810.03292): a network that has learned nothing must
 give other heatmaps. If it gives the same ones, they show the image or the architecture instead of
 what was learned. Deletion (Petsiuk et al. 2018, arXiv:1806.07421): masking what a heatmap calls
-important must lower the network's confidence sooner than masking other places. The controls are
-random places, but also the centre of the image, where objects usually are, and the heatmap of
-another image. A heatmap that is no better than the latter two says nothing about its image.
+important must lower the network's confidence sooner than masking other places, and showing it
+first must raise the confidence sooner (insertion). The controls are random places, but also the
+centre of the image, where objects usually are, and the heatmap of another image. A heatmap that is
+no better than the latter two says nothing about its image.
+
+Both take minutes on two cores: `python -m benchmarks.trust` computes them and writes a JSON file,
+from which they are drawn.
 """
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from evaluation.drawing import new_chart, new_image_grid, rgb, show_image, with_note
+from evaluation.drawing import (
+    COLOURS,
+    GREY,
+    TEXT,
+    WIDTH,
+    headline,
+    hide_frame,
+    new_figure,
+    percent_axis,
+    rgb,
+    show_image,
+    style_chart,
+    styled,
+)
 from evaluation.errors import Misclassified
+from evaluation.heatmaps import rank_correlation
 from models import explain
 from models.errors import InvalidValue
 from models.stage import Network
@@ -35,25 +55,169 @@ def randomize_weights(model: Network, seed: int = 0) -> Network:
     copied = copy.deepcopy(model).cpu().eval()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for module in copied.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if reset:
-                reset()
+        reset_weights(copied)
     return copied
 
 
-def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Compute Spearman's rank correlation of each pair of heatmaps.
+class Cascade(NamedTuple):
+    """How heatmaps change while a network's layers become random, from the output to the input.
+
+    Attributes:
+        layers: 'none', then the layer that became random in each step.
+        correlation: rank correlation of each image's heatmap with that of the trained network,
+            (steps, N); 0 where a heatmap is blank.
+        control: rank correlation of each image's heatmap with that of another image, both by the
+            trained network, (N,).
+        heatmaps: of the first images, (steps, examples, H, W) in [0, 1].
+    """
+
+    layers: list[str]
+    correlation: np.ndarray
+    control: np.ndarray
+    heatmaps: np.ndarray
+
+    def to_json(self) -> dict:
+        """Return what `Cascade.from_json` reads; heatmaps are rounded to 1/255."""
+        maps = np.round(255 * self.heatmaps).astype(int).tolist()
+        correlation, control = (
+            values.round(4).tolist() for values in (self.correlation, self.control)
+        )
+        return {
+            "layers": self.layers,
+            "correlation": correlation,
+            "control": control,
+            "heatmaps": maps,
+        }
+
+    @classmethod
+    def from_json(cls, stored: dict) -> "Cascade":
+        """Make a Cascade of what `to_json` returned."""
+        names = ("correlation", "control", "heatmaps")
+        correlation, control, maps = (np.array(stored[name], float) for name in names)
+        return cls(stored["layers"], correlation, control, maps / 255)
+
+
+@torch.no_grad()
+def predicted_classes(model: nn.Module, images: Tensor) -> list[int]:
+    """Return the class that a network predicts for each image (N, 3, S, S)."""
+    return model.eval()(images.to(next(model.parameters()).device)).argmax(1).tolist()
+
+
+def cascading_randomization(
+    model: Network, images: Tensor, seed: int = 0, examples: int = 3
+) -> Cascade:
+    """Make the layers of a network random one after the other, and compare the heatmaps.
+
+    The heatmaps are of the last stage, for the class that the trained network predicts.
 
     Args:
-        first: (N, H, W).
-        second: (N, H, W).
+        model: the trained network; a copy of it is changed.
+        images: (N, 3, S, S), normalised, at least two.
+        seed: of the random weights.
+        examples: how many images' heatmaps to keep.
 
-    Returns:
-        (N,), -1..1; 0 where all values of a heatmap are equal.
+    Raises:
+        ValueError: if there are fewer than two images.
     """
-    ranks = [pd.DataFrame(maps.reshape(len(maps), -1)).rank(axis=1) for maps in (first, second)]
-    return ranks[0].corrwith(ranks[1], axis=1).fillna(0).to_numpy()
+    if len(images) < 2:
+        raise InvalidValue(f"expected at least 2 images, got {len(images)}")
+    changed, images = copy.deepcopy(model).cpu().eval(), images.cpu()
+    classes = predicted_classes(changed, images)
+
+    def heatmaps() -> np.ndarray:
+        return explain.gradcam(changed, changed.stages()[-1].module, images, classes)
+
+    trained = heatmaps()
+    layers, steps = ["none"], [trained]
+    children = [
+        child for child in changed.named_children() if any(True for _ in child[1].parameters())
+    ]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, child in reversed(children):
+            reset_weights(child)
+            layers.append(name)
+            steps.append(heatmaps())
+    correlation = np.stack([rank_correlation(trained, maps) for maps in steps])
+    control = rank_correlation(trained, np.roll(trained, 1, axis=0))
+    return Cascade(layers, correlation, control, np.stack([maps[:examples] for maps in steps]))
+
+
+def reset_weights(module: nn.Module) -> None:
+    """Give all layers of a module new random weights."""
+    for layer in module.modules():
+        reset = getattr(layer, "reset_parameters", None)
+        if reset:
+            reset()
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the mean of values (N,) and the half width of its 95 % interval."""
+    half = 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return float(values.mean()), float(half)
+
+
+def cascade_title(cascade: Cascade) -> str:
+    """Say whether the heatmaps depend on what the network has learned."""
+    (end, half), (control, _) = interval(cascade.correlation[-1]), interval(cascade.control)
+    found = (
+        f"with all layers random, the rank correlation is {end:.2f} ± {half:.2f};"
+        f" with another image's heatmap it is {control:.2f}"
+    )
+    if end + half < control:
+        return f"The heatmaps depend on what was learned: {found}"
+    if end - half <= control:
+        return f"Without what was learned, no more is left than images have in common: {found}"
+    return f"Part of the heatmaps does not depend on what was learned: {found}"
+
+
+@styled
+def plot_cascade(cascade: Cascade, images: Sequence[np.ndarray], note: str = "") -> Figure:
+    """Draw the rank correlation layer by layer, above it the heatmaps of a few images.
+
+    Args:
+        cascade: of `cascading_randomization`.
+        images: of the heatmaps that it holds, RGB (H, W, 3) in [0, 1].
+        note: a line under the title.
+    """
+    steps, examples = cascade.heatmaps.shape[:2]
+    tile = WIDTH / (steps + 1)
+    fig = new_figure(WIDTH, tile * examples + 4.2)
+    heights = (tile * examples + 0.4, 3.4)
+    above, below = fig.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
+    axes = above.subplots(examples, steps + 1, squeeze=False)
+    for axis in axes.flat:
+        hide_frame(axis)
+    for row, image in enumerate(images[:examples]):
+        show_image(axes[row, 0], image)
+        for step in range(steps):
+            blended = explain.overlay(image, cascade.heatmaps[step, row], 0.6)
+            show_image(axes[row, step + 1], blended)
+    titles = ["image", "trained", *(f"+ {name}" for name in cascade.layers[1:])]
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title)
+    draw_cascade(below.subplots(), cascade)
+    shows = "Heatmaps of a network whose layers become random, above their rank correlation"
+    headline(fig, cascade_title(cascade), shows, note)
+    return fig
+
+
+def draw_cascade(axis: Axes, cascade: Cascade) -> None:
+    """Draw the mean rank correlation of each step with its 95 % interval, and the control."""
+    means, halves = zip(*(interval(values) for values in cascade.correlation), strict=True)
+    steps = range(len(means))
+    axis.errorbar(steps, means, halves, fmt="o-", capsize=3, label="randomised network")
+    control, half = interval(cascade.control)
+    axis.axhline(control, linestyle="--", color=GREY)
+    axis.axhspan(control - half, control + half, color=GREY, alpha=0.15, linewidth=0)
+    axis.annotate(
+        "another image's heatmap", (0, control), (0, 4), textcoords="offset points", color=GREY
+    )
+    style_chart(axis)
+    axis.set(ylabel="rank correlation\nwith the trained network", xticks=list(steps))
+    axis.set_xticklabels(["trained", *(f"+ {name}" for name in cascade.layers[1:])], fontsize=TEXT)
+    axis.set_xlabel(f"layers that are random, from the output on ({len(cascade.control)} images)")
+    axis.set_ylim(min(-0.1, min(means) - 0.1), 1.05)
 
 
 def plot_randomized(
@@ -62,37 +226,23 @@ def plot_randomized(
     inv_normalize: Callable[[Tensor], Tensor],
     note: str = "",
 ) -> tuple[Figure, float]:
-    """Draw the heatmaps of a network beside those of the same network with random weights.
-
-    The heatmaps are of the last stage and for the class that the trained network predicts.
+    """Compute and draw a cascading randomisation of a few images, in one call.
 
     Args:
         model: the trained network.
-        data: the images.
+        data: the images, at least two.
         inv_normalize: normalised (3, H, W) -> [0, 1].
         note: a line under the title.
 
     Returns:
-        The figure and the mean rank correlation of the two heatmaps of an image.
+        The figure and the mean rank correlation where all layers are random.
     """
-    images = torch.stack([sample.image for sample in data])
-    trained, randomized = (
-        explain.gradcam(net, net.stages()[-1].module, images, [sample.pred for sample in data])
-        for net in (model, randomize_weights(model))
-    )
-    fig, axes = new_image_grid(3, len(data), 1.5 * len(data), 5, frames=True)
-    for column, sample in enumerate(data):
-        image = rgb(sample.image, inv_normalize)
-        show_image(axes[0, column], image)
-        for row, cams in enumerate((trained, randomized), 1):
-            show_image(axes[row, column], explain.overlay(image, cams[column], 0.6))
-    for axis, name in zip(axes[:, 0], ("image", "trained", "random weights"), strict=True):
-        axis.set_ylabel(name)
-    fig.suptitle(with_note("Grad-CAM of the trained network and of one with random weights", note))
-    return fig, float(rank_correlation(trained, randomized).mean())
+    cascade = cascading_randomization(model, torch.stack([sample.image for sample in data]))
+    images = [rgb(sample.image, inv_normalize) for sample in data]
+    return plot_cascade(cascade, images, note), float(cascade.correlation[-1].mean())
 
 
-# ---- deletion ------------------------------------------------------------------------------------
+# ---- deletion and insertion ---------------------------------------------------------------------
 
 
 def patch_means(cams: np.ndarray) -> np.ndarray:
@@ -185,27 +335,71 @@ def deletion(model: Network, images: Tensor, draws: int = 1, seed: int = 0) -> p
     Raises:
         ValueError: if there are not enough images to give each the heatmaps of others.
     """
+    return masking_curves(model, images, draws, seed, "masked", deletion_curves)
+
+
+def insertion(model: Network, images: Tensor, draws: int = 1, seed: int = 0) -> pd.DataFrame:
+    """Show masked images step by step in the orders of `deletion`, and record the same.
+
+    Returns:
+        As `deletion`, but a row for each fraction that is shown.
+    """
+    return masking_curves(model, images, draws, seed, "shown", insertion_curves)
+
+
+def insertion_curves(
+    model: nn.Module, images: Tensor, classes: Sequence[int], order: np.ndarray
+) -> np.ndarray:
+    """Compute what `deletion_curves` computes, with 0, 1/16 ... 16/16 of each image shown.
+
+    What is shown last is masked first.
+    """
+    return deletion_curves(model, images, classes, order[:, ::-1])[::-1]
+
+
+def masking_curves(  # noqa: PLR0913
+    model: Network,
+    images: Tensor,
+    draws: int,
+    seed: int,
+    index: str,
+    curves_of: Callable[[nn.Module, Tensor, Sequence[int], np.ndarray], np.ndarray],
+) -> pd.DataFrame:
+    """Compute the curves of all orders; see `deletion`, of which this is the common part."""
     if not 1 <= draws < len(images):
         raise InvalidValue(
             f"expected 1 <= draws < {len(images)}, the number of images, got {draws}"
         )
-    with torch.no_grad():
-        classes = model.eval()(images.to(next(model.parameters()).device)).argmax(1).tolist()
+    classes = predicted_classes(model, images)
     cams = explain.gradcam(model, model.stages()[-1].module, images, classes)
     table = {
-        name: np.mean([deletion_curves(model, images, classes, o) for o in orders], axis=0).ravel()
+        name: np.mean([curves_of(model, images, classes, o) for o in orders], axis=0).ravel()
         for name, orders in mask_orders(cams, draws, seed).items()
     }
     fractions = np.arange(STEPS + 1) / STEPS
-    rows = pd.MultiIndex.from_product([fractions, range(len(images))], names=["masked", "image"])
+    rows = pd.MultiIndex.from_product([fractions, range(len(images))], names=[index, "image"])
     return pd.DataFrame(table, index=rows)
 
 
+def curves_to_json(table: pd.DataFrame) -> dict:
+    """Return a table of `deletion` or `insertion` as lists that JSON can hold."""
+    return table.round(5).reset_index().to_dict("list")
+
+
+def curves_from_json(stored: dict) -> pd.DataFrame:
+    """Make a table again of what `curves_to_json` returned."""
+    table = pd.DataFrame(stored)
+    return table.set_index(list(table.columns[:2]))
+
+
 def deletion_areas(table: pd.DataFrame) -> pd.DataFrame:
-    """Compute the areas under deletion curves: the smaller, the sooner the confidence falls.
+    """Compute the areas under the curves of deletion or insertion.
+
+    In deletion a smaller area means that the confidence falls sooner, in insertion a larger one
+    that it rises sooner.
 
     Args:
-        table: of `deletion`.
+        table: of `deletion` or `insertion`.
 
     Returns:
         A row for each order. area: the mean over the images, 0..1, by the trapezoidal rule.
@@ -221,7 +415,7 @@ def deletion_areas(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def image_curves(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Return the curves of one order: a row for each fraction masked, a column for each image."""
+    """Return the curves of one order: a row for each fraction, a column for each image."""
     return pd.DataFrame(table[name].unstack("image"))
 
 
@@ -230,25 +424,79 @@ def image_areas(curves: pd.DataFrame) -> np.ndarray:
     return np.trapezoid(curves.to_numpy(), curves.index.to_numpy(), axis=0)
 
 
-def plot_deletion(table: pd.DataFrame, note: str = "") -> Figure:
-    """Draw the mean deletion curves with their 95 % intervals; the title states the areas.
+def join(names: Sequence[str]) -> str:
+    """List names as a sentence does: 'a, b and c'."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def compared(table: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Sort the controls by whether the heatmap's order is better than they are.
+
+    It is better where the 95 % interval of the difference of the areas lies on the right side of 0.
+
+    Args:
+        table: of `deletion` or `insertion`.
+
+    Returns:
+        The controls that the heatmap beats, and the others.
+    """
+    areas = deletion_areas(table).iloc[1:]
+    better = areas["from"] > 0 if table.index.names[0] == "masked" else areas["to"] < 0
+    return list(areas.index[better]), list(areas.index[~better])
+
+
+def deletion_title(table: pd.DataFrame) -> str:
+    """Say which controls the heatmap beats.
+
+    Args:
+        table: of `deletion` or `insertion`.
+    """
+    name = {"masked": "Deletion", "shown": "Insertion"}[str(table.index.names[0])]
+    beaten, rest = compared(table)
+    if not rest:
+        return f"{name}: the heatmap beats every control"
+    if not beaten:
+        return f"{name}: the heatmap beats no control"
+    return f"{name}: the heatmap beats {join(beaten)}, but not {join(rest)}"
+
+
+@styled
+def plot_deletion(
+    table: pd.DataFrame, note: str = "", inserted: pd.DataFrame | None = None
+) -> Figure:
+    """Draw the mean curves with their 95 % intervals; the legends state the areas.
 
     Args:
         table: of `deletion`.
         note: a last line of the title.
+        inserted: of `insertion`, drawn in a second panel.
     """
-    fig, axis = new_chart(7, 4.2)
-    for name in table.columns:
+    tables = [table] if inserted is None else [table, inserted]
+    fig = new_figure(WIDTH, 6.6)
+    axes = fig.subplots(1, len(tables), squeeze=False, sharey=True)[0]
+    for axis, one in zip(axes, tables, strict=True):
+        draw_curves(axis, one)
+    axes[0].set_ylabel("probability of the predicted class")
+    title = ". ".join(deletion_title(one) for one in tables)
+    shows = "Curves of the confidence while an image is masked or shown in several orders"
+    headline(fig, title, shows, note)
+    return fig
+
+
+def draw_curves(axis: Axes, table: pd.DataFrame) -> None:
+    """Draw the mean curve of each order with its 95 % interval, over the images."""
+    areas = deletion_areas(table)["area"]
+    for name, colour in zip(table.columns, COLOURS, strict=False):
         curves = image_curves(table, name)
         fractions = curves.index.to_numpy()
         mean, half = curves.mean(axis=1), 1.96 * curves.sem(axis=1)
-        axis.plot(fractions, mean, "o-", markersize=3, label=name)
-        axis.fill_between(fractions, mean - half, mean + half, alpha=0.15)
-    axis.set(xlabel="fraction of the image masked", ylabel="probability of the predicted class")
-    axis.set_ylim(0, 1)
-    areas = deletion_areas(table)["area"]
-    listed = ", ".join(f"{name} {area:.3f}" for name, area in areas.items())
-    axis.set_title(with_note(f"Areas under the curves:\n{listed}", note), fontsize=9)
-    axis.grid(alpha=0.3)
-    axis.legend()
-    return fig
+        label = f"{name}, area {areas[name]:.3f}"
+        axis.plot(fractions, mean, "o-", markersize=3, label=label, color=colour)
+        axis.fill_between(fractions, mean - half, mean + half, alpha=0.15, color=colour)
+    style_chart(axis)
+    percent_axis(axis)
+    percent_axis(axis, "x")
+    name, count = table.index.names[0], table.index.get_level_values("image").nunique()
+    kind = "deletion" if name == "masked" else "insertion"
+    axis.set(xlabel=f"{name} part of the image", title=f"{kind}, {count} images", ylim=(0, 1))
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)

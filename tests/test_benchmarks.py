@@ -124,9 +124,24 @@ def test_the_ablations_are_listed_with_the_largest_loss_first(row, tmp_path):
 def test_the_plot_puts_each_run_at_its_compute_and_accuracy(row):
     (axis,) = report.plot([row]).axes
     points = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
-    assert points["ours, TTA"] == [[pytest.approx(report.petaflop(row)), pytest.approx(94.0)]]
-    assert points["ours, no TTA"][0][1] == pytest.approx(93.214)
-    assert axis.get_xscale() == "log" and len(points["published"]) == len(report.PUBLISHED)
+    assert points["ours, TTA"] == [[pytest.approx(report.petaflop(row)), pytest.approx(0.94)]]
+    assert points["ours, no TTA"][0][1] == pytest.approx(0.93214)
+    (joined,) = axis.collections[0].get_segments()
+    assert joined[:, 1].tolist() == pytest.approx([0.93214, 0.94])
+    named = [text.get_text() for text in axis.texts]
+    assert axis.get_xscale() == "log" and len(named) == len(report.PUBLISHED) + 1
+    assert "course submissions, median: 90.3 %, no TTA" in named  # below the axis
+    assert len(points["published, TTA"]) == len(report.PUBLISHED) - 1
+
+
+def test_the_plot_s_title_compares_the_best_run_with_the_cheapest(row):
+    alone = report.compute_title([row])
+    assert alone == "FastNet reaches 94.0 % with 0.23 PFLOP; no run of ours is better"
+    longer = row | {"network": "CustomResNet", "recipe": "custom-24", "epochs": 24, "tta": 0.956}
+    times = report.petaflop(longer) / report.petaflop(row)
+    assert f"CustomResNet needs {times:.0f} times as much for 95.6 %" in report.compute_title(
+        [longer, row]
+    )
 
 
 def test_the_formula_splits_all_but_the_optimiser_and_adds_the_all_reduce():

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -61,7 +62,82 @@ def test_the_rate_that_is_logged_is_the_one_that_is_named(tiny_splits, tmp_path,
     assert table.lr.dropna().iloc[0] == pytest.approx(0.75 * peak)  # of an epoch's last step
 
 
-def test_the_range_test_s_figure_marks_the_recipe_s_peak():
-    table = pd.DataFrame({"factor": [0.01, 0.1, 1.0, 10.0], "loss": [2.3, 2.2, 1.9, 3.0]})
-    points, _, peak = curves.plot_range_test(table).axes[0].lines
-    assert points.get_ydata().tolist() == table.loss.tolist() and list(peak.get_xdata()) == [1, 1]
+def range_table(lowest: float) -> pd.DataFrame:
+    """A range test of 31 steps whose loss is lowest, and flat, around a factor."""
+    factor = np.logspace(-2, 1, 31)
+    return pd.DataFrame({"factor": factor, "loss": 1.5 + np.log10(factor / lowest) ** 2 / 4})
+
+
+def test_the_range_test_s_figure_marks_the_minimum_and_the_peak_in_absolute_rates():
+    table, recipe = range_table(0.1), Recipe("ResNet18", max_lr=0.05)
+    (axis,) = (fig := curves.plot_range_test(table, "a note", recipe)).axes
+    points, smooth, peak, lowest = axis.lines
+    assert points.get_xdata() == pytest.approx(0.05 * table.factor)
+    assert points.get_ydata().tolist() == table.loss.tolist()
+    assert list(peak.get_xdata()) == [0.05, 0.05] and fig.get_suptitle().endswith("a note")
+    assert lowest.get_ydata()[0] == min(smooth.get_ydata())
+    assert axis.get_xlabel() == "learning rate (SGD)"
+    diverged = pd.DataFrame({"factor": [0.01, 0.1, 1, 10], "loss": [2.3, 1.9, 1.8, 900.0]})
+    assert curves.plot_range_test(diverged).axes[0].get_ylim()[1] < 3  # what diverges is cut off
+
+
+@pytest.mark.parametrize(
+    ("best", "peak", "says"),
+    [(0.02, 0.1, "right of the minimum"), (0.2, 0.1, "allow a larger"), (0.1, 0.1, "is 0.1")],
+)
+def test_the_range_test_s_title_says_where_the_peak_lies(best, peak, says):
+    title = curves.range_test_title(best, peak)
+    assert title.startswith(f"The loss is lowest at a learning rate of {best}") and says in title
+
+
+def epochs(train: list[float], val: list[float]) -> pd.DataFrame:
+    accs = {"train_acc": [0.5] * len(train), "val_acc": [0.25] * len(val)}
+    return pd.DataFrame({"train_loss": train, "val_loss": val, **accs})
+
+
+@pytest.mark.parametrize(
+    ("val", "says"),
+    [
+        ([2.0, 2.0, 2.0], "stays above training loss"),
+        ([0.1, 0.1, 0.1], "stays below training loss"),
+        ([2.0, 0.1, 2.0], "above training loss in 2 of 3 epochs"),
+    ],
+)
+def test_the_title_says_which_loss_is_higher(val, says):
+    assert says in curves.which_is_higher(epochs([1.0, 0.9, 0.8], val))
+
+
+def test_the_title_says_what_the_change_of_resolution_did():
+    table = epochs([2.0, 1.5, 1.0, 0.75], [3.0] * 4)
+    recipe = Recipe("ResNet18", epochs=4, low_res=0.5)
+    title = curves.training_title(table, recipe)
+    assert "falls from 1.50 to 1.00 where 24 pixels become 32, after 2 epochs" in title
+    rising = epochs([2.0, 1.0, 1.5, 0.75], [3.0] * 4)
+    assert "rises from 1.00 to 1.50" in curves.training_title(rising, recipe)
+    between = Recipe("ResNet18", epochs=4, low_res=0.4)  # within the second epoch, counted from 0
+    assert "falls from 2.00 to 1.00" in curves.training_title(table, between)
+    assert "pixels" not in curves.training_title(table, Recipe("ResNet18", epochs=4))
+    early = Recipe("ResNet18", epochs=4, low_res=0.1)  # no epoch is all at 24 pixels
+    assert "grow from 24 to 32 pixels after 0.4" in curves.training_title(table, early)
+
+
+def test_one_figure_shows_loss_accuracy_and_rate_and_marks_the_resolution(tmp_path):
+    table = epochs([2.0, 1.5, 1.0, 0.75], [3.0] * 4).assign(epoch=range(4))
+    table.to_csv(tmp_path / "a.csv", index=False)
+    recipe = Recipe("ResNet18", epochs=4, low_res=0.5, max_lr=0.1)
+    assert len(curves.plot_training(tmp_path / "a.csv", recipe).axes) == 2  # no rates were logged
+    rates = pd.DataFrame({"epoch": [0, 1, 2, 3], "lr_step": [0.05, 0.1, 0.05, 0.01]})
+    pd.concat([table, rates]).to_csv(tmp_path / "b.csv", index=False)
+    loss, acc, rate = curves.plot_training(tmp_path / "b.csv", recipe).axes
+    assert loss.lines[0].get_ydata().tolist() == [2.0, 1.5, 1.0, 0.75]
+    assert acc.lines[1].get_ydata().tolist() == [0.25] * 4
+    assert rate.lines[0].get_ydata().tolist() == [0.05, 0.1, 0.05, 0.01]
+    assert all(list(axis.lines[-1].get_xdata()) == [2, 2] for axis in (loss, acc, rate))
+    assert {"training 0.750", "24 pixels", "32 pixels"} <= {t.get_text() for t in loss.texts}
+    assert "validation 25.0 %" in {text.get_text() for text in acc.texts}
+
+
+def test_the_schedule_s_title_says_whether_the_peak_was_reached():
+    recipe = Recipe("ResNet18", max_lr=0.5, warmup=0.25)
+    assert "peaks at 0.49 after 25 % of the steps" in curves.schedule_title(0.49, 0.49, recipe)
+    assert "reaches 0.3; the recipe asks for 0.49" in curves.schedule_title(0.3, 0.49, recipe)

@@ -13,6 +13,7 @@ from evaluation.calibration import (
     fit_temperature,
     plot_reliability,
     reliability_bins,
+    reliability_title,
 )
 from evaluation.predict import accuracy, predict, tta_logits
 
@@ -115,10 +116,34 @@ def test_the_bins_of_four_answers_by_hand():
 def test_bars_of_the_reliability_diagram_are_the_accuracies_of_the_bins():
     confidence = torch.tensor([0.9, 0.9, 0.65, 0.65])
     logits = torch.stack([confidence, 1 - confidence], 1).log()
-    before, after = plot_reliability(logits, torch.tensor([0, 1, 0, 0]), 0.5).axes
-    bars = {round(bar.get_x() + bar.get_width() / 2, 3): bar.get_height() for bar in before.patches}
-    assert bars == pytest.approx({round(9.5 / 15, 3): 1, round(13.5 / 15, 3): 0.5})
-    assert "37.50%" in before.get_title() and "temperature 0.50" in after.get_title()
+    fig = plot_reliability(logits, torch.tensor([0, 1, 0, 0]), 0.5, "a note")
+    before, after, counts, _ = fig.axes
+    bars, gaps = (
+        {round(bar.get_x() + bar.get_width() / 2, 3): bar for bar in container}
+        for container in before.containers
+    )
+    heights = {place: bar.get_height() for place, bar in bars.items()}
+    assert heights == pytest.approx({round(9.5 / 15, 3): 1, round(13.5 / 15, 3): 0.5})
+    gap = gaps[round(13.5 / 15, 3)]  # from the accuracy of 0.5 to the confidence of 0.9
+    assert (gap.get_y(), gap.get_height()) == pytest.approx((0.5, 0.4))
+    assert [bar.get_height() for bar in counts.patches if bar.get_height()] == [2, 2]
+    assert "37.50 %" in before.get_title() and "temperature 0.50" in after.get_title()
+    assert fig.get_suptitle().endswith("a note")
+
+
+@pytest.mark.parametrize(
+    ("confidence", "temperature", "says"),
+    [
+        (0.9, 2.0, ("overconfident by 20.0 percentage points", "lowers the ECE: 20.00 % before")),
+        (0.9, 0.5, ("overconfident", "does not lower the ECE")),
+        (0.6, 0.5, ("underconfident by 10.0 percentage points", "lowers the ECE: 10.00 % before")),
+    ],
+)
+def test_the_title_says_whether_the_network_is_overconfident(confidence, temperature, says):
+    """Seven of ten answers are correct, all of them given with the same confidence."""
+    probs = torch.tensor([[confidence, 1 - confidence]] * 10)
+    title = reliability_title(probs.log(), torch.tensor([0] * 7 + [1] * 3), temperature)
+    assert all(text in title for text in says), title
 
 
 @pytest.mark.parametrize("fails", [False, True])

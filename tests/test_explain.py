@@ -124,9 +124,10 @@ def test_opacity_0_is_the_image_and_opacity_1_is_the_heatmap():
     assert np.allclose(overlay(image, cam, 0.25), 0.75 * image + 0.25 * colorize(cam))
 
 
-def test_the_colours_run_from_blue_over_green_to_red():
-    colours = colorize(np.array([[0.0, 0.5, 1.0]]))[0]
-    assert np.allclose(colours, [[0, 0, 0.5], [0.5, 1, 0.5], [0.5, 0, 0]])
+def test_the_colours_become_lighter_from_nearly_black_to_pale_yellow():
+    colours = colorize(np.linspace(0, 1, 20)[None])[0]
+    brightness = colours @ (0.2126, 0.7152, 0.0722)
+    assert (np.diff(brightness) > 0).all() and brightness[0] < 0.01 and brightness[-1] > 0.9
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The figures of filters and stages show what the network computes."""
+"""The figures of filters, receptive fields and stages show what the network computes."""
 
 import numpy as np
 import pytest
@@ -8,19 +8,71 @@ from dataload import denormalize, normalize
 from evaluation import features
 from models.registry import build
 
-
-@pytest.mark.parametrize(
-    ("arch", "filters"), [("ResNet18", 64), ("CustomResNet", 64), ("FastNet", 24)]
-)
-def test_every_filter_of_the_first_layer_is_drawn(arch, filters):
-    fig = features.plot_filters(build(arch))
-    assert sum(bool(axis.images) for axis in fig.axes) == filters
+NETWORKS = ["ResNet18", "CustomResNet", "FastNet"]
 
 
-@pytest.mark.parametrize("arch", ["ResNet18", "CustomResNet", "FastNet"])
+@pytest.mark.numeric
+def test_the_whitening_filters_are_drawn_with_their_share_of_the_variance():
+    """Patches of smooth images differ most in brightness, so the first filter is of one colour."""
+    model, generator = build("FastNet"), torch.Generator().manual_seed(0)
+    images = torch.randn(200, 1, 1, 1, generator=generator).expand(200, 3, 32, 32)
+    model.whiten(images + 0.1 * torch.randn(200, 3, 32, 32, generator=generator))
+    fig = features.plot_filters(model, "a note")
+    titles = [axis.get_title() for axis in fig.axes]
+    assert len(titles) == 12 and float(titles[0][:-2]) > 98 and "a note" in fig.get_suptitle()
+    first = fig.axes[0].images[0].get_array()
+    assert np.ptp(first) < 0.05 and "the first of 12 directions" in " ".join(
+        fig.get_suptitle().split()
+    )
+
+
+@pytest.mark.parametrize("arch", ["ResNet18", "CustomResNet"])
+def test_filters_that_look_like_noise_are_not_drawn(arch):
+    assert features.plot_filters(build(arch)) is None
+
+
+def test_shares_of_variance_by_hand():
+    filters = torch.zeros(2, 3, 2, 2)
+    filters[0, 0, 0, 0], filters[1, 0, 0, 1] = 0.5, 1  # divided by deviations of 2 and 1
+    assert features.whitening_shares(filters).tolist() == [0.8, 0.2]
+    assert features.filters_title(np.array([0.8, 0.2])).startswith("80 % of the variance")
+
+
+def test_the_receptive_fields_of_resnet18_by_hand():
+    """3x3 stem: 3. Four 3x3 convolutions add 2 pixels each times the jump before them."""
+    sizes = {
+        name: field.size for name, field in features.receptive_fields(build("ResNet18")).items()
+    }
+    layer1 = 3 + 4 * 2
+    layer2 = layer1 + 2 + 3 * 2 * 2
+    layer3 = layer2 + 2 * 2 + 3 * 2 * 4
+    layer4 = layer3 + 2 * 4 + 3 * 2 * 8
+    assert sizes == {"layer1": layer1, "layer2": layer2, "layer3": layer3, "layer4": layer4}
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("arch", NETWORKS)
+def test_receptive_fields_are_where_a_missing_number_arrives(arch):
+    """A row of pixels that is no number makes exactly those cells none that depend on it."""
+    torch.manual_seed(0)
+    model = build(arch).eval()
+    fields = features.receptive_fields(model)
+    model.double()  # in fp64 no convolution computes neighbours together
+    rows = torch.zeros(32, 3, 32, 32, dtype=torch.double)
+    for row in range(32):
+        rows[row, :, row] = torch.nan
+    for name, maps in features.batch_outputs(model, rows).items():
+        cell = maps.shape[2] // 2
+        reached = maps[:, :, cell].isnan().flatten(1).any(1).nonzero().flatten().tolist()
+        first, end = fields[name].of_cell(cell)
+        assert reached == list(range(max(first, 0), min(end, 32))), name
+
+
+@pytest.mark.parametrize("arch", NETWORKS)
 def test_stage_outputs_have_the_size_that_each_stage_names_and_no_hook_stays(arch):
     model = build(arch).train()
     outputs = features.stage_outputs(model, torch.randn(3, 32, 32))
+    features.receptive_fields(model)
     assert [(name, maps.shape[1]) for name, maps in outputs.items()] == [
         (s.name, s.size) for s in model.stages()
     ]
@@ -28,11 +80,44 @@ def test_stage_outputs_have_the_size_that_each_stage_names_and_no_hook_stays(arc
 
 
 @pytest.mark.numeric
-def test_the_channels_that_are_drawn_are_the_most_activated(tiny_splits):
-    model, image = build("CustomResNet").eval(), normalize(tiny_splits.test.images[:1])[0]
-    fig = features.plot_stages(model, image, denormalize, channels=4)
-    strengths = features.stage_outputs(model, image)["resblock4"].abs().mean((1, 2)).numpy()
-    titles = [int(axis.get_title()) for axis in fig.axes[-4:]]
-    assert len(set(titles)) == 4 and strengths[titles] == pytest.approx(
-        np.sort(strengths)[:-5:-1], rel=1e-4
+def test_top_patches_are_those_of_a_search_over_all_images(tiny_splits):
+    torch.manual_seed(0)
+    model, images = build("FastNet").eval(), normalize(tiny_splits.test.images[:12])
+    found = features.top_patches(model, images)
+    for name, maps in features.batch_outputs(model, images).items():
+        most = maps.amax((2, 3))
+        channel = 3
+        best = most[:, channel].argsort(descending=True)[:5]
+        assert found[name].images[channel].tolist() == best.tolist()
+        row, column = found[name].cells[channel, 0]
+        assert maps[best[0], channel, row, column] == most[best[0], channel]
+
+
+def test_a_patch_is_the_field_of_its_cell_and_white_outside_the_image():
+    image = np.arange(32 * 32 * 3, dtype=float).reshape(32, 32, 3)
+    field = features.ReceptiveField(size=5, jump=2, start=-1)
+    assert np.array_equal(features.cut_patch(image, field, (3, 4)), image[5:10, 7:12])
+    corner = features.cut_patch(image, field, (0, 0))
+    assert (corner[0] == 1).all() and np.array_equal(corner[1:, 1:], image[:4, :4])
+    assert features.cut_patch(image, features.ReceptiveField(40, 8, -16), (0, 0)) is image
+
+
+@pytest.mark.numeric
+def test_the_stages_figure_has_five_patches_of_each_channel_and_a_finding(tiny_splits):
+    model, images = build("FastNet").eval(), normalize(tiny_splits.test.images[:12])
+    fig = features.plot_stages(model, images, denormalize, 2, "a note", tiny_splits.test.labels)
+    assert sum(bool(axis.images) for axis in fig.axes) == 4 * 2 * 5
+    assert "are of one class" in fig.get_suptitle() and "a note" in fig.get_suptitle()
+    plain = features.plot_stages(model, images, denormalize)
+    assert "stem to group3 most" in plain.get_suptitle()
+
+
+def test_the_share_of_channels_whose_patches_are_of_one_class():
+    def patches(*images: list[int]) -> features.TopPatches:
+        return features.TopPatches(np.array(images), np.zeros(1), np.zeros(1))
+
+    found = {"early": patches([0, 1, 2, 3, 4], [0, 0, 0, 0, 4]), "late": patches([0, 1, 0, 1, 0])}
+    labels = np.array([7, 7, 1, 2, 3])
+    assert features.stages_title(found, labels).endswith(
+        "for 0 % of the channels in early, for 100 % in late"
     )

@@ -118,3 +118,36 @@ def test_the_curves_of_robustness_hold_the_table_below_the_images_from_clean_to_
     assert (shown[0] == image).all() and [panel.get_ylabel() for panel in panels[::5]][0] == "clean"
     for column, name in enumerate(table):
         assert np.array_equal(shown[3, column], robustness.corrupt(image[None], name, 3)[0])
+
+
+@pytest.mark.parametrize(
+    ("worst", "title"),
+    [
+        (
+            (0.2, 0.8),
+            "Noise hurts most: accuracy falls from 90.0 % to 20.0 %; darkness least, 80.0 %",
+        ),
+        (
+            (0.8, 0.2),
+            "Darkness hurts most: accuracy falls from 90.0 % to 20.0 %; noise least, 80.0 %",
+        ),
+        ((0.95, 0.9), "No corruption lowers the accuracy of 90.0 %"),
+    ],
+)
+def test_the_title_names_the_corruptions_that_cost_most_and_least(worst, title):
+    table = pd.DataFrame({"noise": [0.9, worst[0]], "dark": [0.9, worst[1]]})
+    assert robustness.robustness_title(table) == title
+
+
+@pytest.mark.numeric
+def test_the_prediction_stands_under_each_thumbnail_and_is_coloured_where_it_changed():
+    bright = np.full((32, 32, 3), 180, np.uint8)
+    said = robustness.corrupted_predictions(Brightness(), "cpu", bright, ["dim", "bright"])
+    assert said["dark"].tolist() == ["bright", "dim", "dim", "dim"]
+    assert (said["contrast"] == "bright").all()
+    table = pd.DataFrame({name: [0.9, 0.8, 0.7, 0.6] for name in said})
+    *panels, axis = robustness.plot_robustness(table, bright, "a note", said).axes
+    place = 5 + list(said).index("dark")
+    assert [panels[i].get_xlabel() for i in (place - 5, place)] == ["bright", "dim"]
+    assert panels[place].xaxis.label.get_color() != panels[place - 5].xaxis.label.get_color()
+    assert sorted(t.get_text() for t in axis.texts) == sorted(f"{name} 60.0 %" for name in said)

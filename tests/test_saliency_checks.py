@@ -1,12 +1,14 @@
 """The two saliency checks would notice a heatmap that explains nothing."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from dataload import denormalize
+from dataload import denormalize, normalize
 from evaluation import saliency_checks
 from models.registry import build
 from tests.conftest import wrong_predictions
@@ -62,14 +64,64 @@ def test_the_similarity_of_two_heatmaps_is_a_rank_correlation():
     assert saliency_checks.rank_correlation(maps, others) == pytest.approx([1, -1, 0])
 
 
+@pytest.fixture(scope="module")
+def cascade(tiny_splits) -> saliency_checks.Cascade:
+    torch.manual_seed(0)
+    model = build("FastNet").train()
+    images = normalize(tiny_splits.test.images[:5])
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    found = saliency_checks.cascading_randomization(model, images, examples=2)
+    assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
+    return found
+
+
 @pytest.mark.numeric
-def test_the_randomised_figure_has_both_heatmaps_of_each_image(tiny_splits):
+def test_layers_become_random_from_the_output_to_the_input(cascade):
+    assert cascade.layers == ["none", "head", "group3", "group2", "group1", "stem"]
+    assert cascade.correlation.shape == (6, 5) and cascade.heatmaps.shape == (6, 2, 32, 32)
+    assert cascade.correlation[0] == pytest.approx(1) and cascade.correlation[-1].mean() < 0.9
+    assert cascade.control.shape == (5,)
+
+
+@pytest.mark.numeric
+def test_a_cascade_survives_json(cascade):
+    again = saliency_checks.Cascade.from_json(json.loads(json.dumps(cascade.to_json())))
+    assert again.layers == cascade.layers
+    assert again.correlation == pytest.approx(cascade.correlation, abs=1e-4)
+    assert again.heatmaps == pytest.approx(cascade.heatmaps, abs=1 / 255)
+
+
+@pytest.mark.numeric
+def test_the_cascade_s_figure_has_a_heatmap_of_each_step_and_the_means(cascade, tiny_splits):
+    images = list(tiny_splits.test.images[:2] / 255)
+    *panels, axis = saliency_checks.plot_cascade(cascade, images, "a note").axes
+    assert len(panels) == 2 * 7 and all(panel.images for panel in panels)
+    means = axis.containers[0].lines[0].get_ydata()
+    assert means == pytest.approx(cascade.correlation.mean(1))
+
+
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [(0.1, "depend on what was learned"), (0.4, "images have in common"), (0.8, "Part of the")],
+)
+def test_the_cascade_s_title_compares_the_end_with_another_image_s_heatmap(end, says):
+    spread = np.tile([-0.1, 0.1], 50)
+    correlation = np.stack([np.ones(100), end + spread])
+    found = saliency_checks.Cascade(["none", "conv"], correlation, 0.4 + spread, np.zeros(1))
+    title = saliency_checks.cascade_title(found)
+    assert says in title and f"{end:.2f} ± 0.02" in title and "0.40" in title
+
+
+def test_one_image_is_too_few_to_compare_it_with_another():
+    with pytest.raises(ValueError, match="at least 2 images, got 1"):
+        saliency_checks.cascading_randomization(UpperLeft(), torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.numeric
+def test_the_randomised_figure_can_be_had_in_one_call(tiny_splits):
     data = wrong_predictions(*tiny_splits.test)[:3]
-    model = build("CustomResNet").eval()
-    fig, alike = saliency_checks.plot_randomized(model, data, denormalize)
-    assert len(fig.axes) == 9 and -1 <= alike < 0.99
-    trained, randomized = (np.asarray(fig.axes[i].images[0].get_array()) for i in (3, 6))
-    assert not np.array_equal(trained, randomized)
+    fig, alike = saliency_checks.plot_randomized(build("FastNet").eval(), data, denormalize)
+    assert len(fig.axes) == 3 * 7 + 1 and -1 <= alike < 0.99
 
 
 def test_masked_patches_are_grey_and_as_many_as_said():
@@ -184,9 +236,60 @@ def test_the_areas_of_triangles_and_the_interval_of_their_difference(triangles):
     assert found.loc["heatmap", ["difference", "from", "to"]].tolist() == [0, 0, 0]
 
 
-def test_the_figure_has_a_curve_for_each_order_and_its_title_says_the_areas(triangles):
-    (axis,) = saliency_checks.plot_deletion(triangles, "a note").axes
-    assert [line.get_label() for line in axis.lines] == ["heatmap", "random"]
-    assert axis.lines[1].get_ydata().tolist() == [0.75, 0.625, 0]
-    assert "heatmap 0.375, random 0.500" in axis.get_title() and "a note" in axis.get_title()
-    assert len(axis.collections) == 2  # the intervals
+def test_the_figure_has_a_curve_for_each_order_and_its_legend_says_the_areas(triangles):
+    shown = triangles.copy()
+    shown.index = shown.index.set_names(["shown", "image"])
+    fig = saliency_checks.plot_deletion(triangles, "a note", shown)
+    masked, inserted = fig.axes
+    labels = [line.get_label() for line in masked.lines]
+    assert labels == ["heatmap, area 0.375", "random, area 0.500"]
+    assert masked.lines[1].get_ydata().tolist() == [0.75, 0.625, 0]
+    assert len(masked.collections) == 2  # the intervals
+    assert "2 images" in masked.get_title() and "insertion" in inserted.get_title()
+    assert fig.get_suptitle().endswith("a note")
+    assert len(saliency_checks.plot_deletion(triangles).axes) == 1
+
+
+def areas_table(index: str, **areas: float) -> pd.DataFrame:
+    """Curves of 20 images whose areas are nearly as said, by order."""
+    rows = pd.MultiIndex.from_product([[0, 1], range(20)], names=[index, "image"])
+    noise = np.tile(np.tile([-0.01, 0.01], 10), 2)
+    return pd.DataFrame(
+        {name: area + noise * i for i, (name, area) in enumerate(areas.items())}, index=rows
+    )
+
+
+@pytest.mark.parametrize(
+    ("areas", "deletion", "insertion"),
+    [
+        ((0.3, 0.5, 0.5), "beats every control", "beats no control"),
+        ((0.5, 0.3, 0.3), "beats no control", "beats every control"),
+        ((0.4, 0.3, 0.5), "beats b, but not a", "beats a, but not b"),
+        ((0.4, 0.4, 0.5), "beats b, but not a", "beats no control"),
+    ],
+)
+def test_the_title_says_which_controls_the_heatmap_beats(areas, deletion, insertion):
+    """Masked sooner, the area is smaller; shown sooner, it is larger; a draw beats nothing."""
+    named = dict(zip(("heatmap", "a", "b"), areas, strict=True))
+    titles = [
+        saliency_checks.deletion_title(areas_table(index, **named)) for index in ("masked", "shown")
+    ]
+    assert titles == [f"Deletion: the heatmap {deletion}", f"Insertion: the heatmap {insertion}"]
+
+
+@pytest.mark.numeric
+def test_insertion_shows_first_what_deletion_masks_first():
+    images = torch.zeros(6, 3, 32, 32)
+    images[:, :, :8, :8] = 4
+    images[5, :, :8, :8], images[5, :, 24:, 24:] = 0, 4
+    table = saliency_checks.insertion(UpperLeft().eval(), images).drop(index=5, level="image")
+    assert table.index.names == ["shown", "image"]
+    mean = table.groupby("shown").mean()
+    assert mean["heatmap"].iloc[0] == pytest.approx(0.5, abs=1e-5)
+    assert mean["heatmap"].iloc[1] == pytest.approx(mean["heatmap"].iloc[-1], abs=1e-5)
+    assert (mean["centre first"] <= mean["heatmap"] + 1e-6).all()
+    again = saliency_checks.curves_from_json(
+        json.loads(json.dumps(saliency_checks.curves_to_json(table)))
+    )
+    assert again.index.names == ["shown", "image"]
+    assert again.to_numpy() == pytest.approx(table.to_numpy(), abs=1e-5)

@@ -108,7 +108,9 @@ def test_the_curves_hold_the_numbers_of_the_table(tmp_path):
         axis = figure.axes[0]
         assert {line.get_label(): line.get_ydata().tolist() for line in axis.lines} == curves
         assert axis.lines[0].get_xdata().tolist() == [1, 2] and axis.get_xlabel() == "epoch"
-        assert axis.get_title() == "a note"
+        assert figure.get_suptitle().endswith("a note")
+    assert "1.200 after 2 epochs, training loss 1.000" in drawing.title_of(figures[0])
+    assert "70.0 % after 2 epochs, training accuracy 60.0 %" in drawing.title_of(figures[1])
 
 
 def test_the_confusion_matrix_counts_every_image_once():
@@ -119,8 +121,10 @@ def test_the_confusion_matrix_counts_every_image_once():
         Misclassified(image, 1, 0, 0.9, torch.zeros(3)),
     ]
     figure = plot_confusion(errors, labels, ["a", "b", "c"])
-    shown = [int(text.get_text()) for text in figure.axes[0].texts]
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    shown = [int(text) for text in texts if text.isdigit()]
     assert shown == [2, 0, 1, 1, 1, 0, 0, 0, 1]
+    assert texts[9:] == ["66.7 %", "50.0 %", "100.0 %", "recall"]
     assert class_accuracy(errors, labels, ["a", "b", "c"]).round(3).to_dict() == {
         "a": 0.667,
         "b": 0.5,
@@ -184,12 +188,16 @@ def test_titles_say_the_true_class_the_predicted_class_and_the_probability(model
 
 
 @pytest.mark.parametrize("count", [1, 5, 6, 7, 10, 20])
-def test_every_sample_has_its_heatmap_below_it(model, wrong, count):
+def test_every_sample_has_its_two_heatmaps_below_it(model, wrong, count):
     layer = model.stages()[-1].module
     figure = display_gradcam_output(
         wrong, CLASSES, denormalize, model, [layer], number_of_samples=count
     )
-    assert sum(bool(axis.images) for axis in figure.axes) == 2 * count
+    assert sum(bool(axis.images) for axis in figure.axes) == 3 * count
+    titles = [axis.get_title() for axis in figure.axes]
+    columns = min(5, count)
+    assert titles[columns] == "evidence for automobile"
+    assert titles[2 * columns] == "evidence for airplane"
 
 
 @pytest.mark.numeric
@@ -200,13 +208,14 @@ def test_transparency_1_shows_the_image_and_0_the_heatmap_alone(model, wrong):
         figure = display_gradcam_output(
             wrong, CLASSES, denormalize, model, [layer], targets, 1, transparency
         )
-        return [np.asarray(axis.images[0].get_array()) for axis in figure.axes]
+        return [np.asarray(axis.images[0].get_array()) for axis in figure.axes[:3]]
 
-    image, blended = panels(1.0)
-    assert np.abs(image - blended).max() < 1e-5
+    image, *blended = panels(1.0)
+    assert all(np.abs(image - one).max() < 1e-5 for one in blended)
     cam = explain.gradcam(model, layer, wrong[0].image[None], [wrong[0].pred])[0]
     assert np.abs(panels(0.0)[1] - explain.colorize(cam)).max() < 1e-3
     true = explain.gradcam(model, layer, wrong[0].image[None], [wrong[0].label])[0]
+    assert np.abs(panels(0.0)[2] - explain.colorize(true)).max() < 1e-3
     assert np.abs(panels(0.0, [wrong[0].label])[1] - explain.colorize(true)).max() < 1e-3
 
 
