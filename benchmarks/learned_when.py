@@ -10,26 +10,18 @@ and images/learned_when.gif, an animation, are drawn: the JSON holds no pixels o
 """
 
 import argparse
-import base64
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytorch_lightning as pl
-import torch
-from matplotlib.figure import Figure
-from PIL import Image
 
-from dataload import CLASSES, IMAGE_SIZE, CIFAR10DataModule, Images, load_splits, normalize
-from evaluation.drawing import new_image_grid, save_figure, show_image
-from lesson.explorers import png
-from models import explain
-from models.stage import Network, eval_mode
+from dataload import CLASSES, CIFAR10DataModule, Images, load_splits, normalize
+from evaluation.drawing import save_figure
+from evaluation.over_epochs import Learned, epoch_snapshot, plot_learned, save_gif
 from training.classifier import LitClassifier
-from training.files import write_json
 from training.hardware import hardware
 from training.lightning_output import quiet_lightning
 from training.options import RunOptions
@@ -42,8 +34,6 @@ PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results" / "learned_when.json"
 STRIP, ANIMATION = (PROJECT / "images" / f"learned_when.{kind}" for kind in ("png", "gif"))
 SHOWN = ("airplane", "ship", "truck", "bird", "cat", "horse")  # the first image of each
-CELLS = 16  # side of a stored heatmap
-FRAME_MS, LAST_MS = 900, 3000
 
 # ---- recording -----------------------------------------------------------------------------------
 
@@ -51,35 +41,6 @@ FRAME_MS, LAST_MS = 900, 3000
 def chosen_images(part: Images) -> list[int]:
     """Return the index of the first image of each class that is shown."""
     return [int((part.labels == CLASSES.index(name)).argmax()) for name in SHOWN]
-
-
-def pack(cam: np.ndarray) -> str:
-    """Reduce a heatmap (32, 32) in [0, 1] to 16x16 bytes, as text for a JSON file."""
-    small = cam.reshape(CELLS, IMAGE_SIZE // CELLS, CELLS, IMAGE_SIZE // CELLS).mean((1, 3))
-    return base64.b64encode(np.round(255 * small).astype(np.uint8).tobytes()).decode()
-
-
-def unpack(text: str) -> np.ndarray:
-    """Undo `pack`, up to rounding: a heatmap (32, 32) in [0, 1]."""
-    small = np.frombuffer(base64.b64decode(text), np.uint8).reshape(CELLS, CELLS) / 255
-    return cv2.resize(small, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_LINEAR).clip(0, 1)
-
-
-def observe(model: Network, part: Images, indices: Sequence[int]) -> list[dict]:
-    """Return the probabilities and the heatmap for the true class of each image.
-
-    Args:
-        model: the network; it keeps its mode.
-        part: the images and their labels.
-        indices: which of them.
-    """
-    batch = normalize(part.images[list(indices)]).to(next(model.parameters()).device)
-    labels = part.labels[list(indices)].tolist()
-    with torch.no_grad(), eval_mode(model):
-        probs = model(batch).float().softmax(1).cpu()
-    cams = explain.gradcam(model, model.stages()[-1].module, batch, labels)
-    rounded = [[round(value, 4) for value in row] for row in probs.tolist()]
-    return [{"probs": row, "cam": pack(cam)} for row, cam in zip(rounded, cams, strict=True)]
 
 
 class Recorder(pl.Callback):
@@ -107,17 +68,34 @@ class Recorder(pl.Callback):
         """Write an epoch into the file, in the place of one of the same number."""
         assert isinstance(module, LitClassifier)
         earlier = epochs_of(read(self.path), self.metadata)[:epoch]
-        seen = observe(module.model, self.part, self.metadata["images"])
-        write_json(self.path, self.metadata | {"epochs": [*earlier, seen]})
+        images = self.part.images[self.metadata["images"]]
+        batch = normalize(images).to(module.device)
+        seen = {"epoch": epoch} | epoch_snapshot(module.model, batch, self.metadata["labels"])
+        write_compact(self.path, self.metadata | {"epochs": [*earlier, seen]})
+
+
+def write_compact(path: Path, value: dict) -> None:
+    """Write a JSON file whole or not at all, a line for each epoch."""
+    head = json.dumps({key: value[key] for key in value if key != "epochs"})[:-1]
+    epochs = ",\n".join(json.dumps(epoch, separators=(",", ":")) for epoch in value["epochs"])
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(f'{head}, "epochs": [\n{epochs}\n]}}\n', encoding="utf-8")
+    partial.replace(path)
 
 
 def metadata_of(recipe_name: str, data: CIFAR10DataModule) -> dict:
-    """Return what is recorded: the recipe, the seed, the images, and on which machine."""
-    images = chosen_images(data.splits.val)
-    return {"recipe": recipe_name, "seed": data.seed, "images": images, "machine": hardware()}
+    """Return what is recorded: the recipe, the seed, the machine, the images and their labels."""
+    return {
+        "recipe": recipe_name,
+        "seed": data.seed,
+        "machine": hardware(),
+        "classes": list(CLASSES),
+        "images": chosen_images(data.splits.val),
+        "labels": [CLASSES.index(name) for name in SHOWN],
+    }
 
 
-def epochs_of(found: dict | None, metadata: dict) -> list[list[dict]]:
+def epochs_of(found: dict | None, metadata: dict) -> list[dict]:
     """Return the epochs that were recorded with this metadata, the first before the training."""
     known = {key: value for key, value in (found or {}).items() if key != "epochs"}
     return found["epochs"] if found and known == metadata else []
@@ -156,6 +134,17 @@ def read(path: Path = RESULTS) -> dict | None:
 # ---- what it shows -------------------------------------------------------------------------------
 
 
+def learned(found: dict, part: Images) -> Learned:
+    """Put what was recorded and the validation images together, to be drawn."""
+    return Learned(found, part.images[found["images"]] / 255)
+
+
+def draw(found: dict, part: Images, strip: Path = STRIP, animation: Path = ANIMATION) -> None:
+    """Write the strip and the animation."""
+    save_figure(plot_learned(learned(found, part)), strip)
+    save_gif(learned(found, part), animation)
+
+
 def learned_after(found: dict) -> dict[str, int | None]:
     """Return the epoch from which on each image is classified correctly, None if it never is.
 
@@ -165,7 +154,7 @@ def learned_after(found: dict) -> dict[str, int | None]:
     answers = {}
     for i, name in enumerate(SHOWN):
         label = CLASSES.index(name)
-        right = [int(np.argmax(seen[i]["probs"])) == label for seen in found["epochs"]]
+        right = [int(np.argmax(seen["probabilities"][i])) == label for seen in found["epochs"]]
         wrong = [epoch for epoch, correct in enumerate(right) if not correct]
         first = wrong[-1] + 1 if wrong else 0
         answers[name] = first if first < len(right) else None
@@ -186,70 +175,6 @@ def finding(found: dict) -> str:
     if early == late:
         return f"From epoch {early} on correct: {first}{missing}"
     return f"Learned first: {first} (epoch {early}); last: {last} (epoch {late}){missing}"
-
-
-def answer(probs: Sequence[float]) -> str:
-    """Name the most probable class and its probability."""
-    best = int(np.argmax(probs))
-    return f"{CLASSES[best]}\n{probs[best]:.0%}"
-
-
-def plot_strip(found: dict, part: Images) -> Figure:
-    """Draw a row for each image: the image, then its heatmap and the answer after each epoch."""
-    count = len(found["epochs"])
-    fig, axes = new_image_grid(len(SHOWN), count + 1, 10.5, 1.55 * len(SHOWN) + 0.8)
-    for row, index, name in zip(axes, found["images"], SHOWN, strict=True):
-        show_image(row[0], part.images[index], name)
-    for epoch, seen in enumerate(found["epochs"]):
-        for axis, index, one in zip(axes[:, epoch + 1], found["images"], seen, strict=True):
-            blended = explain.overlay(part.images[index] / 255, unpack(one["cam"]), 0.5)
-            show_image(axis, blended.clip(0, 1), answer(one["probs"]))
-    title = f"{finding(found)}\n{strip_legend(found)}"
-    fig.suptitle(title)
-    fig.set_label(f"Heatmaps and answers for six validation images, epoch by epoch. {title}.")
-    return fig
-
-
-def strip_legend(found: dict) -> str:
-    """Explain the columns of the strip."""
-    return (
-        f"Left: the image. Then before the training and after each of {len(found['epochs']) - 1}"
-        " epochs: the most probable class, and in red the evidence for the true one"
-    )
-
-
-def plot_frame(found: dict, part: Images, epoch: int) -> Figure:
-    """Draw the six images, their heatmaps and answers after one epoch."""
-    fig, axes = new_image_grid(2, len(SHOWN), 10.5, 4.6)
-    for column, index, one, name in zip(
-        axes.T, found["images"], found["epochs"][epoch], SHOWN, strict=True
-    ):
-        blended = explain.overlay(part.images[index] / 255, unpack(one["cam"]), 0.5)
-        show_image(column[0], part.images[index], name)
-        show_image(column[1], blended.clip(0, 1), answer(one["probs"]))
-    fig.suptitle(f"after epoch {epoch}" if epoch else "before the training")
-    return fig
-
-
-def save_animation(found: dict, part: Images, path: Path) -> None:
-    """Write an animated GIF with a frame for each epoch."""
-    frames = []
-    for epoch in range(len(found["epochs"])):
-        drawn = png(plot_frame(found, part, epoch))
-        path.with_suffix(".part").write_bytes(drawn)
-        with Image.open(path.with_suffix(".part")) as picture:
-            frames.append(picture.convert("RGB"))
-    path.with_suffix(".part").unlink()
-    size = min(frame.width for frame in frames), min(frame.height for frame in frames)
-    few = [frame.resize(size).quantize(64, dither=Image.Dither.NONE) for frame in frames]
-    durations = [FRAME_MS] * (len(few) - 1) + [LAST_MS]
-    few[0].save(path, save_all=True, append_images=few[1:], duration=durations, loop=0)
-
-
-def draw(found: dict, part: Images, strip: Path = STRIP, animation: Path = ANIMATION) -> None:
-    """Write both pictures."""
-    save_figure(plot_strip(found, part), strip)
-    save_animation(found, part, animation)
 
 
 # ---- the command ---------------------------------------------------------------------------------

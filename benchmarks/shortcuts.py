@@ -14,7 +14,6 @@ is drawn at the end.
 import argparse
 import json
 import os
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,14 +21,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from cifar10.fast_loader import FastLoader
 from cifar10.images import Augmentation
 from dataload import Images, load_splits, normalize
-from evaluation.drawing import new_figure, save_figure
+from evaluation.drawing import save_figure
+from evaluation.over_epochs import NAMES, plot_shortcuts, shortcuts_title
 from training.files import write_json
 from training.hardware import choose_device, hardware
 from training.schedule import one_cycle_factor
@@ -37,8 +36,6 @@ from training.schedule import one_cycle_factor
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results" / "shortcuts.json"
 FIGURE = PROJECT / "images" / "shortcuts.png"
-NAMES = {True: "with shortcuts", False: "without shortcuts"}
-COLOURS = {True: "#0072B2", False: "#D55E00"}
 MAX_LR, WARMUP = 0.1, 0.1
 VAL_IMAGES = 2_000
 
@@ -194,10 +191,14 @@ class Store:
         settings: what is measured; states and results of other settings are not continued.
         results: the JSON file.
         states: the folder of the states.
+
+    Attributes:
+        head: the settings as the JSON file has them.
     """
 
     def __init__(self, settings: dict, results: Path, states: Path):
         self.settings, self.results, self.states = settings, results, states
+        self.head = {"layers" if key == "depth" else key: settings[key] for key in settings}
         self.states.mkdir(parents=True, exist_ok=True)
 
     def state_of(self, shortcuts: bool, seed: int) -> Path:
@@ -235,95 +236,46 @@ class Store:
 
     def write(self, shortcuts: bool, seed: int, epochs: list[dict[str, float]]) -> None:
         """Put the epochs of a network into the JSON file; other settings' results are replaced."""
-        found = read(self.results)
-        runs = found["runs"] if found and found["settings"] == self.settings else []
-        own = {"shortcuts": shortcuts, "seed": seed}
-        others = [run for run in runs if any(run[key] != own[key] for key in own)]
-        row = own | {"machine": hardware(), "epochs": epochs}
+        found = read(self.results) or {}
+        same = all(found.get(key) == value for key, value in self.head.items())
+        row = {"shortcuts": shortcuts, "seed": seed, "machine": hardware()}
+        row |= {name: [round(epoch[name], 5) for epoch in epochs] for name in epochs[0]}
+        others = [
+            run
+            for run in (found["runs"] if same else [])
+            if (run["shortcuts"], run["seed"]) != (shortcuts, seed)
+        ]
         ordered = sorted([*others, row], key=lambda run: (not run["shortcuts"], run["seed"]))
-        write_json(self.results, {"settings": self.settings, "runs": ordered})
+        write_json(self.results, self.head | {"runs": ordered})
 
 
 def read(path: Path = RESULTS) -> dict | None:
-    """Read the measured losses: 'settings' and 'runs'; None if nothing was measured yet."""
+    """Read what was measured: the settings and 'runs'; None if nothing was measured yet."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 # ---- what they show ------------------------------------------------------------------------------
 
 
-def losses_of(found: dict, shortcuts: bool, name: str) -> np.ndarray:
-    """Return a metric of the finished runs of a network, (runs, epochs)."""
-    epochs = found["settings"]["epochs"]
-    runs = [run["epochs"] for run in found["runs"] if run["shortcuts"] == shortcuts]
-    return np.array([[row[name] for row in rows] for rows in runs if len(rows) == epochs])
-
-
 def is_complete(found: dict | None) -> bool:
-    """Tell whether both networks have a finished run."""
-    return bool(found) and all(len(losses_of(found, kind, "train_loss")) for kind in NAMES)
-
-
-def summary(values: Sequence[float]) -> str:
-    """Format the mean of values, with the standard deviation if there are several."""
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
-
-
-def finding(found: dict) -> str:
-    """Say in a sentence which network learns better, chosen by the numbers."""
-    last = {kind: losses_of(found, kind, "train_loss")[:, -1].tolist() for kind in NAMES}
-    depth, n = found["settings"]["depth"], min(map(len, last.values()))
-    shown = f"{summary(last[True])} with shortcuts, {summary(last[False])} without (n = {n})"
-    if max(last[True]) < min(last[False]):
-        return f"{depth} layers learn better with shortcuts: final training loss {shown}"
-    if max(last[False]) < min(last[True]):
-        return f"{depth} layers learn better without shortcuts here: final training loss {shown}"
-    return f"No clear difference at {depth} layers in so short a training: final loss {shown}"
+    """Tell whether there are finished runs of both networks, and no others."""
+    if not found:
+        return False
+    finished = all(len(run["seconds"]) == found["epochs"] for run in found["runs"])
+    return finished and {run["shortcuts"] for run in found["runs"]} == set(NAMES)
 
 
 def conditions(found: dict) -> str:
     """Say what was trained, and how that differs from the paper."""
-    settings = found["settings"]
     return (
-        f"{settings['images']:,} training images of {settings['pixels']}x{settings['pixels']}"
-        f" pixels, {settings['epochs']} epochs; He et al. trained on 45,000 images of 32x32"
-        " pixels, for about 180 epochs"
+        f"{found['images']:,} training images of {found['pixels']}x{found['pixels']} pixels,"
+        f" {found['epochs']} epochs; He et al. trained on 45,000 of 32x32, for about 180 epochs"
     )
 
 
 def plot(found: dict) -> Figure:
-    """Draw training loss and validation loss of both networks: each run, and the mean."""
-    fig = new_figure(10.5, 4.8)
-    axes = fig.subplots(1, 2, sharey=True)
-    for axis, name in zip(axes, ("train_loss", "val_loss"), strict=True):
-        for kind in NAMES:
-            draw_runs(axis, losses_of(found, kind, name), kind)
-        part = "training images" if name == "train_loss" else "validation images"
-        axis.set(title=f"loss on {part}", xlabel="epoch")
-        axis.locator_params(axis="x", integer=True)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("cross-entropy")
-    title = f"{finding(found)}\n{conditions(found)}"
-    fig.suptitle(title)
-    fig.set_label(f"Loss curves of a deep network with and without shortcuts. {title}.")
-    return fig
-
-
-def draw_runs(axis: Axes, losses: np.ndarray, kind: bool) -> None:
-    """Draw the losses (runs, epochs) of a network: thin lines, and their mean with its name."""
-    epochs, mean = np.arange(1, losses.shape[1] + 1), losses.mean(0)
-    axis.plot(epochs, losses.T, color=COLOURS[kind], alpha=0.35, linewidth=1)
-    axis.plot(epochs, mean, color=COLOURS[kind], linewidth=2.5)
-    axis.annotate(
-        NAMES[kind],
-        (epochs[-1], mean[-1]),
-        (0, 8),
-        textcoords="offset points",
-        ha="right",
-        color=COLOURS[kind],
-        fontweight="bold",
-    )
+    """Draw training loss and validation accuracy of both networks, and say what was trained."""
+    return plot_shortcuts(found, conditions(found))
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -363,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = read(args.results)
     assert found
     save_figure(plot(found), args.figure)
-    print(finding(found))
+    print(shortcuts_title(found))
 
 
 if __name__ == "__main__":

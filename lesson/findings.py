@@ -32,6 +32,11 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
+def with_article(noun: str) -> str:
+    """Put 'a' or 'an' before a noun."""
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Format a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
@@ -50,7 +55,7 @@ def first_look(preds: Sequence[int], probs: Sequence[float], classes: Sequence[s
         classes: their names.
     """
     wrong = [
-        f"the {classes[label]} for a {classes[pred]} ({percent(prob, 0)})"
+        f"the {classes[label]} for {with_article(classes[pred])} ({percent(prob, 0)})"
         for label, (pred, prob) in enumerate(zip(preds, probs, strict=True))
         if pred != label
     ]
@@ -284,39 +289,7 @@ def confidence(logits: Tensor, labels: Tensor, temperature: float) -> str:
     )
 
 
-def robustness(accuracies: pd.DataFrame) -> str:
-    """Say which corruption costs most and which least, in the greatest strength.
-
-    Args:
-        accuracies: of evaluation.robustness.corrupted_accuracy: a row for each strength, the
-            first without corruption, and a column for each corruption.
-    """
-    clean, strongest = accuracies.iloc[0, 0], accuracies.iloc[-1].sort_values()
-    return (
-        f"Without corruption {percent(float(clean))} of these images are classified correctly. In"
-        f" the greatest strength, {strongest.index[0]} costs most: {percent(strongest.iloc[0])} are"
-        f" left. {strongest.index[-1]} costs least: {percent(strongest.iloc[-1])} are left."
-    )
-
-
 # ---- trust ---------------------------------------------------------------------------------------
-
-
-def randomization(correlation: float) -> str:
-    """Say what the correlation of heatmaps before and after randomisation means."""
-    if correlation > 0.5:
-        verdict = (
-            "the heatmaps survive the loss of all that was learned, so they show the image or the"
-            " architecture more than the network's knowledge"
-        )
-    elif correlation > 0.2:
-        verdict = "a part of each heatmap comes from the image and the architecture alone"
-    else:
-        verdict = "the heatmaps depend on what was learned; this check is passed"
-    return (
-        f"The mean rank correlation of the heatmaps with and without learned weights is"
-        f" **{correlation:.2f}** (1: the same order of cells, 0: unrelated): {verdict}."
-    )
 
 
 def deletion(areas: pd.DataFrame) -> str:
@@ -367,12 +340,12 @@ def centre_share(differences: pd.Series) -> str:
 # ---- the end -------------------------------------------------------------------------------------
 
 
-def lessons(name: str, values: Recipe, correct: float, temperature: float, top_pair: str) -> str:
+def lessons(name: str, epochs: int, correct: float, temperature: float, top_pair: str) -> str:
     """List what a run has taught.
 
     Args:
         name: of the network.
-        values: its recipe.
+        epochs: of its training.
         correct: its accuracy on the test images, a fraction.
         temperature: fitted on the validation images.
         top_pair: the two classes that are confused most; '' without an error.
@@ -380,7 +353,7 @@ def lessons(name: str, values: Recipe, correct: float, temperature: float, top_p
     kind = "overconfident" if temperature > 1 else "underconfident"
     points = [
         f"`{name}` classifies {percent(correct)} of the test images correctly after"
-        f" {values.epochs} epochs. That is one run with one seed.",
+        f" {epochs} epochs. That is one run with one seed.",
         f"It was {kind}; one number, the temperature {temperature:.2f}, brings its confidence"
         " nearer to its accuracy and changes no answer.",
         "Some of its most confident errors are errors of the labels.",
