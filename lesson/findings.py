@@ -159,10 +159,12 @@ def curves(metrics_csv: str | Path, values: Recipe) -> str:
         f"Validation accuracy rises from {percent(first['val_acc'])} after the first epoch to"
         f" {percent(last['val_acc'])} after the last."
     ]
-    above = int((epochs["val_loss"] > epochs["train_loss"]).sum())
+    above = sum(
+        val > train for val, train in zip(epochs["val_loss"], epochs["train_loss"], strict=True)
+    )
     sentences.append(losses_compared(above, len(epochs)))
     sentences.append(resolution_change(epochs, values))
-    best = int(epochs["val_loss"].argmin())
+    best = int(np.argmin(epochs["val_loss"].to_numpy()))
     if best == len(epochs) - 1:
         sentences.append("The validation loss is lowest at the very end: no overfitting to see.")
     else:
@@ -327,7 +329,7 @@ def deletion(areas: pd.DataFrame) -> str:
 
 def centre_share(differences: pd.Series) -> str:
     """Say how much of the lead over random squares an order has that never saw the image."""
-    lead, left = differences["random"], differences["centre first"]
+    lead, left = (float(differences.loc[name]) for name in ("random", "centre first"))
     if lead <= 0:
         return ""
     share = 1 - left / lead
