@@ -10,11 +10,11 @@ from collections.abc import Callable
 import albumentations as A
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from evaluation.features import stage_outputs
 from evaluation.predict import accuracy
-from models import explain
+from models import explain, resnet
 from models.stage import Network
 
 
@@ -109,6 +109,46 @@ def grad_cam(by_hand: Callable[[Tensor, Tensor], Tensor]) -> str:
         return "negative values are left in the heatmap; evidence against the class does not count."
     right = torch.allclose(got, total.relu(), atol=1e-5)
     return "" if right else "the heatmap has other values than the formula gives."
+
+
+@check
+def residual(forward: Callable[[resnet.BasicBlock, Tensor], Tensor]) -> str:
+    """Check a function that computes what a residual block returns.
+
+    Args:
+        forward: takes a block, with its conv1, bn1, conv2, bn2 and shortcut, and a feature map;
+            returns relu(F(x) + shortcut(x)).
+    """
+    generator = torch.Generator().manual_seed(0)
+    for stride in (1, 2):
+        block = resnet.BasicBlock(8, 8, stride).eval()
+        x = torch.randn(2, 8, 4, 4, generator=generator)
+        with torch.no_grad():
+            got, wanted = forward(block, x), block(x)
+            plain = block.bn2(block.conv2(block.bn1(block.conv1(x)).relu())).relu()
+        if not isinstance(got, Tensor) or got.shape != wanted.shape:
+            return (
+                f"expected a tensor of shape {tuple(wanted.shape)} with stride {stride}, got"
+                f" {tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__}."
+            )
+        if torch.allclose(got, plain, atol=1e-5):
+            return "the shortcut is missing: this is the plain block."
+        if not torch.allclose(got, wanted, atol=1e-5):
+            return f"with stride {stride} the values differ from those of BasicBlock."
+    return ""
+
+
+@check
+def halving(module: nn.Module) -> str:
+    """Check a stage that halves the 4x4 feature map of ResNet18 and keeps its 512 channels."""
+    maps = torch.randn(2, 512, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        shape = tuple(module.eval()(maps).shape)
+    if shape != (2, 512, 2, 2):
+        return f"expected feature maps of shape (2, 512, 2, 2), got {shape}."
+    if not any(isinstance(part, resnet.BasicBlock) for part in module.modules()):
+        return "the shape is right, but there is no residual block in it."
+    return ""
 
 
 @check

@@ -2,9 +2,11 @@
 
 Each control redraws the figure, and nothing else runs. They are made of ipywidgets (7.7 or 8) and
 show their figure as a PNG in an Image widget, which every front end knows. They also work without a
-front end: set a control's value, read `picture.value`.
+front end: set a control's value, read `picture.value`. A stored notebook holds a picture of the
+first state, which is shown where no kernel runs.
 """
 
+import base64
 import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -42,16 +44,42 @@ def png(fig: Figure) -> bytes:
     return file.getvalue()
 
 
-class Explorer:
+class Panel:
+    """Widgets that a notebook shows, and a picture that stands in their place without a kernel.
+
+    Attributes:
+        panel: the widget that holds all others; ipywidgets has no type for them.
+        alt: what the picture shows, for those who cannot see it.
+    """
+
+    panel: Any
+    alt: str
+
+    def still(self) -> bytes:
+        """Return the picture, a PNG file; no bytes where there is none."""
+        raise NotImplementedError
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.panel.model_id}
+        data = {"application/vnd.jupyter.widget-view+json": view, "text/plain": self.alt}
+        if still := self.still():
+            data["image/png"] = base64.b64encode(still).decode()
+        display(data, metadata={"image/png": {"alt": self.alt}}, raw=True)
+
+
+class Explorer(Panel):
     """Controls above a picture.
 
     Args:
         controls: widgets with a value; ipywidgets has no type for them.
         draw: takes the controls' values by their names and returns a Figure, or a message instead.
+        alt: what the picture shows, for those who cannot see it.
     """
 
-    def __init__(self, controls: dict[str, Any], draw: Callable[..., Figure | str]):
-        self.controls, self.draw = controls, draw
+    def __init__(self, controls: dict[str, Any], draw: Callable[..., Figure | str], alt: str):
+        self.controls, self.draw, self.alt = controls, draw, alt
         self.picture, self.message = widgets.Image(format="png"), widgets.HTML()
         for control in controls.values():
             if hasattr(control.style, "description_width"):
@@ -73,10 +101,9 @@ class Explorer:
         self.message.value = drawn if isinstance(drawn, str) else ""
         self.picture.value = b"" if isinstance(drawn, str) else png(drawn)
 
-    def _ipython_display_(self) -> None:
-        from IPython.display import display
-
-        display(self.panel)
+    def still(self) -> bytes:
+        """Return the picture that the explorer shows now."""
+        return bytes(self.picture.value)
 
 
 # ---- augmentation --------------------------------------------------------------------------------
@@ -138,6 +165,7 @@ def explore_augmentation(
             "seed": widgets.IntSlider(0, 0, 20, description="draw"),
         },
         draw,
+        "Training images above, and below each of them what the chosen transforms make of it",
     )
 
 
@@ -218,7 +246,8 @@ class ErrorExplorer(Explorer):
         self.stages = {stage.name: stage for stage in model.stages()}
         # A cache of each explorer's own: another network has other heatmaps.
         self.heatmap = functools.lru_cache(1000)(self.compute_heatmap)
-        super().__init__(self.build_controls(opacity), self.figure)
+        alt = "Misclassified images, below each the heatmaps for its predicted and its true class"
+        super().__init__(self.build_controls(opacity), self.figure, alt)
 
     def build_controls(self, opacity: float) -> dict[str, Any]:
         """Build the widgets, by the names of the arguments of `figure`."""

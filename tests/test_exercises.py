@@ -1,4 +1,4 @@
-"""Each check of an exercise fails on the unsolved cell and passes with the notebook's solution."""
+"""Each check of an exercise fails on the unsolved cell and passes with the solution."""
 
 import os
 import re
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import albumentations as A
 import nbformat
 import numpy as np
 import pytest
@@ -24,7 +25,9 @@ from tests.test_space import serve
 
 CELLS = {
     cell.id: cell.source
-    for cell in nbformat.read(PROJECT / "ERA_S12_Assignment.ipynb", as_version=4).cells
+    for name in ("ERA_S12_Assignment.ipynb", "solutions.ipynb")
+    for cell in nbformat.read(PROJECT / name, as_version=4).cells
+    if re.match(r"ex-\d|exercise-|solution-", cell.id)
 }
 NUMBERS = [int(name.removeprefix("exercise-")) for name in CELLS if name.startswith("exercise-")]
 
@@ -39,7 +42,9 @@ def namespace() -> dict:
     return {
         "exercises": exercises,
         "resnet": resnet,
+        "A": A,
         "F": F,
+        "fit_temperature": fit_temperature,
         "accuracy": accuracy,
         "val_logits": logits,
         "val_labels": labels,
@@ -47,8 +52,10 @@ def namespace() -> dict:
     }
 
 
-def test_there_are_five_with_a_solution_each():
-    assert NUMBERS == [1, 2, 3, 4, 5] and all(f"solution-{number}" in CELLS for number in NUMBERS)
+def test_there_are_seven_with_a_solution_each():
+    assert NUMBERS == [1, 2, 3, 4, 5, 6, 7] and all(
+        f"solution-{number}" in CELLS for number in NUMBERS
+    )
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -67,13 +74,14 @@ def test_the_solution_is_right(number, namespace, capsys):
 
 @pytest.mark.numeric
 def test_answers_that_are_nearly_right_are_told_why_not(capsys, namespace):
-    import albumentations as A
-
     def wrong_way(image, colours, opacity):
         return opacity * image + (1 - opacity) * colours
 
     def without_relu(maps, gradients):
         return (gradients.mean((1, 2))[:, None, None] * maps).sum(0)
+
+    def without_shortcut(block, x):
+        return F.relu(block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x))))))
 
     class OtherSize(resnet.ResNet18):
         def stages(self):
@@ -88,6 +96,11 @@ def test_answers_that_are_nearly_right_are_told_why_not(capsys, namespace):
         (exercises.grad_cam, lambda maps, gradients: maps, "shape"),
         (exercises.grad_cam, lambda maps, gradients: maps[0], "other values"),
         (exercises.grad_cam, lambda maps: maps, "TypeError"),
+        (exercises.residual, without_shortcut, "the shortcut is missing"),
+        (exercises.residual, lambda block, x: x[:1], "expected a tensor of shape (2, 8, 4, 4)"),
+        (exercises.residual, lambda block, x: block(x) + 1, "the values differ"),
+        (exercises.halving, resnet.stage(512, 512, 1), "got (2, 512, 4, 4)"),
+        (exercises.halving, torch.nn.MaxPool2d(2), "no residual block"),
         (exercises.stage, OtherSize, "but the shape of its output is"),
     ):
         assert not check(answer) and words in capsys.readouterr().out
@@ -97,7 +110,7 @@ def test_answers_that_are_nearly_right_are_told_why_not(capsys, namespace):
     )
 
 
-# ---- exercise 5, all the way ----
+# ---- exercise 7, all the way ----
 
 # What *Run all* does with the settings ARCH="Deeper", on a few images: train, export.
 RUN = """
@@ -129,13 +142,13 @@ def insert(path: Path, place: str, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """A copy of the project with exercise 5 done as its text says, with the given solution."""
+    """A copy of the project with exercise 7 done as its text says, with the given solution."""
     folder = tmp_path_factory.mktemp("copy") / "project"
     others = shutil.ignore_patterns(
         ".git", ".venv", "__pycache__", "data", "runs", "checkpoints", "logs"
     )
     shutil.copytree(PROJECT, folder, ignore=others)
-    said = dict(enumerate(re.findall(r"`([^`\n]+)`", CELLS["ex-5"])))
+    said = dict(enumerate(re.findall(r"`([^`\n]+)`", CELLS["ex-7"])))
     _, file, imports, more, registry, line, entry, _, recipes, recipe, _, arch = said.values()
     assert (file, registry, recipes, arch) == (
         "models/deeper.py",
@@ -143,7 +156,7 @@ def project(tmp_path_factory) -> Path:
         "training/recipes.py",
         'ARCH = "Deeper"',
     )
-    kind = CELLS["solution-5"].split("\nexercises.")[0]
+    kind = CELLS["solution-7"].split("\nexercises.")[0]
     (folder / file).write_text(f"{imports}\n{more}\n\n\n{kind}", encoding="utf-8")
     insert(folder / registry, "from models.fastnet import FastNet\n", f"{line}\n")
     insert(folder / registry, '"FastNet": FastNet', f", {entry}")
@@ -153,7 +166,7 @@ def project(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def own_space(project) -> Path:
-    """The Space of the network of exercise 5, trained for an epoch."""
+    """The Space of the network of exercise 7, trained for an epoch."""
     environment = os.environ | {"ERA_ARCH": "Deeper", "PYTHONPATH": str(project)}
     environment.pop("SMOKE_TEST", None)
     done = subprocess.run(

@@ -1,5 +1,6 @@
 """Each control of an explorer changes its figure; few of them run the network."""
 
+import base64
 import io
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dataload import CLASSES, normalize
-from lesson import explorers
+from dataload import CLASSES, denormalize, normalize
+from lesson import explorers, label_hunt
 from models.registry import build
+from tests.conftest import wrong_predictions
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +213,57 @@ def test_a_network_without_an_error_can_be_explored_too(model, tiny_splits):
     assert "No image fits" in explorer.message.value
     explorer.controls["source"].value = "test images"
     assert png(explorer)
+
+
+# ---- the label hunt ----
+
+
+@pytest.fixture
+def hunt(tiny_splits) -> label_hunt.LabelHunt:
+    wrong = wrong_predictions(tiny_splits.test.images[:20], tiny_splits.test.labels[:20])
+    return label_hunt.LabelHunt(wrong, CLASSES, denormalize)
+
+
+def test_the_hunt_shows_the_twelve_most_confident_errors_one_at_a_time(hunt):
+    probs = [sample.prob for sample in hunt.samples]
+    assert len(probs) == 12 and probs == sorted(probs, reverse=True) and probs[0] > 0.87
+    first = png(hunt)
+    hunt.buttons[0].click()
+    assert png(hunt) != first and "Image 2 of 12" in hunt.message.value
+
+
+def test_each_button_counts_its_verdict_and_the_tally_comes_at_the_end(hunt):
+    for index in [0, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0]:
+        assert "Northcutt" not in hunt.message.value
+        hunt.buttons[index].click()
+    told = hunt.message.value
+    assert "12 of 12 images: network wrong 7, label wrong 2, both fair 3." in told
+    assert "275" in told and "54" in told and "20%" in told and "not a random sample" in told
+    assert all(button.disabled for button in hunt.buttons)
+    hunt.judge("label wrong")  # nothing is left to judge
+    assert len(hunt.verdicts) == 12
+
+
+def test_a_hunt_without_errors_says_so():
+    hunt = label_hunt.LabelHunt([], CLASSES, denormalize)
+    assert "nothing to judge" in hunt.message.value and hunt.still() == b""
+
+
+# ---- stored notebooks ----
+
+
+def test_a_stored_notebook_holds_a_picture_of_each(explorer, hunt, tiny_splits, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        "IPython.display.display", lambda data, metadata, raw: shown.append((data, metadata))
+    )
+    augmentation = explorers.explore_augmentation(
+        tiny_splits.train.images[:2], tiny_splits.train.labels[:2]
+    )
+    for panel in (augmentation, explorer, hunt):
+        panel._ipython_display_()
+    for (data, metadata), panel in zip(shown, (augmentation, explorer, hunt), strict=True):
+        assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
+        assert metadata["image/png"]["alt"] == data["text/plain"] == panel.alt
+        view = data["application/vnd.jupyter.widget-view+json"]
+        assert view["model_id"] == panel.panel.model_id and len(panel.alt) > 20

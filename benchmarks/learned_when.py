@@ -1,0 +1,206 @@
+"""Record what a network thinks of six validation images epoch by epoch, and draw it.
+
+    python -m benchmarks.learned_when                # FastNet's recipe of eight epochs
+    python -m benchmarks.learned_when fastnet-2      # another one
+
+Before the training and after each of its epochs, the probabilities of all classes and the Grad-CAM
+heatmap for the true class go to benchmarks/results/learned_when.json. An interrupted run continues
+where it ended, as every training of the project does. At the end images/learned_when.png, a strip,
+and images/learned_when.gif, an animation, are drawn: the JSON holds no pixels of the images.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+
+from dataload import CLASSES, CIFAR10DataModule, Images, load_splits, normalize
+from evaluation.drawing import save_figure
+from evaluation.over_epochs import Learned, epoch_snapshot, plot_learned, save_gif
+from training.classifier import LitClassifier
+from training.hardware import hardware
+from training.lightning_output import quiet_lightning
+from training.options import RunOptions
+from training.recipes import RECIPES, Recipe
+from training.resume import start_or_resume
+from training.run_folder import RunLock, archive_run, run_folder, run_identity
+from training.runs import build_datamodule, fit
+
+PROJECT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results" / "learned_when.json"
+STRIP, ANIMATION = (PROJECT / "images" / f"learned_when.{kind}" for kind in ("png", "gif"))
+SHOWN = ("airplane", "ship", "truck", "bird", "cat", "horse")  # the first image of each
+
+# ---- recording -----------------------------------------------------------------------------------
+
+
+def chosen_images(part: Images) -> list[int]:
+    """Return the index of the first image of each class that is shown."""
+    return [int((part.labels == CLASSES.index(name)).argmax()) for name in SHOWN]
+
+
+class Recorder(pl.Callback):
+    """A callback that writes what the network thinks after each epoch.
+
+    Args:
+        path: of the JSON file.
+        metadata: what is recorded; a file with other metadata is replaced.
+        part: the validation images.
+    """
+
+    def __init__(self, path: Path, metadata: dict, part: Images):
+        self.path, self.metadata, self.part = path, metadata, part
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Record the network as it is before the training."""
+        if trainer.current_epoch == 0:
+            self.record(0, module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Record the network after an epoch."""
+        self.record(trainer.current_epoch + 1, module)
+
+    def record(self, epoch: int, module: pl.LightningModule) -> None:
+        """Write an epoch into the file, in the place of one of the same number."""
+        assert isinstance(module, LitClassifier)
+        earlier = epochs_of(read(self.path), self.metadata)[:epoch]
+        images = self.part.images[self.metadata["images"]]
+        batch = normalize(images).to(module.device)
+        seen = {"epoch": epoch} | epoch_snapshot(module.model, batch, self.metadata["labels"])
+        write_compact(self.path, self.metadata | {"epochs": [*earlier, seen]})
+
+
+def write_compact(path: Path, value: dict) -> None:
+    """Write a JSON file whole or not at all, a line for each epoch."""
+    head = json.dumps({key: value[key] for key in value if key != "epochs"})[:-1]
+    epochs = ",\n".join(json.dumps(epoch, separators=(",", ":")) for epoch in value["epochs"])
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(f'{head}, "epochs": [\n{epochs}\n]}}\n', encoding="utf-8")
+    partial.replace(path)
+
+
+def metadata_of(recipe_name: str, data: CIFAR10DataModule) -> dict:
+    """Return what is recorded: the recipe, the seed, the machine, the images and their labels."""
+    return {
+        "recipe": recipe_name,
+        "seed": data.seed,
+        "machine": hardware(),
+        "classes": list(CLASSES),
+        "images": chosen_images(data.splits.val),
+        "labels": [CLASSES.index(name) for name in SHOWN],
+    }
+
+
+def epochs_of(found: dict | None, metadata: dict) -> list[dict]:
+    """Return the epochs that were recorded with this metadata, the first before the training."""
+    known = {key: value for key, value in (found or {}).items() if key != "epochs"}
+    return found["epochs"] if found and known == metadata else []
+
+
+def record_run(recipe: Recipe, root: Path, results: Path, data: CIFAR10DataModule, metadata: dict):
+    """Train by a recipe, or continue, and record each epoch.
+
+    Args:
+        recipe: the hyperparameters.
+        root: the folder of the runs.
+        results: the JSON file.
+        data: the loaders, made by build_datamodule.
+        metadata: what metadata_of returned.
+    """
+    quiet_lightning()
+    options = RunOptions(seed=data.seed)
+    identity = run_identity(recipe, data, options)
+    folder = run_folder(root, identity)
+    root.mkdir(parents=True, exist_ok=True)
+    started = folder / "started.json"
+    if started.exists() and not epochs_of(read(results), metadata):
+        archive_run(folder, True, read(started))  # its epochs were not recorded
+    with RunLock(folder) as lock:
+        started = start_or_resume(folder, identity, recipe, data, options)
+        lock.started = started
+        recorder = Recorder(results, metadata, data.splits.val)
+        fit(folder, started, data, options, [lock, recorder])
+
+
+def read(path: Path = RESULTS) -> dict | None:
+    """Read what was recorded; None if there is nothing yet."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+# ---- what it shows -------------------------------------------------------------------------------
+
+
+def learned(found: dict, part: Images) -> Learned:
+    """Put what was recorded and the validation images together, to be drawn."""
+    return Learned(found, part.images[found["images"]] / 255)
+
+
+def draw(found: dict, part: Images, strip: Path = STRIP, animation: Path = ANIMATION) -> None:
+    """Write the strip and the animation."""
+    save_figure(plot_learned(learned(found, part)), strip)
+    save_gif(learned(found, part), animation)
+
+
+def learned_after(found: dict) -> dict[str, int | None]:
+    """Return the epoch from which on each image is classified correctly, None if it never is.
+
+    Args:
+        found: what was recorded; epoch 0 is before the training.
+    """
+    answers = {}
+    for i, name in enumerate(SHOWN):
+        label = CLASSES.index(name)
+        right = [int(np.argmax(seen["probabilities"][i])) == label for seen in found["epochs"]]
+        wrong = [epoch for epoch, correct in enumerate(right) if not correct]
+        first = wrong[-1] + 1 if wrong else 0
+        answers[name] = first if first < len(right) else None
+    return answers
+
+
+def finding(found: dict) -> str:
+    """Say in a sentence which images are learned first and last."""
+    epochs = learned_after(found)
+    known = {name: epoch for name, epoch in epochs.items() if epoch is not None}
+    never = [name for name, epoch in epochs.items() if epoch is None]
+    missing = f"; never: {', '.join(never)}" if never else ""
+    if not known:
+        return f"None of the {len(epochs)} images is classified correctly at the end"
+    early, late = min(known.values()), max(known.values())
+    first = ", ".join(name for name, epoch in known.items() if epoch == early)
+    last = ", ".join(name for name, epoch in known.items() if epoch == late)
+    if early == late:
+        return f"From epoch {early} on correct: {first}{missing}"
+    return f"Learned first: {first} (epoch {early}); last: {last} (epoch {late}){missing}"
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train and record, then draw."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", nargs="?", default="fastnet-8", choices=list(RECIPES))
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--root", type=Path, default=Path("checkpoints/learned-when"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args(arguments)
+    recipe = RECIPES[args.recipe]
+    splits = load_splits(os.environ.get("DATA_DIR", "data"), args.seed)
+    data = build_datamodule(recipe, splits, args.seed, fast=True)
+    metadata = metadata_of(args.recipe, data)
+    if len(epochs_of(read(args.results), metadata)) <= recipe.epochs:
+        record_run(recipe, args.root, args.results, data, metadata)
+    found = read(args.results)
+    assert found
+    draw(found, splits.val)
+    print(finding(found))
+
+
+if __name__ == "__main__":
+    main()

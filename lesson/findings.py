@@ -1,0 +1,369 @@
+"""The sentences of the notebooks that depend on the run: computed, and chosen by the numbers.
+
+Each function returns Markdown. Fractions become percentages here and nowhere else.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from evaluation.calibration import expected_calibration_error
+from evaluation.errors import Misclassified, class_accuracy, most_confused
+from models.registry import NETWORKS, build
+from training.classifier import LOW_RESOLUTION
+from training.console import format_duration
+from training.history import epoch_means, read_table
+from training.recipes import Recipe, multiply_adds
+
+VEHICLES = {"airplane", "automobile", "ship", "truck"}
+
+
+def percent(fraction: float, decimals: int = 1) -> str:
+    """Format a fraction, as in 94.4 %."""
+    return f"{100 * fraction:.{decimals}f} %"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join names, as in 'a, b and c'."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def with_article(noun: str) -> str:
+    """Put 'a' or 'an' before a noun."""
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Format a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+
+
+# ---- before the training -------------------------------------------------------------------------
+
+
+def first_look(preds: Sequence[int], probs: Sequence[float], classes: Sequence[str]) -> str:
+    """Say which pictures, one of each class in their order, are named correctly.
+
+    Args:
+        preds: the predicted class of each picture.
+        probs: the probability of that class.
+        classes: their names.
+    """
+    wrong = [
+        f"the {classes[label]} for {with_article(classes[pred])} ({percent(prob, 0)})"
+        for label, (pred, prob) in enumerate(zip(preds, probs, strict=True))
+        if pred != label
+    ]
+    if not wrong:
+        return "All answers are correct. Red marks the evidence for the answer that stands above."
+    return f"It takes {listed(wrong)}. Red marks the evidence for the answer that stands above."
+
+
+def budgets(rows: Sequence[Mapping]) -> str:
+    """Tabulate what recipes reached and how long that took, the quickest first.
+
+    Args:
+        rows: of benchmarks/results/accuracy.json.
+    """
+    cells = [
+        [
+            row["network"],
+            f"`{row['recipe']}`",
+            row["epochs"],
+            format_duration(row["seconds"]),
+            row["machine"],
+            percent(row["val_single"]),
+        ]
+        for row in sorted(rows, key=lambda row: row["seconds"])
+    ]
+    head = ("network", "recipe", "epochs", "training", "on", "validation accuracy")
+    return table(head, cells)
+
+
+def networks() -> str:
+    """Tabulate the networks: parameters, multiply-adds for an image, sizes of the feature maps."""
+    rows = []
+    for name in NETWORKS:
+        model = build(name)
+        sizes = ", ".join(str(stage.size) for stage in model.stages())
+        parameters = sum(p.numel() for p in model.parameters())
+        rows.append([f"`{name}`", f"{parameters:,}", f"{multiply_adds(name):,} million", sizes])
+    head = ("network", "parameters", "multiply-adds", "stages: side of the feature maps, pixels")
+    return table(head, rows)
+
+
+MEANINGS = {
+    "network": "which network is trained",
+    "epochs": "passes through all training images",
+    "batch_size": "images per step",
+    "micro_batch": "images that pass through the network at a time without a GPU; their gradients"
+    " are added up (0: the whole batch)",
+    "max_lr": "peak learning rate of SGD",
+    "bias_lr": "peak learning rate of the biases (0: as above)",
+    "muon_lr": "peak learning rate of the filters that Muon trains (0: SGD trains them)",
+    "momentum": "how much of the earlier steps each step keeps",
+    "weight_decay": "how strongly weights are pulled towards zero",
+    "label_smoothing": "the part of the target that is spread over all classes, against"
+    " overconfidence",
+    "warmup": "fraction of the steps before the peak learning rate",
+    "bn_momentum": "weight of the newest batch in BatchNorm's running statistics",
+    "padding": "training images are shifted by up to this many pixels",
+    "cutout": "side of the masked square in pixels (0: none)",
+    "low_res": f"fraction of the steps on images of {LOW_RESOLUTION}x{LOW_RESOLUTION} pixels, at"
+    " the start",
+}
+
+
+def recipe(name: str, values: Recipe) -> str:
+    """Tabulate the hyperparameters of a recipe and what each of them does."""
+    rows = [[f"`{key}`", value, MEANINGS[key]] for key, value in vars(values).items()]
+    return f"Recipe `{name}`:\n\n" + table(("hyperparameter", "value", "meaning"), rows)
+
+
+def overfitting(losses: Sequence[float], correct: float) -> str:
+    """Say what a loop on a single batch has learned.
+
+    Args:
+        losses: of each step.
+        correct: the fraction of the batch that is classified correctly at the end.
+    """
+    fell = f"The loss went from {losses[0]:.2f} to {losses[-1]:.2f} in {len(losses)} steps"
+    if losses[-1] > losses[0] / 2:
+        return (
+            f"{fell}: that is too little, so the loop, the learning rate or the labels are wrong."
+        )
+    return (
+        f"{fell}, and {percent(correct, 0)} of the batch are classified correctly: the network has"
+        " learned this one batch by heart. That is useless in itself and the best test of a loop."
+    )
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+def curves(metrics_csv: str | Path, values: Recipe) -> str:
+    """Say what the curves of a run show.
+
+    Args:
+        metrics_csv: the table of the run; accuracies are fractions.
+        values: the recipe of the run.
+    """
+    epochs = epoch_means(read_table(metrics_csv)).dropna(subset=["train_loss", "val_loss"])
+    first, last = epochs.iloc[0], epochs.iloc[-1]
+    sentences = [
+        f"Validation accuracy rises from {percent(first['val_acc'])} after the first epoch to"
+        f" {percent(last['val_acc'])} after the last."
+    ]
+    above = sum(
+        val > train for val, train in zip(epochs["val_loss"], epochs["train_loss"], strict=True)
+    )
+    sentences.append(losses_compared(above, len(epochs)))
+    sentences.append(resolution_change(epochs, values))
+    best = int(np.argmin(epochs["val_loss"].to_numpy()))
+    if best == len(epochs) - 1:
+        sentences.append("The validation loss is lowest at the very end: no overfitting to see.")
+    else:
+        sentences.append(
+            f"The validation loss is lowest in epoch {best + 1} and higher at the end: the run"
+            " overfits, or its last steps went astray."
+        )
+    gap = last["train_acc"] - last["val_acc"]
+    if gap > 0:
+        sentences.append(
+            f"In the last epoch the accuracy on training images is {100 * gap:.1f} percentage"
+            " points above that on validation images: this gap is what augmentation and weight"
+            " decay work against."
+        )
+    return " ".join(filter(None, sentences))
+
+
+def losses_compared(above: int, epochs: int) -> str:
+    """Say in how many epochs the validation loss is above the training loss, and why that is."""
+    if above == 0:
+        return (
+            f"Validation loss is below training loss in all {epochs} epochs: training images are"
+            " augmented, and their loss is measured while the network still improves."
+        )
+    counted = f"all {epochs}" if above == epochs else f"{above} of {epochs}"
+    return f"Validation loss is above training loss in {counted} epochs."
+
+
+def resolution_change(epochs: pd.DataFrame, values: Recipe) -> str:
+    """Say what happens where the training images become larger; '' if they do not.
+
+    Args:
+        epochs: a row for each epoch, with train_loss.
+        values: the recipe of the run.
+    """
+    change = math.ceil(values.low_res * len(epochs))  # epochs before the first at full resolution
+    if not 0 < change < len(epochs):
+        return ""
+    before, after = epochs["train_loss"].iloc[change - 1], epochs["train_loss"].iloc[change]
+    where = f"from {LOW_RESOLUTION} to 32 pixels after epoch {values.low_res * len(epochs):g}"
+    if after < before:
+        return (
+            f"The change {where} brings more detail: the training loss steps down from"
+            f" {before:.2f} to {after:.2f}."
+        )
+    return f"The change {where} leaves no step in the training loss."
+
+
+# ---- evaluation ----------------------------------------------------------------------------------
+
+
+def test_accuracy(errors: int, images: int, tta: float | None) -> str:
+    """Say how accurate the network is on the test images, and how exactly that is known.
+
+    Args:
+        errors: misclassified images.
+        images: test images.
+        tta: the accuracy with test-time augmentation; None: it was not measured.
+    """
+    correct = 1 - errors / images
+    half = 1.96 * math.sqrt(correct * (1 - correct) / images)
+    sentences = [
+        f"**{percent(correct, 2)}** of {images:,} test images are classified correctly. Other test"
+        f" images of the same kind would give another number: the 95 % interval is"
+        f" ± {100 * half:.1f} percentage points."
+    ]
+    if tta is not None:
+        change = 100 * (tta - correct)
+        verdict = "within that interval" if abs(change) <= 100 * half else "more than chance"
+        sentences.append(
+            f"With test-time augmentation it is {percent(tta, 2)}, a change of {change:+.2f}"
+            f" percentage points, {verdict}."
+        )
+    return " ".join(sentences)
+
+
+def by_class(wrong: Sequence[Misclassified], labels: np.ndarray, classes: Sequence[str]) -> str:
+    """Tabulate the accuracy of each class, the highest first."""
+    accuracies = class_accuracy(wrong, labels, classes).sort_values(ascending=False)
+    cells = [[name, percent(value)] for name, value in accuracies.items()]
+    best, worst = accuracies.index[0], accuracies.index[-1]
+    finding = (
+        f"Easiest: {best} ({percent(accuracies.iloc[0])}). Hardest: {worst}"
+        f" ({percent(accuracies.iloc[-1])})."
+    )
+    return f"{finding}\n\n{table(('class', 'accuracy'), cells)}"
+
+
+def confusions(wrong: Sequence[Misclassified], classes: Sequence[str]) -> str:
+    """Say which classes are confused most, and how often an animal and a vehicle are."""
+    if not wrong:
+        return "Nothing is confused: every test image was classified correctly."
+    pairs = most_confused(wrong, classes)
+    top = pairs.iloc[0]
+    crossed = sum(
+        (classes[sample.label] in VEHICLES) != (classes[sample.pred] in VEHICLES)
+        for sample in wrong
+    )
+    return (
+        f"{str(top['pair']).capitalize()} are confused most: {top['images']} of {len(wrong)} errors"
+        f" ({percent(top['images'] / len(wrong), 0)}). An animal and a vehicle are confused in"
+        f" {crossed} errors ({percent(crossed / len(wrong), 0)}). The most frequent pairs, in"
+        " either direction:\n\n"
+        + table(("pair", "images"), [list(row) for row in pairs.itertuples(index=False)])
+    )
+
+
+def confidence(logits: Tensor, labels: Tensor, temperature: float) -> str:
+    """Say whether the network is overconfident, and what its temperature changes.
+
+    Args:
+        logits: of test images, (N, num_classes).
+        labels: (N,).
+        temperature: divides the logits.
+    """
+    before = expected_calibration_error(logits, labels)
+    after = expected_calibration_error(logits, labels, temperature)
+    kind = "overconfident" if temperature > 1 else "underconfident"
+    change = "falls" if after < before else "does not fall: it goes"
+    return (
+        f"The temperature is {temperature:.2f}: the network was {kind}. The expected calibration"
+        f" error (ECE) on the test images {change} from {percent(before, 2)} to"
+        f" {percent(after, 2)}. The accuracy is the same, for no answer changes."
+    )
+
+
+# ---- trust ---------------------------------------------------------------------------------------
+
+
+def deletion(areas: pd.DataFrame) -> str:
+    """Say which controls the heatmaps beat, and what that leaves to trust.
+
+    Args:
+        areas: of evaluation.saliency_checks.deletion_areas: the first row is the heatmap's.
+    """
+    controls = areas.iloc[1:]
+    beaten = [str(name) for name in controls.index[controls["from"] > 0]]
+    lost = [str(name) for name in controls.index[controls["to"] < 0]]
+    open_ones = [str(name) for name in controls.index if name not in (*beaten, *lost)]
+    sentences = []
+    if beaten:
+        sentences.append(
+            f"Masking by the heatmap lowers the probability sooner than {listed(beaten)}."
+        )
+    if open_ones:
+        sentences.append(
+            f"Against {listed(open_ones)} the interval holds zero: no difference is shown."
+        )
+    if lost:
+        sentences.append(f"It is later than {listed(lost)}.")
+    if {"random", "centre first"} <= set(controls.index):
+        sentences.append(centre_share(controls["difference"]))
+    fair = [name for name in ("another image's heatmap", "centre first") if name in controls.index]
+    sentences.append(
+        "**So these heatmaps do say something about their own image, within these limits.**"
+        if set(fair) <= set(beaten)
+        else "**So on these images the heatmaps are not shown to know more than where objects"
+        " usually are.**"
+    )
+    return " ".join(filter(None, sentences))
+
+
+def centre_share(differences: pd.Series) -> str:
+    """Say how much of the lead over random squares an order has that never saw the image."""
+    lead, left = (float(differences.loc[name]) for name in ("random", "centre first"))
+    if lead <= 0:
+        return ""
+    share = 1 - left / lead
+    return (
+        f"Squares near the centre first, chosen without any network, reach {percent(share, 0)} of"
+        " the heatmap's lead over random squares."
+    )
+
+
+# ---- the end -------------------------------------------------------------------------------------
+
+
+def lessons(name: str, epochs: int, correct: float, temperature: float, top_pair: str) -> str:
+    """List what a run has taught.
+
+    Args:
+        name: of the network.
+        epochs: of its training.
+        correct: its accuracy on the test images, a fraction.
+        temperature: fitted on the validation images.
+        top_pair: the two classes that are confused most; '' without an error.
+    """
+    kind = "overconfident" if temperature > 1 else "underconfident"
+    points = [
+        f"`{name}` classifies {percent(correct)} of the test images correctly after"
+        f" {epochs} epochs. That is one run with one seed.",
+        f"It was {kind}; one number, the temperature {temperature:.2f}, brings its confidence"
+        " nearer to its accuracy and changes no answer.",
+        "Some of its most confident errors are errors of the labels.",
+        "A heatmap is a hint: a few cells, scaled to their own range, for one class at a time. How"
+        " much it can be trusted has to be measured, with controls that are hard to beat.",
+        "The network knows ten classes. It gives every picture one of them, whatever the picture"
+        " shows.",
+    ]
+    if top_pair:
+        points.insert(2, f"It confuses {top_pair} most.")
+    return "\n".join(f"- {point}" for point in points)

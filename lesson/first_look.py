@@ -1,0 +1,66 @@
+"""The first thing a reader sees: a trained network on ten pictures, and where it looked."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+
+from dataload import IMAGE_SIZE, normalize
+from evaluation.drawing import new_image_grid, show_image
+from models import explain
+from models.stage import Network
+
+
+def read_pictures(folder: str | Path, classes: Sequence[str]) -> np.ndarray:
+    """Read a picture of each class, <class>.png, as the square of pixels that a network sees.
+
+    Args:
+        folder: of the pictures.
+        classes: their names.
+
+    Returns:
+        uint8 RGB (num_classes, 32, 32, 3); what is transparent is white.
+    """
+    size, images = (IMAGE_SIZE, IMAGE_SIZE), []
+    for name in classes:
+        with Image.open(Path(folder) / f"{name}.png") as file:
+            picture = file.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        opaque = Image.alpha_composite(white, picture).convert("RGB")
+        images.append(np.array(ImageOps.fit(opaque, size, Image.Resampling.LANCZOS)))
+    return np.stack(images)
+
+
+def look(
+    model: Network, images: np.ndarray, classes: Sequence[str], temperature: float | None = None
+) -> tuple[Figure, list[int], list[float]]:
+    """Draw pictures above the heatmaps for the classes that a network predicts.
+
+    Args:
+        model: the network.
+        images: uint8 RGB (N, 32, 32, 3), one of each class.
+        classes: their names.
+        temperature: divides the logits, if the network has one.
+
+    Returns:
+        The figure, the predicted classes, and their probabilities.
+    """
+    batch = normalize(images)
+    with torch.no_grad():
+        probs, preds = (model.eval()(batch) / (temperature or 1)).softmax(1).max(1)
+    cams = explain.gradcam(model, model.stages()[-1].module, batch, preds.tolist())
+    half = (len(images) + 1) // 2
+    fig, axes = new_image_grid(4, half, 10.5, 9.2)
+    for i, (image, cam) in enumerate(zip(images, cams, strict=True)):
+        row, column = 2 * (i // half), i % half
+        said = f"{classes[preds[i]]} {probs[i]:.0%}"
+        show_image(axes[row, column], image, said)
+        show_image(axes[row + 1, column], explain.overlay(image / 255, cam, 0.5).clip(0, 1))
+    found = sum(int(pred) == label for label, pred in enumerate(preds))
+    title = f"The network names {found} of {len(images)} pictures correctly"
+    fig.suptitle(f"{title}; below each, the evidence for its answer in red")
+    fig.set_label(f"Ten pictures with the network's answers and their heatmaps. {title}.")
+    return fig, preds.tolist(), probs.tolist()

@@ -1,0 +1,161 @@
+"""Sentences are chosen by the numbers, and hold the numbers."""
+
+import numpy as np
+import pandas as pd
+import torch
+
+from dataload import CLASSES
+from lesson import findings, first_look, measured
+from models.registry import build
+from tests.conftest import wrong_predictions
+from training.recipes import RECIPES, Recipe
+
+
+def csv_of(tmp_path, train, val, gap=0.1) -> str:
+    rows = [
+        {
+            "epoch": e,
+            "train_loss": t,
+            "val_loss": v,
+            "train_acc": 0.5 + gap + e / 20,
+            "val_acc": 0.5 + e / 20,
+        }
+        for e, (t, v) in enumerate(zip(train, val, strict=True))
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "metrics.csv", index=False)
+    return tmp_path / "metrics.csv"
+
+
+def test_the_curves_say_which_loss_is_higher_and_where_the_images_grow(tmp_path):
+    recipe = Recipe("FastNet", epochs=4, low_res=0.5)
+    told = findings.curves(csv_of(tmp_path, [2, 1.5, 1, 0.9], [2.5, 2, 1.9, 1.8]), recipe)
+    assert "from 50.0 % after the first epoch to 65.0 %" in told
+    assert "above training loss in all 4 epochs" in told
+    assert (
+        "from 24 to 32 pixels after epoch 2 brings more detail" in told and "1.50 to 1.00" in told
+    )
+    assert "no overfitting" in told and "10.0 percentage points above" in told
+
+
+def test_other_curves_get_other_sentences(tmp_path):
+    recipe = Recipe("FastNet", epochs=3, low_res=0)
+    told = findings.curves(csv_of(tmp_path, [2, 1.5, 1], [1.9, 0.9, 1.1], gap=-0.1), recipe)
+    assert "above training loss in 1 of 3 epochs" in told and "pixels" not in told
+    assert "lowest in epoch 2 and higher at the end" in told and "percentage points" not in told
+    below = findings.curves(csv_of(tmp_path, [2, 1.5], [1.9, 0.9]), recipe)
+    assert "below training loss in all 2 epochs" in below
+    late = findings.resolution_change(
+        pd.DataFrame({"train_loss": [1, 1.1]}), Recipe("FastNet", low_res=0.5)
+    )
+    assert "leaves no step" in late
+
+
+def test_the_accuracy_has_an_interval():
+    told = findings.test_accuracy(500, 10_000, 0.956)
+    assert "**95.00 %** of 10,000" in told and "± 0.4 percentage points" in told
+    assert "+0.60 percentage points, more than chance" in told
+    assert "within that interval" in findings.test_accuracy(500, 10_000, 0.951)
+    assert "test-time" not in findings.test_accuracy(500, 10_000, None)
+
+
+def test_confusions_count_pairs_and_animals_for_vehicles(tiny_splits):
+    # Each class is taken for the next one: (1, 2) and (7, 8) are an automobile for a bird, and a
+    # horse for a ship; (9, 0) is a truck for an airplane.
+    wrong = wrong_predictions(tiny_splits.test.images[:10], tiny_splits.test.labels[:10])
+    told = findings.confusions(wrong, CLASSES)
+    assert "1 of 10 errors (10 %)" in told and "confused in 2 errors (20 %)" in told
+    assert "every test image" in findings.confusions([], CLASSES)
+
+
+def test_the_first_look_names_what_is_wrong():
+    preds = [*range(9), 1]
+    told = findings.first_look(preds, [0.9] * 10, CLASSES)
+    assert told.startswith("It takes the truck for an automobile (90 %).")
+    assert findings.first_look(range(10), [0.9] * 10, CLASSES).startswith("All answers are correct")
+
+
+def test_confidence_follows_the_temperature():
+    logits, labels = 9 * torch.eye(4)[[0, 1, 2, 3]], torch.tensor([0, 1, 2, 0])
+    assert "was overconfident" in findings.confidence(logits, labels, 5.0)
+    assert "does not fall" in findings.confidence(logits, labels, 0.1)
+
+
+def areas(centre: tuple, other: tuple, random=(0.2, 0.15, 0.25)) -> pd.DataFrame:
+    rows = {
+        "heatmap": (0, 0, 0),
+        "another image's heatmap": other,
+        "centre first": centre,
+        "random": random,
+    }
+    table = pd.DataFrame(rows, index=["difference", "from", "to"]).T
+    return table.assign(area=0.4 + table["difference"])
+
+
+def test_trust_is_what_the_fair_controls_leave():
+    good = findings.deletion(areas((0.1, 0.05, 0.15), (0.1, 0.05, 0.15)))
+    assert "sooner than another image's heatmap, centre first and random" in good
+    assert "do say something about their own image" in good and "reach 50 % of" in good
+    poor = findings.deletion(areas((0.01, -0.02, 0.04), (0.1, 0.05, 0.15)))
+    assert (
+        "Against centre first the interval holds zero" in poor and "not shown to know more" in poor
+    )
+    worse = findings.deletion(areas((-0.1, -0.2, -0.05), (0.1, 0.05, 0.15)))
+    assert "It is later than centre first" in worse and "not shown to know more" in worse
+
+
+def test_a_loop_that_learns_nothing_is_called_wrong():
+    assert "by heart" in findings.overfitting([2.3, 1.0, 0.1], 1.0)
+    assert "too little" in findings.overfitting([2.3, 2.2], 0.1)
+
+
+def test_every_hyperparameter_has_a_meaning():
+    assert set(findings.MEANINGS) == set(vars(next(iter(RECIPES.values()))))
+    told = findings.recipe("fastnet-8", RECIPES["fastnet-8"])
+    assert all(f"| `{name}` |" in told for name in findings.MEANINGS)
+
+
+def test_the_table_of_networks_has_their_parameters():
+    told = findings.networks()
+    assert "| `ResNet18` | 11,173,962 | 555 million | 32, 16, 8, 4 |" in told
+
+
+def test_the_lessons_are_of_this_run():
+    told = findings.lessons("FastNet", 8, 0.9319, 0.49, "cat and dog")
+    assert "`FastNet` classifies 93.2 %" in told and "8 epochs" in told
+    assert "underconfident" in told and "confuses cat and dog" in told
+    assert "overconfident" in findings.lessons("FastNet", 8, 0.9, 1.5, "")
+
+
+# ---- the first look, and what is not measured twice ----
+
+
+def test_the_first_look_reads_a_square_of_each_class(pictures):
+    images = first_look.read_pictures(pictures, CLASSES)
+    assert images.shape == (10, 32, 32, 3) and images.dtype == np.uint8
+    assert (images[:, 0, 0] == 255).all()  # transparent corners are white
+
+
+def test_the_first_look_counts_correct_answers(tiny_splits):
+    torch.manual_seed(0)
+    fig, preds, probs = first_look.look(
+        build("FastNet"), tiny_splits.test.images[:10], CLASSES, 2.0
+    )
+    found = sum(pred == label for label, pred in enumerate(preds))
+    assert len(preds) == len(probs) == 10
+    assert f"names {found} of 10 pictures correctly" in fig.get_suptitle() and fig.get_label()
+
+
+def test_the_accuracy_with_tta_is_looked_up_for_the_same_weights_only(monkeypatch):
+    torch.manual_seed(0)
+    model, other = build("FastNet"), build("FastNet")
+    same = build("FastNet")
+    same.load_state_dict(model.state_dict())
+    ran = []
+    monkeypatch.setattr(
+        measured, "predict", lambda *_, tta: ran.append(tta) or (torch.eye(2), torch.tensor([0, 0]))
+    )
+    facts = {"test_acc_tta": 0.947}
+    assert measured.tta_accuracy(model, "cpu", None, (same, facts)) == 0.947 and not ran
+    assert measured.tta_accuracy(model, "cpu", None, (other, facts)) == 0.5 and ran == [True]
+    assert measured.tta_accuracy(model, "cpu", None, None) == 0.5
+    assert measured.tta_accuracy(model, "cpu", None, (same, {"test_acc_tta": None})) == 0.5
