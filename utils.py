@@ -40,8 +40,11 @@ __all__ = [
 APP_FOLDER = Path(__file__).resolve().parent / "space"
 APP_FILES = (
     "app.py",
+    "batches.py",
+    "checks.py",
     "pictures.py",
     "uploads.py",
+    "style.css",
     "about.md",
     "README.md",
     "requirements.txt",
