@@ -42,6 +42,8 @@ APP_FILES = (
     "app.py",
     "batches.py",
     "checks.py",
+    "classifier.py",
+    "drawing.py",
     "pictures.py",
     "uploads.py",
     "style.css",

@@ -5,8 +5,6 @@ folder alone.
 """
 
 import contextlib
-import ctypes
-import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,14 +19,16 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no telemetry
 
 import gradio as gr
 import numpy as np
-import torch
 from gradio.processing_utils import save_file_to_cache
 from gradio.themes import Default
 from PIL import Image
 
-from batches import Batches
 from checks import Blocks, check_choice, check_flag, check_number
-from models.bundle import load_bundle
+
+# Before others import from models/: it checks what is there.
+from classifier import CLASSES, META, MODEL, NETWORK, SIZE, STAGES, TILES
+from drawing import Panel, blend, colour_bar, draw
+from models.explain import METHODS, logit_of, top_logit
 from pictures import preprocess
 
 # Hugging Face's ZeroGPU starts no app without a function for its GPU.
@@ -37,108 +37,28 @@ with contextlib.suppress(ImportError):
 
     spaces.GPU(lambda: None)
 
-with contextlib.suppress(Exception):  # of glibc, M_ARENA_MAX: a heap per thread makes memory grow
-    ctypes.CDLL(None).mallopt(-8, 1)
-
 HERE = Path(__file__).resolve().parent
-MODEL, META = load_bundle(HERE)  # checks the other sources as well, so they are imported after it
-from models.explain import METHODS, classify_and_explain, colorize, logit_of, overlay, top_logit
-
-CLASSES, SIZE = META["classes"], META["image_size"]
-STAGES = {stage.name: stage for stage in MODEL.stages()}
 EXAMPLES = [path for name in CLASSES if (path := HERE / "examples" / f"{name}.png").is_file()]
 ANY = "any class"
-MAX_CLASSES = min(10, len(CLASSES))
-
-# ---- the network ---------------------------------------------------------------------------------
-
-
-def normalize(image: np.ndarray) -> torch.Tensor:
-    """Normalise an image as in the test: uint8 RGB (32, 32, 3) -> float (1, 3, 32, 32)."""
-    values = (image.astype(np.float32) / 255 - np.float32(META["mean"])) / np.float32(META["std"])
-    return torch.from_numpy(values).permute(2, 0, 1)[None].contiguous()
-
-
-def run_network(key: tuple[str, str] | None, items: list[tuple]) -> list[tuple]:
-    """Compute a batch.
-
-    Args:
-        key: stage and method of the heatmaps, or None if there are none.
-        items: of each image its pixels, uint8 RGB (32, 32, 3), and the logits to explain.
-
-    Returns:
-        Of each image its logits (num_classes,), and its heatmaps (number of logits, 32, 32).
-    """
-    images = torch.cat([normalize(image) for image, _ in items])
-    if key is None:
-        with torch.inference_mode():
-            return [(logits, []) for logits in MODEL(images)]
-    targets, layer = [targets for _, targets in items], STAGES[key[0]].module
-    return list(zip(*classify_and_explain(MODEL, layer, images, targets, key[1]), strict=True))
-
-
-NETWORK = Batches(run_network, limit=32)  # heatmaps at once, so that memory stays bounded
+MAX_CLASSES, MAX_TILES = min(10, len(CLASSES)), max(2, len(TILES))  # a slider needs two values
 
 # ---- answers -------------------------------------------------------------------------------------
 
-# An image uint8 RGB (32, 32, 3), a heatmap (32, 32) in [0, 1] to draw over it or None, a caption.
-Panel = tuple[np.ndarray, np.ndarray | None, str]
-
 
 class Seen(NamedTuple):
-    """What the page remembers of a visitor's last answer, to draw it again.
+    """What the page remembers of a visitor's last picture, to draw the answer again.
 
     Attributes:
         asked: the picture and the options that it is the answer to.
-        panels: of its gallery.
         image: what the network saw, uint8 RGB (32, 32, 3).
-        probs: of the classes.
+        probs: of all classes.
+        panels: of the gallery.
     """
 
     asked: tuple
+    image: np.ndarray
+    probs: np.ndarray
     panels: list[Panel]
-    image: np.ndarray | None = None
-    probs: np.ndarray | None = None
-
-
-def load_tiles() -> list[dict]:
-    """Read the misclassified test images, most confident first, "image": uint8 RGB (32, 32, 3)."""
-    tiles = json.loads((HERE / "misclassified.json").read_text(encoding="utf-8"))
-    enlarged = np.asarray(Image.open(HERE / "misclassified.png").convert("RGB"))  # 3 times
-    pixels = enlarged[::3, ::3]
-    for i, tile in enumerate(tiles):
-        top, left = i // 10 * SIZE, i % 10 * SIZE
-        tile["image"] = np.ascontiguousarray(pixels[top : top + SIZE, left : left + SIZE])
-    return sorted(tiles, key=lambda tile: -max(tile["probabilities"]))
-
-
-TILES = load_tiles()
-MAX_TILES = max(2, len(TILES))  # a slider needs two values
-
-
-def draw(image: np.ndarray, cam: np.ndarray | None = None, opacity: float = 0) -> Image.Image:
-    """Draw a panel of 256x256.
-
-    Args:
-        image: uint8 RGB (32, 32, 3), enlarged so that its pixels are visible.
-        cam: a heatmap (32, 32) in [0, 1] to draw over it, or None.
-        opacity: of the heatmap, in [0, 1].
-    """
-    pixels = np.asarray(Image.fromarray(image).resize((256, 256), Image.Resampling.NEAREST))
-    if cam is not None:
-        cam = np.asarray(Image.fromarray(cam).resize((256, 256), Image.Resampling.BILINEAR))
-        blended = overlay(pixels / 255, np.clip(cam, 0, 1), opacity)
-        pixels = np.round(255 * blended).astype(np.uint8)
-    picture = Image.fromarray(pixels)
-    # Gradio rewrites the file of an equal picture while others may read it.
-    picture.info["id"] = os.urandom(8).hex()
-    return picture
-
-
-def blend(panels: list[Panel], opacity: float) -> list[tuple[Image.Image, str]]:
-    """Return the pictures of a gallery with their captions, each heatmap over its image."""
-    check_number(opacity, 0, 1, "Opacity")
-    return [(draw(image, cam, opacity), caption) for image, cam, caption in panels]
 
 
 def cam_panels(image: np.ndarray, captions: dict[int, str], cams: Iterable) -> list[Panel]:
@@ -150,6 +70,11 @@ def cam_panels(image: np.ndarray, captions: dict[int, str], cams: Iterable) -> l
     ]
 
 
+def asked_for(picture: object, *options: object) -> tuple:
+    """Return what tells a request from others, however large its picture is."""
+    return hash(repr(picture)), *options
+
+
 def look(picture: dict | None, count: int, stage: str = "", method: str = "") -> Seen:
     """Run the network on a picture, with heatmaps for so many of the top classes."""
     image, key = preprocess(picture, SIZE), (stage, method) if count else None
@@ -158,7 +83,7 @@ def look(picture: dict | None, count: int, stage: str = "", method: str = "") ->
     probs = (logits / (META["temperature"] or 1)).softmax(0)
     top = logits.argsort(descending=True)[:count].tolist()
     panels = cam_panels(image, {i: f"{CLASSES[i]} {probs[i]:.2f}" for i in top}, cams)
-    return Seen((picture, count, stage, method), panels, image, probs.numpy())
+    return Seen(asked_for(picture, count, stage, method), image, probs.numpy(), panels)
 
 
 def classes_of(seen: Seen, count: int) -> tuple[dict[str, float], str]:
@@ -202,7 +127,7 @@ def answer(seen: Seen | None, picture: dict | None, top_classes: float, *options
     classes = round(check_number(top_classes, 1, MAX_CLASSES, "Top classes"))
     *options, opacity = options
     count = check_options(*options)
-    if seen and seen.asked == (picture, count, *options[2:]):
+    if seen and seen.asked == asked_for(picture, count, *options[2:]):
         saw = gr.skip()
     else:
         seen = look(picture, count, *options[2:])
@@ -219,8 +144,8 @@ def misclassified(  # noqa: PLR0913
     stage: str,
     method: str,
     opacity: float,
-) -> tuple[list, str, Seen]:
-    """Return a gallery of misclassified test images, most confident first, and a remark."""
+) -> tuple[list, str, tuple]:
+    """Return a gallery of misclassified test images, most confident first, a remark, its panels."""
     check_flag(show, "Show misclassified images")
     check_flag(maps, "With Grad-CAM")
     number = round(check_number(count, 1, MAX_TILES, "Number of images"))
@@ -235,12 +160,14 @@ def misclassified(  # noqa: PLR0913
     if not TILES:
         remark = "No misclassified images are stored with this network."
     asked = (show, count, true_class, predicted_class, maps, stage, method)
-    return blend(panels, opacity), remark if show else "", Seen(asked, panels)
+    return blend(panels, opacity), remark if show else "", (asked, panels)
 
 
 def tile_panels(tiles: list[dict], key: tuple[str, str] | None) -> list[Panel]:
     """Return the panels of misclassified images, with a stage and a method also two heatmaps."""
-    items = [(tile["image"], [logit_of(tile["predicted"]), logit_of(tile["true"])]) for tile in tiles]
+    items = [
+        (tile["image"], [logit_of(tile["predicted"]), logit_of(tile["true"])]) for tile in tiles
+    ]
     found = NETWORK(key, items, [2] * len(items)) if key else [((), ())] * len(items)
     panels: list[Panel] = []
     for tile, (_, cams) in zip(tiles, found, strict=True):
@@ -254,11 +181,11 @@ def tile_panels(tiles: list[dict], key: tuple[str, str] | None) -> list[Panel]:
     return panels
 
 
-def filtered(seen: Seen | None, *options) -> tuple:
+def filtered(seen: tuple | None, *options) -> tuple:
     """Return what `misclassified` does, without the network if only the opacity is another."""
     *asked, opacity = options
-    if seen and seen.asked == tuple(asked):
-        return blend(seen.panels, opacity), gr.skip(), seen
+    if seen and seen[0] == tuple(asked):
+        return blend(seen[1], opacity), gr.skip(), seen
     return misclassified(*options)
 
 
@@ -272,34 +199,29 @@ def live(function: Callable) -> Callable:
     )
 
 
-def colour_bar() -> str:
-    """Return the colours of the heatmaps as HTML."""
-    colours = np.round(255 * colorize(np.linspace(0, 1, 17)[None])[0]).astype(int)
-    stops = ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in colours)
-    name = "The colours of the heatmaps: blue, cyan, green, yellow, red"
-    bar = f'<div role="img" aria-label="{name}" style="background: linear-gradient(90deg, {stops})">'
-    return f'<div class="colour-bar">least evidence {bar}</div> most evidence for the class</div>'
+def slider(
+    low: int, high: int, value: float, label: str, info: str | None = None, step: float = 1
+) -> gr.Slider:
+    """Add a slider."""
+    return gr.Slider(low, high, value, step=step, label=label, info=info)
+
+
+def dropdown(choices: list, value: str, label: str, info: str | None = None) -> gr.Dropdown:
+    """Add a dropdown."""
+    return gr.Dropdown(choices, value=value, label=label, info=info)
 
 
 def heatmap_controls() -> list:
     """Add the controls for stage, method and opacity of heatmaps."""
-    stages = [
-        (f"{name} ({stage.size}x{stage.size} feature maps)", name) for name, stage in STAGES.items()
-    ]
+    sizes = {
+        name: f"{name} ({stage.size}x{stage.size} feature maps)" for name, stage in STAGES.items()
+    }
+    stages = [(text, name) for name, text in sizes.items()]
     return [
-        gr.Dropdown(
-            stages, value=stages[-1][1], label="Stage", info="The layers whose output is explained"
-        ),
-        gr.Dropdown(
-            list(METHODS), value="GradCAM", label="Method", info="How feature maps are weighted"
-        ),
-        gr.Slider(
-            0,
-            1,
-            0.4,
-            step=0.05,
-            label="Opacity of the heatmap",
-            info="0: the image alone, 1: the heatmap alone",
+        dropdown(stages, stages[-1][1], "Stage", "The layers whose output is explained"),
+        dropdown(list(METHODS), "GradCAM", "Method", "How feature maps are weighted"),
+        slider(
+            0, 1, 0.4, "Opacity of the heatmap", "0: the image alone, 1: the heatmap alone", 0.05
         ),
     ]
 
@@ -318,9 +240,7 @@ GALLERY = {
     "buttons": ["download", "download_all"],
 }
 THEME = Default(  # no web fonts
-    primary_hue="indigo",
-    font=["system-ui", "sans-serif"],
-    font_mono=["ui-monospace", "monospace"],
+    primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
 )
 
 with Blocks(
@@ -330,67 +250,62 @@ with Blocks(
     gr.Markdown(f"# CIFAR-10: what the network sees\nIt knows only these: {', '.join(CLASSES)}.")
     with gr.Tab("Classify"):
         with gr.Row():
-            with gr.Column(scale=2):
+            with gr.Column(scale=4, min_width=300):
                 image = gr.Image(
                     str(EXAMPLES[0]) if EXAMPLES else None,
                     sources=["upload", "clipboard"],
                     label="Your picture",
-                    height=270,
+                    alt_text="Your picture",
+                    height=250,
                 )
                 # As long as the app runs: their files are not deleted as uploads are.
                 image.keep_in_cache |= {save_file_to_cache(p, image.GRADIO_CACHE) for p in EXAMPLES}
                 with gr.Row(elem_classes="examples"):
-                    examples = [gr.Button(p.stem, icon=p, size="sm", min_width=60) for p in EXAMPLES]
+                    examples = [
+                        gr.Button(p.stem, icon=p, size="sm", min_width=50) for p in EXAMPLES
+                    ]
                 run = gr.Button("Classify", variant="primary")
-            with gr.Column(scale=3):
+            with gr.Column(scale=3, min_width=240):
                 with gr.Row():
-                    label = gr.Label(label="Classes", scale=2, min_width=180)
+                    label = gr.Label(label="Top classes", min_width=160)
                     saw = gr.Image(
                         label="What the network saw",
+                        alt_text="What the network saw",
                         format="png",
                         height=190,
-                        min_width=130,
+                        min_width=120,
                         buttons=["download"],
                     )
                 remark = gr.Markdown()
+            with gr.Column(scale=6, min_width=340):
                 gallery = gr.Gallery(label="Grad-CAM heatmaps", columns=2, **GALLERY)
                 gr.HTML(colour_bar())
                 seen = gr.State(None, time_to_live=KEEP_SECONDS)
         with gr.Row():
-            top = gr.Slider(
-                1,
-                MAX_CLASSES,
-                min(3, MAX_CLASSES),
-                step=1,
-                label="Top classes",
-                info="How many are listed",
+            show = gr.Checkbox(
+                True, label="Show Grad-CAM", info="Heatmaps of the evidence for a class"
             )
-            show = gr.Checkbox(True, label="Show Grad-CAM", info="Where the evidence is")
-            maps = gr.Slider(
-                1,
-                MAX_CLASSES,
-                2,
-                step=1,
-                label="Number of heatmaps",
-                info="One for each of the top classes",
+            maps = slider(
+                1, MAX_CLASSES, 2, "Number of heatmaps", "One for each of the top classes"
             )
+            top = slider(1, MAX_CLASSES, min(3, MAX_CLASSES), "Top classes", "How many are listed")
         with gr.Row():
             stage, method, opacity = heatmap_controls()
     with gr.Tab("Misclassified images") as wrong_tab:
         wrong_remark = gr.Markdown()
-        wrong_gallery = gr.Gallery(label="Most confident first", columns=6, **GALLERY)
+        wrong_gallery = gr.Gallery(
+            label="Most confident first", columns=6, elem_classes="wrong", **GALLERY
+        )
         gr.HTML(colour_bar())
         wrong_seen = gr.State(None, time_to_live=KEEP_SECONDS)
         with gr.Row():
             wrong_show = gr.Checkbox(True, label="Show misclassified images")
-            wrong_count = gr.Slider(
-                1, MAX_TILES, min(6, MAX_TILES), step=1, label="Number of images"
-            )
-            wrong_true = gr.Dropdown([ANY, *CLASSES], value=ANY, label="True class")
-            wrong_pred = gr.Dropdown([ANY, *CLASSES], value=ANY, label="Predicted class")
+            wrong_count = slider(1, MAX_TILES, min(6, MAX_TILES), "Number of images")
+            wrong_true = dropdown([ANY, *CLASSES], ANY, "True class")
+            wrong_pred = dropdown([ANY, *CLASSES], ANY, "Predicted class")
         with gr.Row():
             wrong_maps = gr.Checkbox(
-                False, label="With Grad-CAM", info="For the predicted and for the true class"
+                False, label="With Grad-CAM", info="For the predicted and the true class"
             )
             wrong_options = heatmap_controls()
     with gr.Tab("About"):
@@ -406,6 +321,7 @@ with Blocks(
         gr.Image(
             str(HERE / "confusion_matrix.png"),
             label="Confusion matrix",
+            alt_text="Confusion matrix",
             show_label=False,
             interactive=False,
         )
