@@ -47,6 +47,7 @@ APP_FILES = (
     "pictures.py",
     "uploads.py",
     "style.css",
+    "head.html",
     "about.md",
     "README.md",
     "requirements.txt",

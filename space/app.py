@@ -359,4 +359,5 @@ if __name__ == "__main__":
         show_error=True,
         theme=THEME,
         css_paths=HERE / "style.css",
+        head_paths=HERE / "head.html",
     )
