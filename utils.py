@@ -40,8 +40,14 @@ __all__ = [
 APP_FOLDER = Path(__file__).resolve().parent / "space"
 APP_FILES = (
     "app.py",
+    "batches.py",
+    "checks.py",
+    "classifier.py",
+    "drawing.py",
     "pictures.py",
     "uploads.py",
+    "style.css",
+    "head.html",
     "about.md",
     "README.md",
     "requirements.txt",

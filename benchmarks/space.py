@@ -1,14 +1,15 @@
-"""How the Space holds up: `python -m benchmarks.space`, about five minutes on two cores.
+"""How the Space holds up: `python -m benchmarks.space`, about ten minutes on two cores.
 
-Starts the committed Space and measures: the time to its first answer; one Grad-CAM map for 1, 5 and
-20 visitors at once; a change of opacity; 500 mixed requests of 50 visitors within a minute, each
-answer compared with the one given alone; and its memory after 200 and after 2,000 requests. Writes
-benchmarks/results/space.json. `--quick` is a trial, printed only.
+Starts the committed Space and measures: the time to its first answer; one Grad-CAM heatmap for 1,
+5 and 20 visitors at once; a change of opacity; 500 mixed requests of 50 visitors within a minute,
+each answer compared with the one given alone; and its memory after 200 and after 2,000 requests.
+It also takes turns with the app of an earlier commit, which computed one request after the other:
+the start, and one heatmap for 1 and for 20 visitors. Writes benchmarks/results/space.json.
+`--quick` is a trial of two minutes, printed only.
 """
 
 import argparse
 import contextlib
-import hashlib
 import io
 import itertools
 import json
@@ -17,12 +18,14 @@ import socket
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 from PIL import Image
 
 from benchmarks.accuracy import RESULTS
@@ -30,6 +33,7 @@ from training.files import write_json
 from training.hardware import hardware, versions
 
 SPACE = Path(__file__).resolve().parent.parent / "space"
+EARLIER = "8bd0fd3"  # the commit whose app is compared
 ANY = "any class"
 STAGES = [stage["name"] for stage in json.loads((SPACE / "model.json").read_text())["stages"]]
 
@@ -56,23 +60,27 @@ class Visitor:
         ] or ["", ""]
         return kind.removeprefix("event: "), json.loads(content.removeprefix("data: ") or "null")
 
-    def fingerprint(self, answer: object) -> object:
-        """An answer with a digest of its pixels in the place of each picture.
-
-        What two equal answers share.
-        """
+    def with_pixels(self, answer: object) -> object:
+        """Return an answer with the pixels of each picture, int (H, W, 3), in place of its path."""
         if isinstance(answer, dict) and answer.get("path"):
-            pixels = Image.open(
-                io.BytesIO(self.http.get(f"/file={answer['path']}").content)
-            ).tobytes()
-            return hashlib.sha256(pixels).hexdigest()
+            content = self.http.get(f"/file={answer['path']}").content
+            return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
         if isinstance(answer, dict):
-            return {key: self.fingerprint(value) for key, value in answer.items()}
-        return (
-            [self.fingerprint(value) for value in answer]
-            if isinstance(answer, list | tuple)
-            else answer
-        )
+            return {key: self.with_pixels(value) for key, value in answer.items()}
+        return list(map(self.with_pixels, answer)) if isinstance(answer, list | tuple) else answer
+
+
+def is_close(one: object, other: object) -> bool:
+    """Whether two answers are equal, numbers to 1e-5 and pixels to one of 256 levels."""
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.shape == other.shape and bool(np.abs(one - other).max() <= 1)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(is_close(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(is_close, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) < 1e-5
+    return one == other
 
 
 @contextlib.contextmanager
@@ -132,30 +140,86 @@ def mixed_requests(visitor: Visitor) -> list[tuple]:
     ]
 
 
-def measure_explain(address: str, requests: int) -> dict[str, dict]:
-    """explain_ms[visitors].
+def explain_seconds(address: str, count: int, requests: int) -> list[float]:
+    """Measure one Grad-CAM heatmap for so many visitors at once, each with a picture of their own.
 
-    Percentiles of the time for one Grad-CAM map, with so many visitors at once.
+    Returns:
+        Seconds of each request.
     """
+    visitors = [Visitor(address) for _ in range(count)]
+    files = sorted((SPACE / "examples").glob("*.png"))
+    pictures = [visitor.upload(files[i % len(files)]) for i, visitor in enumerate(visitors)]
+
+    def one(index: int) -> list[float]:
+        seconds = []
+        for _ in range(max(2, requests // count)):
+            start = time.perf_counter()
+            options = (True, 1, STAGES[-1], "GradCAM", 0.4)
+            kind, _ = visitors[index].ask("explain", pictures[index], *options)
+            assert kind == "complete"
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(itertools.chain(*pool.map(one, range(count))))
+
+
+def measure_explain(address: str, requests: int) -> dict[str, dict]:
+    """Return percentiles of explain_seconds in milliseconds, by the number of visitors."""
     found = {}
     for count in (1, 5, 20):
-        visitors = [Visitor(address) for _ in range(count)]
-        pictures = [visitor.upload(SPACE / "examples/cat.png") for visitor in visitors]
-
-        def one(index: int, visitors=visitors, pictures=pictures) -> list[float]:
-            seconds = []
-            for _ in range(max(2, requests // len(visitors))):
-                start = time.perf_counter()
-                kind, _ = visitors[index].ask(
-                    "explain", pictures[index], True, 1, STAGES[-1], "GradCAM", 0.4
-                )
-                assert kind == "complete"
-                seconds.append(time.perf_counter() - start)
-            return seconds
-
-        with ThreadPoolExecutor(count) as pool:
-            found[str(count)] = percentiles(list(itertools.chain(*pool.map(one, range(count)))))
+        found[str(count)] = percentiles(explain_seconds(address, count, requests))
         print(f"explain, {count} visitors: {found[str(count)]}", flush=True)
+    return found
+
+
+def earlier_space(folder: Path) -> Path:
+    """Write the Space of an earlier commit into a folder."""
+    command = ["git", "archive", EARLIER, "space"]
+    done = subprocess.run(command, cwd=SPACE.parent, capture_output=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: {done.stderr.decode().strip()}")
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "space"
+
+
+def cold_start(space: Path, uploads: str) -> float:
+    """Return the seconds from the start of an app to its first answer."""
+    with serve(space, uploads) as (address, _, start):
+        visitor = Visitor(address)
+        picture = visitor.upload(SPACE / "examples/cat.png")
+        assert visitor.ask("classify", picture, 3)[0] == "complete"
+        return time.perf_counter() - start
+
+
+def measure_ratios(uploads: str, rounds: int, requests: int) -> dict[str, float]:
+    """Compare the app with that of the earlier commit, taking turns on this machine.
+
+    Returns:
+        Ratios, below 1 where this app is faster: of the median time to the first answer, and of
+        the medians of all requests with 1 and with 20 visitors.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        spaces = [SPACE, earlier_space(Path(folder))]
+        turns = list(itertools.product(range(rounds), (0, 1)))
+        starts: tuple[list[float], list[float]] = ([], [])
+        for _, which in turns:
+            starts[which].append(cold_start(spaces[which], uploads))
+        medians = [statistics.median(seconds) for seconds in starts]
+        found = {"cold_start_ratio": round(medians[0] / medians[1], 3)}
+        with serve(spaces[0], uploads) as (ours, *_), serve(spaces[1], uploads) as (theirs, *_):
+            for count in (1, 20):
+                seconds: tuple[list[float], list[float]] = ([], [])
+                for address in (ours, theirs):  # to warm up
+                    explain_seconds(address, count, 2 * count)
+                for _, which in turns:
+                    seconds[which].extend(
+                        explain_seconds((ours, theirs)[which], count, max(requests, 2 * count))
+                    )
+                medians = [statistics.median(one) for one in seconds]
+                print(f"{count} visitors, this app and {EARLIER}: {medians}", flush=True)
+                found[f"p50_{count}_ratio"] = round(medians[0] / medians[1], 3)
     return found
 
 
@@ -189,7 +253,7 @@ def measure_opacity(address: str, moves: int) -> float:
     picture = Visitor(address).upload(SPACE / "examples/cat.png")
     run(explain, [picture, True, 2, STAGES[-1], "GradCAM", 0.4])
     seconds = [
-        run(recolor, [None, picture, True, 2, STAGES[-1], "GradCAM", i / moves])
+        run(recolor, [None, picture, 3, True, 2, STAGES[-1], "GradCAM", i / moves])
         for i in range(moves)
     ]
     return round(1000 * statistics.median(seconds), 1)
@@ -198,8 +262,7 @@ def measure_opacity(address: str, moves: int) -> float:
 def measure_load(address: str, visitors: int, requests: int, seconds: float) -> dict[str, float]:
     """Send mixed requests of many visitors, spread over some seconds.
 
-    Each answer is compared with the one given alone: to the last bit, by one process with one
-    number of threads.
+    Each answer is compared with the one given alone, which was not computed in a batch.
 
     Returns:
         How many requests there were, how many answers were wrong, how many failed, the seconds.
@@ -207,7 +270,7 @@ def measure_load(address: str, visitors: int, requests: int, seconds: float) -> 
     first = Visitor(address)
     wanted = mixed_requests(first)
     alone = [
-        (kind, first.fingerprint(answer))
+        (kind, first.with_pixels(answer))
         for kind, answer in (first.ask(*request) for request in wanted)
     ]
 
@@ -220,7 +283,9 @@ def measure_load(address: str, visitors: int, requests: int, seconds: float) -> 
             index = (7 * number + turn) % len(wanted)
             try:
                 kind, answer = visitor.ask(*wanted[index])
-                wrong += (kind, visitor.fingerprint(answer)) != alone[index]
+                expected_kind, expected = alone[index]
+                right = kind == expected_kind and is_close(visitor.with_pixels(answer), expected)
+                wrong += not right
             except Exception as problem:  # whatever went wrong, the visitor had no answer
                 print(f"failed: {problem!r:.200}", flush=True)
                 failed += 1
@@ -246,13 +311,11 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    with tempfile.TemporaryDirectory() as uploads, serve(SPACE, uploads) as (address, app, start):
-        visitor = Visitor(address)
-        assert (
-            visitor.ask("classify", visitor.upload(SPACE / "examples/cat.png"), 3)[0] == "complete"
-        )
-        found: dict[str, object] = {"cold_start_s": round(time.perf_counter() - start, 2)}
+    with tempfile.TemporaryDirectory() as uploads:
+        found: dict[str, object] = {"cold_start_s": round(cold_start(SPACE, uploads), 2)}
+        found |= measure_ratios(uploads, 1 if quick else 5, 20 if quick else 60)
         print(found, flush=True)
+    with tempfile.TemporaryDirectory() as uploads, serve(SPACE, uploads) as (address, app, _):
         found["explain_ms"] = measure_explain(address, 20 if quick else 100)
         found["opacity_ms"] = measure_opacity(address, 10 if quick else 100)
         found |= measure_load(address, 50, 100 if quick else 500, 12 if quick else 60)

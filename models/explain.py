@@ -8,6 +8,7 @@ own gradient, which suits the high-resolution feature maps of early stages.
 """
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 
@@ -25,8 +26,11 @@ METHODS = {"GradCAM": GradCAM, "GradCAM++": GradCAMPlusPlus, "LayerCAM": LayerCA
 LOCK = threading.Lock()
 
 
-def logit_of(target: int) -> Callable[[Tensor], Tensor]:
-    """Return a function that picks one class's logit from those (num_classes,) of an image."""
+Target = Callable[[Tensor], Tensor]  # an image's logits (num_classes,) -> the one to explain
+
+
+def logit_of(target: int) -> Target:
+    """Return a function that picks one class's logit from those of an image."""
 
     def pick(logits: Tensor) -> Tensor:
         if not 0 <= target < len(logits):  # grad-cam would swallow the IndexError
@@ -34,6 +38,11 @@ def logit_of(target: int) -> Callable[[Tensor], Tensor]:
         return logits[target]
 
     return pick
+
+
+def top_logit(rank: int) -> Target:
+    """Return a function that picks the logit of a top class; 0 stands for the most probable one."""
+    return lambda logits: logits[logits.argsort(descending=True)[rank]]
 
 
 @contextlib.contextmanager
@@ -67,24 +76,63 @@ def gradcam(
         ValueError: if the method is unknown, layer is not part of the network, the number of
             classes is not the number of images, or a class is no output of the network.
     """
-    if method not in METHODS:
-        raise InvalidValue(f"expected a method of {', '.join(METHODS)}, got {method!r}")
     if len(classes) != len(images):
         raise InvalidValue(f"expected a class for each of {len(images)} images, got {len(classes)}")
+    targets = [[logit_of(label)] for label in classes]
+    return np.concatenate(classify_and_explain(model, layer, images, targets, method)[1])
+
+
+def classify_and_explain(
+    model: nn.Module,
+    layer: nn.Module,
+    images: Tensor,
+    targets: list[list[Target]],
+    method: str = "GradCAM",
+) -> tuple[Tensor, list[np.ndarray]]:
+    """Classify images and compute heatmaps of several classes of each in one forward pass.
+
+    What precedes the layer is computed once for each image, and no gradient of it at all.
+
+    Args:
+        model: the network. Its modes and gradients are restored.
+        layer: the module of model whose output is explained.
+        images: normalised, (N, 3, H, W).
+        targets: for each image what is to be explained, one logit or more.
+        method: a key of METHODS.
+
+    Returns:
+        Logits (N, num_classes), and for each image its heatmaps (number of its targets, H, W) in
+        [0, 1], each scaled to its own minimum and maximum.
+
+    Raises:
+        ValueError: as gradcam does.
+    """
+    if method not in METHODS:
+        raise InvalidValue(f"expected a method of {', '.join(METHODS)}, got {method!r}")
     if not any(module is layer for module in model.modules()):
         raise InvalidValue(
             f"expected a layer of the network, got {type(layer).__name__}, which is not in it"
         )
+    counts = torch.tensor([len(of_image) for of_image in targets])
+    ends = counts.cumsum(0)
+
+    def branch(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
+        """Return the layer's output once for each target, as where gradients begin."""
+        copies = counts.to(output.device)
+        return output.detach().repeat_interleave(copies, dim=0).requires_grad_()
+
     with (
         LOCK,
         eval_mode(model),
         frozen_weights(model),
         torch.enable_grad(),
         torch.autocast(images.device.type, enabled=False),  # grad-cam cannot take bfloat16
+        layer.register_forward_hook(branch),
         METHODS[method](model, [layer]) as cam,
     ):
-        inputs = images.detach().float().requires_grad_()
-        return cam(inputs, [logit_of(target) for target in classes])
+        cams = cam(images.detach().float(), list(itertools.chain(*targets)))
+        firsts = (ends - counts).to(cam.outputs.device)
+        return cam.outputs.detach()[firsts], np.split(cams, ends.tolist()[:-1])
 
 
 def colorize(cam: np.ndarray) -> np.ndarray:

@@ -5,12 +5,10 @@ folder alone.
 """
 
 import contextlib
-import ctypes
-import json
 import os
-import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from uploads import keep_seconds, own_folder, start_sweeping
 
@@ -21,13 +19,17 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no telemetry
 
 import gradio as gr
 import numpy as np
-import torch
+from gradio.processing_utils import save_file_to_cache
 from gradio.themes import Default
-from gradio_client.utils import is_file_obj, is_http_url_like, traverse
 from PIL import Image
 
-from models.bundle import load_bundle
-from pictures import preprocess, refusal
+from checks import Blocks, check_choice, check_flag, check_number
+
+# Before others import from models/: it checks what is there.
+from classifier import CLASSES, META, MODEL, NETWORK, SIZE, STAGES, TILES
+from drawing import Panel, blend, colour_bar, draw
+from models.explain import METHODS, logit_of, top_logit
+from pictures import preprocess
 
 # Hugging Face's ZeroGPU starts no app without a function for its GPU.
 with contextlib.suppress(ImportError):
@@ -35,137 +37,102 @@ with contextlib.suppress(ImportError):
 
     spaces.GPU(lambda: None)
 
-with contextlib.suppress(Exception):  # of glibc, M_ARENA_MAX: a heap per thread makes memory grow
-    ctypes.CDLL(None).mallopt(-8, 1)
-
 HERE = Path(__file__).resolve().parent
-MODEL, META = load_bundle(HERE)  # checks the other sources as well, so they are imported after it
-from models.explain import LOCK, METHODS, gradcam, overlay
-
-CLASSES, SIZE = META["classes"], META["image_size"]
-STAGES = {stage.name: stage for stage in MODEL.stages()}
-STAGE_NAMES = [(f"{name} ({stage.size}x{stage.size} map)", name) for name, stage in STAGES.items()]
-EXAMPLES = [str(path) for name in CLASSES if (path := HERE / "examples" / f"{name}.png").is_file()]
+EXAMPLES = [path for name in CLASSES if (path := HERE / "examples" / f"{name}.png").is_file()]
 ANY = "any class"
-MAX_CLASSES = min(10, len(CLASSES))
-
-# An image uint8 RGB (32, 32, 3), a heatmap (32, 32) in [0, 1] to draw over it or None, a caption.
-Panel = tuple[np.ndarray, np.ndarray | None, str]
-
-# ---- inputs --------------------------------------------------------------------------------------
-
-
-def check_number(value: object, low: int, high: int, name: str) -> float:
-    """Return a number from low to high; raise gr.Error for anything else, NaN and True included."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise refusal(f"{name}: a number from {low} to {high}, please; got {reprlib.repr(value)}.")
-    return value
-
-
-def check_choice(value: object, choices: list[str], name: str) -> None:
-    """Raise gr.Error if a value is not among the choices."""
-    if value not in choices:
-        raise refusal(f"{name}: one of {', '.join(choices)}, please; got {reprlib.repr(value)}.")
-
-
-def check_flag(value: object, name: str) -> None:
-    """Raise gr.Error if a value is neither True nor False."""
-    if not isinstance(value, bool):
-        raise refusal(f"{name}: true or false, please; got {reprlib.repr(value)}.")
-
-
-def load_tiles() -> list[dict]:
-    """Read the misclassified test images, most confident first, "image": uint8 RGB (32, 32, 3)."""
-    tiles = json.loads((HERE / "misclassified.json").read_text(encoding="utf-8"))
-    enlarged = np.asarray(Image.open(HERE / "misclassified.png").convert("RGB"))  # 3 times
-    pixels = enlarged[::3, ::3]
-    for i, tile in enumerate(tiles):
-        top, left = i // 10 * SIZE, i % 10 * SIZE
-        tile["image"] = np.ascontiguousarray(pixels[top : top + SIZE, left : left + SIZE])
-    return sorted(tiles, key=lambda tile: -max(tile["probabilities"]))
-
-
-def normalize(image: np.ndarray) -> torch.Tensor:
-    """Normalise an image as in the test: uint8 RGB (32, 32, 3) -> float (1, 3, 32, 32)."""
-    values = (image.astype(np.float32) / 255 - np.float32(META["mean"])) / np.float32(META["std"])
-    return torch.from_numpy(values).permute(2, 0, 1)[None].contiguous()
-
-
-TILES = load_tiles()
-MAX_TILES = max(2, len(TILES))  # a slider needs two values
+MAX_CLASSES, MAX_TILES = min(10, len(CLASSES)), max(2, len(TILES))  # a slider needs two values
 
 # ---- answers -------------------------------------------------------------------------------------
 
 
-def draw(image: np.ndarray, cam: np.ndarray | None = None, opacity: float = 0) -> Image.Image:
-    """Draw a panel of 256x256.
+class Seen(NamedTuple):
+    """What the page remembers of a visitor's last picture, to draw the answer again.
 
-    Args:
-        image: uint8 RGB (32, 32, 3), enlarged so that its pixels are visible.
-        cam: a heatmap (32, 32) in [0, 1] to draw over it, or None.
-        opacity: of the heatmap, in [0, 1].
+    Attributes:
+        asked: the picture and the options that it is the answer to.
+        image: what the network saw, uint8 RGB (32, 32, 3).
+        probs: of all classes.
+        panels: of the gallery.
     """
-    pixels = np.asarray(Image.fromarray(image).resize((256, 256), Image.Resampling.NEAREST))
-    if cam is not None:
-        cam = np.asarray(Image.fromarray(cam).resize((256, 256), Image.Resampling.BILINEAR))
-        blended = overlay(pixels / 255, np.clip(cam, 0, 1), opacity)
-        pixels = np.round(255 * blended).astype(np.uint8)
-    picture = Image.fromarray(pixels)
-    # Gradio rewrites the file of an equal picture while others may read it.
-    picture.info["id"] = os.urandom(8).hex()
-    return picture
+
+    asked: tuple
+    image: np.ndarray
+    probs: np.ndarray
+    panels: list[Panel]
 
 
-def blend(panels: list[Panel], opacity: float) -> list[tuple[Image.Image, str]]:
-    """Return the pictures of a gallery with their captions, each heatmap over its image."""
-    check_number(opacity, 0, 1, "Opacity")
-    return [(draw(image, cam, opacity), caption) for image, cam, caption in panels]
+def cam_panels(image: np.ndarray, captions: dict[int, str], cams: Iterable) -> list[Panel]:
+    """Return the panels of an image's heatmaps; captions has the class of each as its key."""
+    remarks = [f": no evidence found for {CLASSES[label]}" for label in captions]
+    return [
+        (image, cam, caption + ("" if cam.any() else remark))
+        for caption, remark, cam in zip(captions.values(), remarks, cams, strict=True)
+    ]
 
 
-def top_k(image: np.ndarray, count: int) -> dict[int, float]:
-    """Return the count likeliest classes of an image, uint8 RGB (32, 32, 3), by probability."""
-    with LOCK, torch.inference_mode():
-        probs = (MODEL(normalize(image))[0] / (META["temperature"] or 1)).softmax(0)
-    best = probs.topk(count)
-    return dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+def asked_for(picture: object, *options: object) -> tuple:
+    """Return what tells a request from others, however large its picture is."""
+    return hash(repr(picture)), *options
 
 
-def cam_panels(image: np.ndarray, stage: str, method: str, captions: dict[int, str]) -> list[Panel]:
-    """Return the Grad-CAM panels of an image, uint8 RGB (32, 32, 3), one per class in captions."""
-    images = normalize(image).repeat(len(captions), 1, 1, 1)
-    cams = gradcam(MODEL, STAGES[stage].module, images, list(captions), method)
-    panels: list[Panel] = []
-    for (label, caption), cam in zip(captions.items(), cams, strict=True):
-        remark = "" if cam.any() else f": no evidence found for {CLASSES[label]}"
-        panels.append((image, cam, caption + remark))
-    return panels
+def look(picture: dict | None, count: int, stage: str = "", method: str = "") -> Seen:
+    """Run the network on a picture, with heatmaps for so many of the top classes."""
+    image, key = preprocess(picture, SIZE), (stage, method) if count else None
+    targets = [top_logit(rank) for rank in range(count)]
+    ((logits, cams),) = NETWORK(key, [(image, targets)], [max(1, count)])
+    probs = (logits / (META["temperature"] or 1)).softmax(0)
+    top = logits.argsort(descending=True)[:count].tolist()
+    panels = cam_panels(image, {i: f"{CLASSES[i]} {probs[i]:.2f}" for i in top}, cams)
+    return Seen(asked_for(picture, count, stage, method), image, probs.numpy(), panels)
+
+
+def classes_of(seen: Seen, count: int) -> tuple[dict[str, float], str]:
+    """Return the top classes of a picture with their probabilities, and a remark."""
+    top = np.argsort(-seen.probs, kind="stable")[:count]
+    unsure = seen.probs.max() < (META["confidence_threshold"] or 0)
+    remark = "**The network is unsure: this may be none of its classes.** " if unsure else ""
+    remark += f"It saw the middle square of the picture, in {SIZE}x{SIZE} pixels."
+    return {CLASSES[i]: float(seen.probs[i]) for i in top}, remark
+
+
+def check_options(show: object, maps: object, stage: object, method: object) -> int:
+    """Return how many heatmaps are to be shown; raise gr.Error for a wrong value."""
+    check_flag(show, "Show Grad-CAM")
+    count = round(check_number(maps, 1, MAX_CLASSES, "Number of heatmaps"))
+    check_choice(stage, list(STAGES), "Stage")
+    check_choice(method, list(METHODS), "Method")
+    return count if show else 0
 
 
 def classify(picture: dict | None, top_classes: float) -> tuple[Image.Image, dict[str, float], str]:
-    """Return the image that the network saw, its likeliest classes, and a remark."""
+    """Return the image that the network saw, its top classes, and a remark."""
     count = round(check_number(top_classes, 1, MAX_CLASSES, "Top classes"))
-    image = preprocess(picture, SIZE)
-    best = top_k(image, count)
-    unsure = max(best.values()) < (META["confidence_threshold"] or 0)
-    remark = "**The network is unsure: this may be none of its classes.** " if unsure else ""
-    remark += f"It saw the middle square of the picture, in {SIZE}x{SIZE} pixels."
-    return draw(image), {CLASSES[i]: prob for i, prob in best.items()}, remark
+    seen = look(picture, 0)
+    return draw(seen.image), *classes_of(seen, count)
 
 
 def explain(
     picture: dict | None, show: bool, maps: float, stage: str, method: str, opacity: float
-) -> tuple[list, list[Panel]]:
-    """Return a Grad-CAM gallery of the likeliest classes, and its panels for another opacity."""
-    check_flag(show, "Show Grad-CAM")
-    count = round(check_number(maps, 1, MAX_CLASSES, "Number of maps"))
-    check_choice(stage, list(STAGES), "Stage")
-    check_choice(method, list(METHODS), "Method")
-    if not show:
-        return blend([], opacity), []
-    image = preprocess(picture, SIZE)
-    captions = {i: f"{CLASSES[i]} {prob:.2f}" for i, prob in top_k(image, count).items()}
-    panels = cam_panels(image, stage, method, captions)
-    return blend(panels, opacity), panels
+) -> tuple[list, Seen | None]:
+    """Return a Grad-CAM gallery of the top classes, and what the page remembers of it."""
+    count = check_options(show, maps, stage, method)
+    if not count:
+        return blend([], opacity), None
+    seen = look(picture, count, stage, method)
+    return blend(seen.panels, opacity), seen
+
+
+def answer(seen: Seen | None, picture: dict | None, top_classes: float, *options) -> tuple:
+    """Return all that the page shows of a picture: of the last one without the network."""
+    classes = round(check_number(top_classes, 1, MAX_CLASSES, "Top classes"))
+    *options, opacity = options
+    count = check_options(*options)
+    if seen and seen.asked == asked_for(picture, count, *options[2:]):
+        saw = gr.skip()
+    else:
+        seen = look(picture, count, *options[2:])
+        saw = draw(seen.image)
+    return saw, *classes_of(seen, classes), blend(seen.panels, opacity), seen
 
 
 def misclassified(  # noqa: PLR0913
@@ -177,167 +144,170 @@ def misclassified(  # noqa: PLR0913
     stage: str,
     method: str,
     opacity: float,
-) -> tuple[list, list[Panel], str]:
-    """Return a gallery of misclassified test images, most confident first, its panels, a remark."""
+) -> tuple[list, str, tuple]:
+    """Return a gallery of misclassified test images, most confident first, a remark, its panels."""
     check_flag(show, "Show misclassified images")
     check_flag(maps, "With Grad-CAM")
-    count = round(check_number(count, 1, MAX_TILES, "Number of images"))
+    number = round(check_number(count, 1, MAX_TILES, "Number of images"))
     check_choice(true_class, [ANY, *CLASSES], "True class")
     check_choice(predicted_class, [ANY, *CLASSES], "Predicted class")
-    check_choice(stage, list(STAGES), "Stage")
-    check_choice(method, list(METHODS), "Method")
-    if not (show and TILES):
-        remark = "No misclassified images are stored with this network." if show else ""
-        return blend([], opacity), [], remark
+    check_options(maps, 1, stage, method)
     fits = [tile for tile in TILES if true_class in (ANY, CLASSES[tile["true"]])]
     fits = [tile for tile in fits if predicted_class in (ANY, CLASSES[tile["predicted"]])]
-    panels = [panel for tile in fits[:count] for panel in tile_panels(tile, maps, stage, method)]
-    remark = f"Showing {min(count, len(fits))} of {len(fits)} stored images that fit."
-    return blend(panels, opacity), panels, remark
+    tiles = fits[:number] if show else []
+    panels = tile_panels(tiles, (stage, method) if maps else None)
+    remark = f"Showing {len(tiles)} of {len(fits)} stored images that fit."
+    if not TILES:
+        remark = "No misclassified images are stored with this network."
+    asked = (show, count, true_class, predicted_class, maps, stage, method)
+    return blend(panels, opacity), remark if show else "", (asked, panels)
 
 
-def tile_panels(tile: dict, maps: bool, stage: str, method: str) -> list[Panel]:
-    """Return the panels of a misclassified image, with maps also its two heatmaps."""
-    image, predicted, true = tile["image"], tile["predicted"], tile["true"]
-    prob = tile["probabilities"][predicted]
-    panels: list[Panel] = [
-        (image, None, f"{CLASSES[true]}, taken for {CLASSES[predicted]} ({prob:.2f})")
+def tile_panels(tiles: list[dict], key: tuple[str, str] | None) -> list[Panel]:
+    """Return the panels of misclassified images, with a stage and a method also two heatmaps."""
+    items = [
+        (tile["image"], [logit_of(tile["predicted"]), logit_of(tile["true"])]) for tile in tiles
     ]
-    if maps:
-        captions = {
-            predicted: f"why {CLASSES[predicted]} (predicted)",
-            true: f"why {CLASSES[true]} (true)",
-        }
-        panels += cam_panels(image, stage, method, captions)
+    found = NETWORK(key, items, [2] * len(items)) if key else [((), ())] * len(items)
+    panels: list[Panel] = []
+    for tile, (_, cams) in zip(tiles, found, strict=True):
+        predicted, true = tile["predicted"], tile["true"]
+        prob = tile["probabilities"][predicted]
+        caption = f"{CLASSES[true]}, taken for {CLASSES[predicted]} ({prob:.2f})"
+        panels.append((tile["image"], None, caption))
+        why = {predicted: "predicted", true: "true"} if key else {}
+        captions = {label: f"why {CLASSES[label]} ({name})" for label, name in why.items()}
+        panels += cam_panels(tile["image"], captions, cams)
     return panels
+
+
+def filtered(seen: tuple | None, *options) -> tuple:
+    """Return what `misclassified` does, without the network if only the opacity is another."""
+    *asked, opacity = options
+    if seen and seen[0] == tuple(asked):
+        return blend(seen[1], opacity), gr.skip(), seen
+    return misclassified(*options)
 
 
 # ---- page ----------------------------------------------------------------------------------------
 
 
-class Blocks(gr.Blocks):
-    """Gradio's Blocks that fetch no address and say what they refuse."""
-
-    async def preprocess_data(self, block_fn, inputs, *rest, **options):
-        """Check inputs before any function of the app gets them."""
-        try:
-            traverse(inputs, refuse_address, is_file_obj)
-            return await super().preprocess_data(block_fn, inputs, *rest, **options)
-        except gr.Error:
-            raise
-        except Exception as error:
-            got = reprlib.repr(inputs)
-            message = f"Arguments as the page 'Use via API' shows them, please; got {got}."
-            raise refusal(message) from error
-
-
-def refuse_address(file: dict) -> None:
-    """Raise gr.Error for a file that would be downloaded."""
-    if is_http_url_like(file["path"]):
-        raise refusal("Upload a picture first: nothing is fetched from an address.")
-
-
 def live(function: Callable) -> Callable:
-    """Return a function that does nothing as long as there is no picture."""
-    return lambda picture, *options: function(picture, *options) if picture else gr.skip()
-
-
-def recolor(function: Callable) -> Callable:
-    """Return a function for a new opacity: it blends stored panels, or computes them first."""
-    return lambda panels, *options: (
-        (blend(panels, options[-1]), panels) if panels else function(*options)
+    """Return a function of what is seen and a picture that does nothing without a picture."""
+    return lambda seen, picture, *options: (
+        function(seen, picture, *options) if picture else gr.skip()
     )
 
 
-NETWORK_EVENT = {
+def slider(
+    low: int, high: int, value: float, label: str, info: str | None = None, step: float = 1
+) -> gr.Slider:
+    """Add a slider."""
+    return gr.Slider(low, high, value, step=step, label=label, info=info)
+
+
+def dropdown(choices: list, value: str, label: str, info: str | None = None) -> gr.Dropdown:
+    """Add a dropdown."""
+    return gr.Dropdown(choices, value=value, label=label, info=info)
+
+
+def heatmap_controls() -> list:
+    """Add the controls for stage, method and opacity of heatmaps."""
+    sizes = {
+        name: f"{name} ({stage.size}x{stage.size} feature maps)" for name, stage in STAGES.items()
+    }
+    stages = [(text, name) for name, text in sizes.items()]
+    return [
+        dropdown(stages, stages[-1][1], "Stage", "The layers whose output is explained"),
+        dropdown(list(METHODS), "GradCAM", "Method", "How feature maps are weighted"),
+        slider(
+            0, 1, 0.4, "Opacity of the heatmap", "0: the image alone, 1: the heatmap alone", 0.05
+        ),
+    ]
+
+
+EVENT = {
     "preprocess": False,  # the functions check their arguments themselves
     "trigger_mode": "always_last",
     "concurrency_id": "network",
-    "concurrency_limit": 1,  # all visitors share one network
+    "concurrency_limit": 32,  # the network computes those who wait together
 }
-LIVE_EVENT = {"api_visibility": "private", **NETWORK_EVENT}
-BLEND_EVENT = {"show_progress": "hidden", **LIVE_EVENT}  # waits for heatmaps in the same queue
-THEME = Default(  # no web fonts
-    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-)
+PAGE_EVENT = {"api_visibility": "private", "show_progress": "minimal", **EVENT}
 GALLERY = {
     "format": "png",
     "height": "auto",
     "object_fit": "contain",
     "buttons": ["download", "download_all"],
 }
-CSS = """
-/* galleries show all their panels, with the captions below them */
-.grid-wrap.fixed-height { min-height: 0; max-height: none; padding-top: 36px }
-.thumbnail-lg, .thumbnail-lg > img { height: auto !important; aspect-ratio: auto !important }
-.grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) }
-.thumbnail-item .caption-label {
-  position: static; max-width: none; white-space: normal; border: 0
-}
-/* all three tabs fit on a phone */
-@media (max-width: 640px) { .tab-container button { padding: 0 8px } }
-"""
+THEME = Default(  # no web fonts
+    primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+)
 
 with Blocks(
     title="CIFAR-10: what the network sees",
     delete_cache=(KEEP_SECONDS / 6, KEEP_SECONDS),  # pyright: ignore[reportArgumentType]  # floats work
 ) as demo:
     gr.Markdown(f"# CIFAR-10: what the network sees\nIt knows only these: {', '.join(CLASSES)}.")
-    with gr.Tab("Classify"), gr.Row():
-        with gr.Column():
-            image = gr.Image(sources=["upload", "clipboard"], label="Your picture")
-            if EXAMPLES:
-                gr.Examples(EXAMPLES, image, label="Examples")
-            top = gr.Slider(
-                1,
-                MAX_CLASSES,
-                min(3, MAX_CLASSES),
-                step=1,
-                label="Top classes",
-                info="how many, at most ten",
+    with gr.Tab("Classify"):
+        with gr.Row():
+            with gr.Column(scale=4, min_width=300):
+                image = gr.Image(
+                    str(EXAMPLES[0]) if EXAMPLES else None,
+                    sources=["upload", "clipboard"],
+                    label="Your picture",
+                    alt_text="Your picture",
+                    height=250,
+                )
+                # As long as the app runs: their files are not deleted as uploads are.
+                image.keep_in_cache |= {save_file_to_cache(p, image.GRADIO_CACHE) for p in EXAMPLES}
+                with gr.Row(elem_classes="examples"):
+                    examples = [
+                        gr.Button(p.stem, icon=p, size="sm", min_width=50) for p in EXAMPLES
+                    ]
+                run = gr.Button("Classify", variant="primary")
+            with gr.Column(scale=3, min_width=240):
+                with gr.Row():
+                    label = gr.Label(label="Top classes", min_width=160)
+                    saw = gr.Image(
+                        label="What the network saw",
+                        alt_text="What the network saw",
+                        format="png",
+                        height=190,
+                        min_width=120,
+                        buttons=["download"],
+                    )
+                remark = gr.Markdown()
+            with gr.Column(scale=6, min_width=340):
+                gallery = gr.Gallery(label="Grad-CAM heatmaps", columns=2, **GALLERY)
+                gr.HTML(colour_bar())
+                seen = gr.State(None, time_to_live=KEEP_SECONDS)
+        with gr.Row():
+            show = gr.Checkbox(
+                True, label="Show Grad-CAM", info="Heatmaps of the evidence for a class"
             )
-            run = gr.Button("Classify", variant="primary")
-            label = gr.Label(label="Classes")
-            remark = gr.Markdown()
-        with gr.Column():
-            saw = gr.Image(
-                label="What the network saw", format="png", height=280, buttons=["download"]
+            maps = slider(
+                1, MAX_CLASSES, 2, "Number of heatmaps", "One for each of the top classes"
             )
-            show = gr.Checkbox(True, label="Show Grad-CAM", info="where the network looked")
-            maps = gr.Slider(
-                1, MAX_CLASSES, 2, step=1, label="Number of maps", info="for the likeliest classes"
-            )
-            stage = gr.Dropdown(
-                STAGE_NAMES, value=list(STAGES)[-1], label="Stage", info="whose output is explained"
-            )
-            method = gr.Dropdown(
-                list(METHODS), value="GradCAM", label="Method", info="of making the map"
-            )
-            opacity = gr.Slider(
-                0, 1, 0.4, step=0.05, label="Opacity of the map", info="0: picture, 1: map alone"
-            )
-            gallery = gr.Gallery(label="Grad-CAM", columns=2, **GALLERY)
-            panels = gr.State([], time_to_live=KEEP_SECONDS)
-    with gr.Tab("Misclassified images") as wrong_tab, gr.Row():
-        with gr.Column():
+            top = slider(1, MAX_CLASSES, min(3, MAX_CLASSES), "Top classes", "How many are listed")
+        with gr.Row():
+            stage, method, opacity = heatmap_controls()
+    with gr.Tab("Misclassified images") as wrong_tab:
+        wrong_remark = gr.Markdown()
+        wrong_gallery = gr.Gallery(
+            label="Most confident first", columns=6, elem_classes="wrong", **GALLERY
+        )
+        gr.HTML(colour_bar())
+        wrong_seen = gr.State(None, time_to_live=KEEP_SECONDS)
+        with gr.Row():
             wrong_show = gr.Checkbox(True, label="Show misclassified images")
-            wrong_count = gr.Slider(
-                1, MAX_TILES, min(6, MAX_TILES), step=1, label="Number of images"
-            )
-            wrong_true = gr.Dropdown([ANY, *CLASSES], value=ANY, label="True class")
-            wrong_pred = gr.Dropdown([ANY, *CLASSES], value=ANY, label="Predicted class")
+            wrong_count = slider(1, MAX_TILES, min(6, MAX_TILES), "Number of images")
+            wrong_true = dropdown([ANY, *CLASSES], ANY, "True class")
+            wrong_pred = dropdown([ANY, *CLASSES], ANY, "Predicted class")
+        with gr.Row():
             wrong_maps = gr.Checkbox(
-                False, label="With Grad-CAM", info="for the predicted and for the true class"
+                False, label="With Grad-CAM", info="For the predicted and the true class"
             )
-            wrong_stage = gr.Dropdown(STAGE_NAMES, value=list(STAGES)[-1], label="Stage")
-            wrong_method = gr.Dropdown(list(METHODS), value="GradCAM", label="Method")
-            wrong_opacity = gr.Slider(
-                0, 1, 0.4, step=0.05, label="Opacity of the map", info="0: image, 1: map alone"
-            )
-        with gr.Column(scale=2):
-            wrong_remark = gr.Markdown()
-            wrong_gallery = gr.Gallery(label="Most confident first", columns=3, **GALLERY)
-            wrong_panels = gr.State([], time_to_live=KEEP_SECONDS)
+            wrong_options = heatmap_controls()
     with gr.Tab("About"):
         tta_acc = META["test_acc_tta"]
         about = {
@@ -351,30 +321,31 @@ with Blocks(
         gr.Image(
             str(HERE / "confusion_matrix.png"),
             label="Confusion matrix",
+            alt_text="Confusion matrix",
             show_label=False,
             interactive=False,
         )
 
-    answers, heatmaps = [saw, label, remark], [gallery, panels]
-    options = [image, show, maps, stage, method, opacity]
-    done = run.click(classify, [image, top], answers, api_name="classify", **NETWORK_EVENT)
-    done.success(explain, options, heatmaps, api_name="explain", **NETWORK_EVENT)
-    done = image.change(live(classify), [image, top], answers, **LIVE_EVENT)
+    for path, example in zip(EXAMPLES, examples, strict=True):
+        example.click(
+            lambda path=path: str(path), None, image, api_visibility="private", queue=False
+        )
+    classified, options = [saw, label, remark], [show, maps, stage, method, opacity]
+    done = run.click(classify, [image, top], classified, api_name="classify", **EVENT)
     # Only after a success: an error would be shown twice.
-    done.success(live(explain), options, heatmaps, **LIVE_EVENT)
-    top.input(live(classify), [image, top], answers, **LIVE_EVENT)
-    moves = [show.input, maps.input, stage.input, method.input]
-    gr.on(moves, live(explain), options, heatmaps, **LIVE_EVENT)
-    opacity.input(recolor(live(explain)), [panels, *options], heatmaps, **BLEND_EVENT)
+    done.success(explain, [image, *options], [gallery, seen], api_name="explain", **EVENT)
+    # One event for all: each visitor's answers come in the order in which they were asked for.
+    moves = [demo.load, image.change, top.input, *(control.input for control in options)]
+    inputs, outputs = [seen, image, top, *options], [*classified, gallery, seen]
+    gr.on(moves, live(answer), inputs, outputs, show_progress_on=gallery, **PAGE_EVENT)
 
-    options = [wrong_show, wrong_count, wrong_true, wrong_pred, wrong_maps]
-    options += [wrong_stage, wrong_method]
-    # The tab as well: the files of its last gallery may have been deleted.
-    moves = [wrong_tab.select, *(control.input for control in options)]
-    options, answers = [*options, wrong_opacity], [wrong_gallery, wrong_panels, wrong_remark]
-    gr.on(moves, misclassified, options, answers, api_name="misclassified", **NETWORK_EVENT)
-    again = recolor(lambda *values: misclassified(*values)[:2])
-    wrong_opacity.input(again, [wrong_panels, *options], answers[:2], **BLEND_EVENT)
+    options = [wrong_show, wrong_count, wrong_true, wrong_pred, wrong_maps, *wrong_options]
+    outputs = [wrong_gallery, wrong_remark, wrong_seen]
+    # The files of the tab's last gallery may have been deleted.
+    wrong_tab.select(misclassified, options, outputs, api_name="misclassified", **EVENT)
+    moves = [control.input for control in options]
+    inputs = [wrong_seen, *options]
+    gr.on(moves, filtered, inputs, outputs, show_progress_on=wrong_gallery, **PAGE_EVENT)
 
 if __name__ == "__main__":
     kept = set().union(
@@ -387,5 +358,6 @@ if __name__ == "__main__":
         run_history=False,
         show_error=True,
         theme=THEME,
-        css=CSS,
+        css_paths=HERE / "style.css",
+        head_paths=HERE / "head.html",
     )

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import io
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+ONE_AT_A_TIME = threading.Lock()  # for Pillow's setting, and for the memory of large pictures
 
 refusal = functools.partial(gr.Error, print_exception=False)  # for the visitor, not for the log
 
@@ -124,7 +127,7 @@ def load_truncated(content: bytes) -> Image.Image:
 def truncation_allowed() -> Iterator[None]:
     """Let Pillow fill missing pixels within the block.
 
-    The setting holds for the whole process: the app reads one picture at a time.
+    The setting holds for the whole process: hold ONE_AT_A_TIME.
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = True
     try:
@@ -217,10 +220,13 @@ def preprocess(picture: object, size: int) -> np.ndarray:
     Raises:
         gr.Error: with a message for the visitor.
     """
-    content = content_of(picture)
     try:
-        image = to_rgb(decode(content), content)
-        return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
+        with ONE_AT_A_TIME:
+            content = content_of(picture)
+            image = to_rgb(decode(content), content)
+            return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
+    except gr.Error:
+        raise
     except Image.DecompressionBombError as error:
         raise refusal(
             "This picture has more than 25 million pixels; please make it smaller."

@@ -3,6 +3,8 @@
 import io
 import os
 import shutil
+import subprocess
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +14,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from dataload import CLASSES
 from tests.conftest import PROJECT
-from tests.test_space import (
-    NO_LONGER_THERE,
-    NO_MISTAKES,
-    NOT_A_PICTURE,
-    copy_space,
-    export_other,
-    files_of,
-    serve,
-    wait_until,
-)
+from tests.served import copy_space, export_other, files_of, serve, wait_until
+from tests.test_space import NO_LONGER_THERE, NO_MISTAKES, NOT_A_PICTURE
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -34,7 +28,9 @@ ARGUMENTS = [
     "--no-first-run",
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 ]
-STAGES = ["layer1 (32x32 map)", "layer2 (16x16 map)", "layer3 (8x8 map)", "layer4 (4x4 map)"]
+STAGES = [
+    f"layer{number} ({size}x{size} feature maps)" for number, size in enumerate((32, 16, 8, 4), 1)
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +57,7 @@ def open_page(browser: Browser, server):
     errors, requests, contexts = [], [], []
 
     def opened(
-        width: int = 1280, height: int = 900, query: str = "", address: str = server
+        width: int = 1280, height: int = 800, query: str = "", address: str = server
     ) -> Page:
         contexts.append(browser.new_context(viewport={"width": width, "height": height}))
         contexts[-1].grant_permissions(["clipboard-read", "clipboard-write"])
@@ -75,6 +71,7 @@ def open_page(browser: Browser, server):
         page.on("request", lambda request: requests.append(request.url))
         page.goto(f"{address}/{query}")
         expect(page.get_by_role("button", name="Classify")).to_be_visible(timeout=30_000)
+        shown(page, 2, [])  # the answer to the first example
         return page
 
     yield opened
@@ -100,7 +97,7 @@ def sources(page: Page) -> list[str]:
 
 
 def shown(page: Page, count: int, not_these: list[str]) -> list[np.ndarray]:
-    """The pixels of the gallery's images, once there are `count` and no others for a second."""
+    """The pixels of the gallery's images, once there are so many that stay for half a second."""
     page.wait_for_function(
         """([count, old]) => {
             const images = [...document.querySelectorAll('.thumbnail-item img')]
@@ -111,12 +108,26 @@ def shown(page: Page, count: int, not_these: list[str]) -> list[np.ndarray]:
     )
     for _ in range(15):
         before = sources(page)
-        page.wait_for_timeout(1000)
+        page.wait_for_timeout(500)
         if sources(page) == before and len(before) == count:
             break
     return [
         np.asarray(Image.open(io.BytesIO(page.request.get(url).body()))) for url in sources(page)
     ]
+
+
+def upload(page: Page, picture: Path) -> list[np.ndarray]:
+    """Put a picture in the place of the one that is shown; return the pixels of its heatmaps."""
+    old = sources(page)
+    page.get_by_label("Remove Image").click()
+    page.set_input_files("input[type=file]", picture)
+    return shown(page, 2, old)
+
+
+def choose_example(page: Page, name: str) -> None:
+    old = sources(page)
+    page.locator(".examples button", has_text=name).click()
+    shown(page, 2, old)
 
 
 def set_number(page: Page, label: str, value: float) -> None:
@@ -129,10 +140,33 @@ def no_sideways_scroll(page: Page) -> bool:
     return page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+def place(page: Page, selector: str) -> dict:
+    """The bounding box of the first visible element."""
+    return page.locator(f"{selector}:visible").first.bounding_box()
+
+
+# The parts of the page in the order in which they are read: picture, answer, heatmaps, controls.
+PARTS = (".image-frame img", ".confidence-set", ".thumbnail-item img", "input[type=range]")
+
+
+def test_the_page_opens_with_the_answer_to_the_first_example_in_sight(open_page, exported_space):
+    page = open_page(1280, 800)
+    expect(page.locator(".confidence-set")).to_have_count(3)
+    captions = page.locator(".thumbnail-item .caption-label:visible").all()
+    seen = [*page.locator(".confidence-set").all(), *page.locator(".image-frame img").all()]
+    seen += [*captions, page.locator(".colour-bar:visible")]
+    assert len(captions) == 2 and len(seen) == 3 + 2 + 2 + 1
+    for part in seen:
+        box = part.bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 800, box
+    assert page.evaluate("window.scrollY") == 0
+
+
 def test_an_upload_gets_its_ten_classes(open_page, picture):
     page = open_page()
     set_number(page, "Top classes", 10)
-    page.set_input_files("input[type=file]", picture)
+    expect(page.locator(".confidence-set")).to_have_count(10)
+    upload(page, picture)
     expect(page.locator(".confidence-set")).to_have_count(10)
     set_number(page, "Top classes", 50)
     expect(page.locator(".confidence-set")).to_have_count(10)
@@ -143,8 +177,7 @@ def test_an_upload_gets_its_ten_classes(open_page, picture):
 
 def test_an_example_and_a_pasted_picture_are_classified(open_page):
     page = open_page()
-    page.locator("button:has(img[src*='frog.png'])").click()
-    shown(page, 2, [])
+    choose_example(page, "frog")
     expect(page.locator(".confidence-set")).to_have_count(3)
     old = sources(page)
     page.get_by_label("Remove Image").click()
@@ -164,8 +197,7 @@ def test_an_example_and_a_pasted_picture_are_classified(open_page):
 @pytest.mark.parametrize("stage", STAGES)
 def test_opacity_of_each_stage_goes_from_the_picture_to_the_heatmap(open_page, picture, stage):
     page = open_page()
-    page.set_input_files("input[type=file]", picture)
-    shown(page, 2, [])
+    upload(page, picture)
     old = sources(page)
     if stage != STAGES[-1]:  # the default
         page.locator("input[aria-label='Stage']:visible").click()
@@ -174,7 +206,7 @@ def test_opacity_of_each_stage_goes_from_the_picture_to_the_heatmap(open_page, p
     at = {}
     for opacity in (0, 0.5, 1):
         old = sources(page)
-        set_number(page, "Opacity of the map", opacity)
+        set_number(page, "Opacity of the heatmap", opacity)
         at[opacity] = shown(page, 2, old)[0].astype(float)
     enlarged = np.asarray(Image.open(picture)).repeat(8, axis=0).repeat(8, axis=1)
     assert np.array_equal(at[0], enlarged)
@@ -183,20 +215,18 @@ def test_opacity_of_each_stage_goes_from_the_picture_to_the_heatmap(open_page, p
 
 def test_opacity_moved_while_maps_are_computed_is_the_one_that_is_shown(open_page, picture):
     page = open_page()
-    page.set_input_files("input[type=file]", picture)
-    shown(page, 2, [])
+    upload(page, picture)
     old = sources(page)
-    set_number(page, "Number of maps", 10)
-    set_number(page, "Opacity of the map", 0)
+    set_number(page, "Number of heatmaps", 10)
+    set_number(page, "Opacity of the heatmap", 0)
     enlarged = np.asarray(Image.open(picture)).repeat(8, axis=0).repeat(8, axis=1)
     assert all(np.array_equal(panel, enlarged) for panel in shown(page, 10, old))
 
 
 def test_maps_can_be_counted_and_switched_off(open_page, picture):
     page = open_page()
-    page.set_input_files("input[type=file]", picture)
-    shown(page, 2, [])
-    set_number(page, "Number of maps", 10)
+    upload(page, picture)
+    set_number(page, "Number of heatmaps", 10)
     shown(page, 10, [])
     page.get_by_label("Show Grad-CAM").uncheck()
     expect(page.locator(".thumbnail-item:visible")).to_have_count(0)
@@ -238,39 +268,40 @@ def test_misclassified_images_are_filtered_by_class(open_page):
 @pytest.mark.parametrize("method", ["GradCAM++", "LayerCAM"])
 def test_the_method_can_be_chosen(open_page, picture, method):
     page = open_page()
-    page.set_input_files("input[type=file]", picture)
+    upload(page, picture)
+    old = sources(page)
     choose(page, "Stage", STAGES[1])
-    before = shown(page, 2, [])
+    before = shown(page, 2, old)
     old = sources(page)
     choose(page, "Method", method)
     assert not np.array_equal(before[0], shown(page, 2, old)[0])
 
 
 def test_the_keyboard_alone_is_enough(open_page):
-    """Tab from the top; Enter takes an example, an arrow adds a class, Space hides Grad-CAM."""
+    """Tab from the top; Enter takes an example, Space hides heatmaps, an arrow adds a class."""
     page = open_page()
-    focus(
-        page,
-        "cat",
-        lambda: page.evaluate(
-            "document.activeElement.querySelector('img')?.src.includes('cat.png')"
-        ),
-    )
+    for name in ("Classify", "Misclassified images", "About"):
+        focus(page, name, lambda name=name: says(page, name))
+        page.keyboard.press("ArrowRight")
+    page.get_by_role("tab", name="Classify").click()
+    old = sources(page)
+    focus(page, "cat", lambda: says(page, "cat"))
     page.keyboard.press("Enter")
-    shown(page, 2, [])
-    focus(page, "top classes", lambda: focused(page, "Top classes") and is_type(page, "range"))
-    page.keyboard.press("ArrowRight")
-    expect(page.locator(".confidence-set")).to_have_count(4)
-    focus(
-        page,
-        "classify",
-        lambda: page.evaluate("document.activeElement.innerText.trim() == 'Classify'"),
-    )
+    shown(page, 2, old)
+    focus(page, "classify", lambda: says(page, "Classify"))
     focus(page, "show", lambda: is_type(page, "checkbox"))
     page.keyboard.press("Space")
     expect(page.locator(".thumbnail-item:visible")).to_have_count(0)
-    for label in ("Stage", "Method", "Opacity of the map"):
+    focus(page, "top classes", lambda: focused(page, "Top classes") and is_type(page, "range"))
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".confidence-set")).to_have_count(4)
+    for label in ("Stage", "Method", "Opacity of the heatmap"):
         focus(page, label, lambda label=label: focused(page, label))
+
+
+def says(page: Page, text: str) -> bool:
+    """Whether the element that has the focus shows this text."""
+    return page.evaluate("document.activeElement.innerText.trim()") == text
 
 
 def is_type(page: Page, kind: str) -> bool:
@@ -308,10 +339,10 @@ def test_the_page_of_the_committed_space_has_its_picture_taken(browser, tmp_path
     """With UPDATE_SCREENSHOT set, that becomes the picture in the README."""
     folder = copy_space(PROJECT / "space", tmp_path_factory.mktemp("committed") / "space")
     with serve(folder, tmp_path_factory.mktemp("uploads")) as address:
-        page = browser.new_page(viewport={"width": 1180, "height": 900})
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.goto(address)
-        page.locator("button:has(img[src*='frog.png'])").click()
         shown(page, 2, [])
+        choose_example(page, "frog")
         expect(page.locator(".confidence-set")).to_have_count(3)
         expect(page.locator(".confidence-set").first).to_contain_text("frog")
         page.mouse.move(0, 0)
@@ -321,7 +352,7 @@ def test_the_page_of_the_committed_space_has_its_picture_taken(browser, tmp_path
         page.close()
     file = tmp_path_factory.mktemp("screenshot") / "space.png"
     taken.quantize(256).save(file, optimize=True)
-    assert taken.width == 1180 and 30_000 < file.stat().st_size < 500_000
+    assert taken.width == 1280 and 30_000 < file.stat().st_size < 500_000
     if os.environ.get("UPDATE_SCREENSHOT"):
         shutil.copyfile(file, PROJECT / "images/space.png")
 
@@ -339,9 +370,14 @@ def is_said_once(page: Page, words: str) -> bool:
 def test_a_file_that_is_no_picture_gets_one_sentence(open_page, tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     page = open_page()
+    page.get_by_label("Remove Image").click()
     page.set_input_files("input[type=file]", tmp_path / "text.png")
     assert is_said_once(page, NOT_A_PICTURE)
-    for label, value in (("Top classes", 5), ("Number of maps", 3), ("Opacity of the map", 0.1)):
+    for label, value in (
+        ("Top classes", 5),
+        ("Number of heatmaps", 3),
+        ("Opacity of the heatmap", 0.1),
+    ):
         set_number(page, label, value)
         assert is_said_once(page, NOT_A_PICTURE)
 
@@ -371,13 +407,12 @@ def test_what_is_deleted_is_computed_again_or_said_to_be_gone(
         page.get_by_role("tab", name="Misclassified images").click()
         shown(page, 6, [])
         page.get_by_role("tab", name="Classify").click()
-        page.set_input_files("input[type=file]", picture)
-        shown(page, 2, [])
+        upload(page, picture)
         wait_for_the_sweep()
         for label, value in (
             ("Top classes", 5),
-            ("Number of maps", 3),
-            ("Opacity of the map", 0.1),
+            ("Number of heatmaps", 3),
+            ("Opacity of the heatmap", 0.1),
         ):
             set_number(page, label, value)
             assert is_said_once(page, NO_LONGER_THERE)
@@ -387,7 +422,7 @@ def test_what_is_deleted_is_computed_again_or_said_to_be_gone(
         assert are_whole(page)
         wait_for_the_sweep()
         old = sources(page)
-        set_number(page, "Opacity of the map", 0.1)
+        set_number(page, "Opacity of the heatmap", 0.1)
         shown(page, 6, old)
         assert are_whole(page)
         page.close()  # before its server
@@ -399,24 +434,22 @@ def test_an_example_can_be_explained_again_at_any_time(open_page, exported_space
     with serve(folder, tmp_path / "uploads", UPLOADS_KEEP_SECONDS="3") as server:
         kept = files_of(tmp_path / "uploads")
         page = open_page(address=server)
-        page.locator("button:has(img[src*='frog.png'])").click()
-        shown(page, 2, [])
+        choose_example(page, "frog")
         wait_until(lambda: files_of(tmp_path / "uploads") <= kept)
         page.wait_for_timeout(3000)
         old = sources(page)
-        set_number(page, "Opacity of the map", 1)  # its panels are no longer stored
+        set_number(page, "Opacity of the heatmap", 1)  # its panels are no longer stored
         shown(page, 2, old)
         assert are_whole(page) and page.locator(".toast-body").count() == 0
         page.close()
 
 
-def test_no_mistakes_and_no_evidence_are_said(open_page, tmp_path):
-    folder = export_other(tmp_path / "space", list(CLASSES), 0)
+def test_no_mistakes_and_no_evidence_are_said(open_page, tmp_path, tmp_path_factory):
+    folder = export_other(tmp_path_factory.getbasetemp(), tuple(CLASSES), 0)
     with serve(folder, tmp_path) as server:
         page = open_page(address=server)
-        page.locator("button:has(img[src*='frog.png'])").click()
-        shown(page, 2, [])
-        set_number(page, "Number of maps", 10)
+        choose_example(page, "frog")
+        set_number(page, "Number of heatmaps", 10)
         shown(page, 10, [])
         expect(page.get_by_text("no evidence found for truck")).to_be_visible()
         page.get_by_role("tab", name="Misclassified images").click()
@@ -427,24 +460,61 @@ def test_no_mistakes_and_no_evidence_are_said(open_page, tmp_path):
 
 def test_asking_without_a_picture_is_refused_once(open_page):
     page = open_page()
+    page.get_by_label("Remove Image").click()
     page.get_by_role("button", name="Classify").click()
     assert is_said_once(page, "Upload a picture or pick an example first.")
 
 
 def test_a_phone_shows_one_column_without_scrolling_sideways(open_page, picture):
     page = open_page(390, 844)
-    page.set_input_files("input[type=file]", picture)
-    shown(page, 2, [])
+    upload(page, picture)
     assert no_sideways_scroll(page)
+    boxes = [place(page, selector) for selector in PARTS]
+    assert [box["y"] for box in boxes] == sorted({box["y"] for box in boxes})
     left = [
         page.get_by_text(text, exact=True).first.bounding_box()["x"]
-        for text in ("Your picture", "Grad-CAM")
+        for text in ("Your picture", "Grad-CAM heatmaps")
     ]
     assert abs(left[0] - left[1]) < 20
     for name in ("Misclassified images", "About", "Classify"):
         page.get_by_role("tab", name=name).click()
         page.wait_for_timeout(300)
         assert no_sideways_scroll(page), name
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory) -> str:
+    """The source of axe-core, in the version whose rules are meant here."""
+    if not shutil.which("npm"):
+        pytest.skip("npm is not installed: it fetches axe-core, which checks the page")
+    folder = tmp_path_factory.mktemp("axe")
+    command = ["npm", "pack", "--silent", "--prefer-offline", "axe-core@4.14.1"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        pytest.skip(f"npm could not fetch axe-core: {done.stderr.strip()[:200]}")
+    with tarfile.open(folder / done.stdout.split()[-1]) as package:
+        return package.extractfile("package/axe.min.js").read().decode()
+
+
+def violations(page: Page, axe: str) -> set[tuple[str, str]]:
+    """What breaks rules of WCAG 2.2, level A or AA: the rule and the element's HTML."""
+    page.mouse.move(0, 0)
+    page.evaluate(axe)
+    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+    found = page.evaluate("tags => axe.run({runOnly: tags})", tags)["violations"]
+    return {(rule["id"], node["html"]) for rule in found for node in rule["nodes"]}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_no_violation_not_even_of_gradio(open_page, axe, theme):
+    page = open_page(query=f"?__theme={theme}")
+    assert violations(page, axe) == set()
+    page.get_by_role("tab", name="Misclassified images").click()
+    shown(page, 6, [])
+    assert violations(page, axe) == set()
+    page.get_by_role("tab", name="About").click()
+    page.wait_for_timeout(500)
+    assert violations(page, axe) == set()
 
 
 def test_dark_mode_loads(open_page):
