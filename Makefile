@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 NOTEBOOK := ERA_S12_Assignment.ipynb
+NOTEBOOKS := $(NOTEBOOK) more.ipynb solutions.ipynb
 
 # What NumPy of this version chooses at run time, and this CPU has: without it, it computes as on an older one.
 NPY_FEATURES := from numpy._core._multiarray_umath import __cpu_dispatch__ as d, __cpu_features__ as f; print(*(n for n in d if f.get(n)))
@@ -12,8 +13,8 @@ NPY_FEATURES := from numpy._core._multiarray_umath import __cpu_dispatch__ as d,
 run: $(READY) ## execute the notebook into runs/, then serve the Space that came out of it
 	@$(BIN)/python -m tools.run run
 
-test: $(READY) ## all tests, the notebook and the app in a browser among them; COVERAGE=1 measures what they run
-	SMOKE_TEST=1 $(BIN)/python $(if $(COVERAGE),-m coverage run) -m pytest tests $(NOTEBOOK) \
+test: $(READY) ## all tests, the notebooks and the app in a browser among them; COVERAGE=1 measures what they run
+	SMOKE_TEST=1 $(BIN)/python $(if $(COVERAGE),-m coverage run) -m pytest tests $(NOTEBOOKS) \
 		--nbval-lax --nbval-current-env --nbval-cell-timeout=600
 
 numeric: $(READY) ## the tests that compare computed numbers, as on three other CPUs: they must hold to a tolerance on all

@@ -63,6 +63,14 @@ def table(rows: list[dict]) -> str:
     return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
 
 
+def short_table(rows: list[dict]) -> str:
+    """Format the leaderboard for the README: step, time, accuracy, what changed."""
+    lines = [["step", "time", "accuracy with TTA", "what changed"], ["---"] * 4]
+    for number, row in enumerate(rows):
+        lines.append([str(number), f"{row['time']:.2f}", accuracy_cell(row), row["changed"]])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
 def compare(row: dict, ratio: float, precision: str, tta: float) -> str:
     """Compare a training with the leaderboard's row for its recipe.
 

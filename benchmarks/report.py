@@ -2,9 +2,9 @@
 
     python -m benchmarks.report
 
-README.md receives a table and some sentences between its two marks, docs/results.md the leaderboard
-and the same table. The figure shows accuracy against training compute, with
-published results beside ours. All numbers of ours come from benchmarks/results/; none is typed.
+Each file receives its tables between marks: README.md the best rows and the leaderboard in short,
+docs/results.md all of both. The figure shows accuracy against training compute, with published
+results beside ours. All numbers of ours come from benchmarks/results/; none is typed.
 """
 
 import json
@@ -35,6 +35,9 @@ from training.workload import LOW_RES_SAVINGS
 
 PROJECT = Path(__file__).resolve().parent.parent
 MARKS = ("<!-- measured: begin -->\n", "<!-- measured: end -->\n")
+LEADERBOARD_MARKS = ("<!-- leaderboard: begin -->\n", "<!-- leaderboard: end -->\n")
+NOTE = "Test accuracies: means of the runs, ± the standard deviation of single ones."
+HEADLINE_KEYS = ("recipe", "train_images")  # what tells the committed network among the rows
 LOWEST = 0.928  # where the accuracy axis of the figure begins
 
 
@@ -137,8 +140,7 @@ def table(rows: list[dict]) -> str:
         lines.append([row["network"], f"{parameters:,}", row["epochs"]])
         lines[-1] += [f"{row['train_images']:,}", f"{petaflop(row):.2f}", *result_cells(row)]
     markdown = "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
-    note = "Test accuracies: means of the runs, ± the standard deviation of single ones."
-    return f"{markdown}\n\n{note}\n"
+    return f"{markdown}\n\n{NOTE}\n"
 
 
 def result_cells(row: dict) -> list:
@@ -235,16 +237,34 @@ def plot_published(axis: Axes) -> None:
             )
 
 
-def write_between_marks(path: Path, text: str) -> None:
-    """Replace what stands between the two marks of a Markdown file by `text`."""
-    begin, end = (re.escape(mark) for mark in MARKS)
-    page, block = path.read_text(encoding="utf-8"), MARKS[0] + text + MARKS[1]
+def write_between_marks(path: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
+    """Replace what stands between two marks of a Markdown file by `text`."""
+    begin, end = (re.escape(mark) for mark in marks)
+    page, block = path.read_text(encoding="utf-8"), marks[0] + text + marks[1]
     path.write_text(re.sub(f"{begin}.*?{end}", lambda _: block, page, flags=re.S), "utf-8")
 
 
-def readme_block(rows: list[dict], speed_results: dict) -> str:
+def readme_table(rows: list[dict], headline: dict) -> str:
+    """Format the rows of all 50,000 images and that of the committed network, which comes first.
+
+    Args:
+        rows: of accuracy.json.
+        headline: what results.json says of the committed network.
+    """
+    names = ["network, epochs, training images", "accuracy", "with TTA", "ECE", "PFLOP"]
+    lines = [names, ["---"] * len(names)]
+    (first,) = (row for row in rows if all(row[key] == headline[key] for key in HEADLINE_KEYS))
+    others = [row for row in rows if row["train_images"] == 50_000]
+    for row in [first, *sorted(others, key=petaflop)]:
+        single, tta, ece = result_cells(row)[:3]
+        name = f"{row['network']}, {row['epochs']}, {row['train_images']:,}"
+        lines.append([name, f"{single} (n = {row['n']})", tta, ece, f"{petaflop(row):.2f}"])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def readme_block(rows: list[dict], speed_results: dict, headline: dict) -> str:
     """Format what README.md shows of results/accuracy.json and results/speed.json."""
-    return f"{table(rows + unmeasured(rows))}\n{speed(speed_results)}"
+    return f"{readme_table(rows, headline)}\n{NOTE}\n\n{speed(speed_results)}"
 
 
 def results_block(rows: list[dict], steps: list[dict]) -> str:
@@ -256,12 +276,14 @@ def results_block(rows: list[dict], steps: list[dict]) -> str:
 
 
 def main() -> None:
-    """Write README's block, the page of the results, and the figure."""
+    """Write README's blocks, the page of the results, and the figure."""
     rows, speed_results, steps = (
         json.loads((RESULTS / name).read_text())
         for name in ("accuracy.json", "speed.json", "leaderboard.json")
     )
-    write_between_marks(PROJECT / "README.md", readme_block(rows, speed_results))
+    readme, headline = PROJECT / "README.md", json.loads((PROJECT / "results.json").read_text())
+    write_between_marks(readme, readme_block(rows, speed_results, headline))
+    write_between_marks(readme, leaderboard.short_table(steps), LEADERBOARD_MARKS)
     write_between_marks(PROJECT / "docs/results.md", results_block(rows, steps))
     on_all_images = [row for row in rows if row["train_images"] == 50_000]
     save_figure(plot(on_all_images), PROJECT / "images/compute.png")

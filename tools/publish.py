@@ -9,6 +9,7 @@ import nbformat
 
 from evaluation.drawing import copy_figures
 from models.bundle import bundle_files, load_bundle, new_bundle
+from tools.colab_badge import set_badge
 from tools.project import NOTEBOOK, PROJECT, read_results
 from training.console import forgive_output
 
@@ -63,6 +64,10 @@ def publish(folder: str | Path | None) -> int:
     for name in (NOTEBOOK, "results.json"):
         partial = shutil.copyfile(source / name, PROJECT / f"{name}.part")
         partial.replace(PROJECT / name)
+    try:
+        set_badge(PROJECT)
+    except (OSError, ValueError) as error:  # the results are published nevertheless
+        print(f"The Colab badge was not set: {error}")
     print(
         f"Published {source}. Look at it, bring README.md's numbers up to date (`make test`"
         f" compares them), then commit it with images/, space/, results.json and {NOTEBOOK}."

@@ -13,6 +13,8 @@ from training.console import format_duration
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import CSVLogger
 
+EPOCH_COLUMNS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "seconds")
+
 
 def read_table(metrics_csv: str | Path) -> pd.DataFrame:
     """Read a table of epochs, without the rows that a killed process left half written.
@@ -97,6 +99,19 @@ def epoch_means(table: pd.DataFrame) -> pd.DataFrame:
         A row for each epoch, in their order.
     """
     return cast(pd.DataFrame, table.groupby("epoch").mean()).reset_index()
+
+
+def epoch_rows(metrics_csv: str | Path) -> list[dict[str, float]]:
+    """List the metrics of each epoch of a run, as results.json holds them.
+
+    Args:
+        metrics_csv: the table of the run.
+
+    Returns:
+        A dict for each epoch with those of EPOCH_COLUMNS that were measured.
+    """
+    means = epoch_means(read_table(metrics_csv))
+    return rows_of(means[[name for name in EPOCH_COLUMNS if name in means]])
 
 
 def rows_of(table: pd.DataFrame) -> list[dict[str, float]]:

@@ -1,7 +1,10 @@
 """The result of a training run: the network, and how it was trained."""
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 from models.bundle import load_bundle
 from models.errors import InvalidValue
@@ -20,7 +23,7 @@ class Run:
     Attributes:
         model: the network of the last epoch, in eval mode, on the CPU.
         metadata: how it was trained: seed, data, precision, time, hardware and so on.
-        metrics_csv: the table of its epochs, or None for a stored network.
+        metrics_csv: the table of its epochs; None where a stored network came without it.
     """
 
     model: Network
@@ -107,7 +110,18 @@ def unfinished_run(folder: str | Path) -> Run:
     return Run(round_to_fp16(classifier.model), metadata, folder / "metrics.csv")
 
 
-def stored_run(space: str | Path) -> Run:
-    """Load the network of a bundle, with what its model.json says of the training."""
+def stored_run(space: str | Path, results: str | Path = "results.json") -> Run:
+    """Load the network of a bundle, with what is stored of its training.
+
+    Args:
+        space: the folder of the bundle, whose model.json holds the metadata.
+        results: the results of the same run, which hold the metrics of its epochs; those of other
+            weights are not used.
+    """
     model, meta = load_bundle(space)
-    return Run(model, meta["training"], None)
+    metrics = None
+    stored = read_json(Path(results), {"sha256", "metrics"})
+    if stored and stored["sha256"] == meta["sha256"]["weights"]:
+        metrics = Path(tempfile.mkdtemp()) / "metrics.csv"
+        pd.DataFrame(stored["metrics"]).to_csv(metrics, index=False)
+    return Run(model, meta["training"], metrics)

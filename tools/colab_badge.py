@@ -1,0 +1,78 @@
+"""Make the Colab badge and REPO_URL name this copy of the project: `python -m tools.colab_badge`.
+
+Both are taken from the git remote `origin`, so the badge of a fork opens the fork. Where there is
+no remote on GitHub there is no badge, and a line says what to do.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+
+from tools.project import NOTEBOOK, PROJECT
+
+MARK = "<!-- colab -->\n"  # the line that follows is replaced
+BADGE = (
+    "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    "(https://colab.research.google.com/github/{}/blob/main/{})"
+)
+NO_BADGE = (
+    "On GitHub, a badge that opens your copy on Colab goes here: `python -m tools.colab_badge`."
+)
+
+
+def github_repository(project: Path = PROJECT) -> str | None:
+    """Return 'owner/name' of the git remote `origin`, or None if it is not on GitHub."""
+    command = ["git", "remote", "get-url", "origin"]
+    url = subprocess.run(command, cwd=project, capture_output=True, text=True).stdout.strip()
+    # https://github.com/owner/name.git, git@github.com:owner/name.git, ssh://git@github.com/...
+    match = re.search(r"(?:^|[/@])github\.com[/:]([\w.-]+/[\w.-]+?)(?:\.git)?/?$", url)
+    return match[1] if match else None
+
+
+def set_badge(project: Path = PROJECT) -> str | None:
+    """Write the badge into README.md and the notebook, and the address into its first code cell.
+
+    Args:
+        project: its folder, a git checkout.
+
+    Returns:
+        'owner/name' of the repository on GitHub, or None if there is none.
+
+    Raises:
+        ValueError: if one of the files has no place for it.
+    """
+    repository = github_repository(project)
+    line = BADGE.format(repository, NOTEBOOK) if repository else NO_BADGE
+    readme, notebook = project / "README.md", nbformat.read(project / NOTEBOOK, as_version=4)
+    first, setup = notebook.cells[:2]
+    page = replace_one(MARK + ".*", MARK + line, readme.read_text(encoding="utf-8"))
+    first.source = replace_one(MARK + ".*", MARK + line, first.source)
+    address = f"https://github.com/{repository}" if repository else ""
+    setup.source = replace_one(r'^REPO_URL = ".*?"', f'REPO_URL = "{address}"', setup.source)
+    readme.write_text(page, encoding="utf-8")
+    nbformat.write(notebook, project / NOTEBOOK)
+    return repository
+
+
+def replace_one(pattern: str, text: str, source: str) -> str:
+    """Replace the only match of a pattern; raise ValueError if there is not exactly one."""
+    replaced, count = re.subn(pattern, lambda _: text, source, flags=re.MULTILINE)
+    if count != 1:
+        raise ValueError(f"expected one place for {text!r}, got {count}")
+    return replaced
+
+
+def main() -> None:
+    """Set the badge and print what it opens."""
+    repository = set_badge()
+    told = (
+        f"opens https://github.com/{repository}" if repository else "is left out: no GitHub remote"
+    )
+    print(f"The Colab badge {told}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
