@@ -343,7 +343,7 @@ class ErrorExplorer(Explorer):
         if not samples:
             return "No image fits; choose other classes or a lower number."
         rows, columns = 3 if heatmaps else 1, len(samples)
-        fig, axes = new_image_grid(rows, columns, 1.75 * max(3, columns), 2.1 * rows)
+        fig, axes = new_image_grid(rows, columns, 2.1 * max(3, columns), 2.6 * rows)
         for column, sample in zip(axes.T, samples, strict=True):
             self.draw_sample(column[0], sample)
             for axis, label in zip(column[1:], self.explained_classes(sample), strict=False):
@@ -356,7 +356,7 @@ class ErrorExplorer(Explorer):
         """Draw an image below its true class, predicted class and probability."""
         pred, _ = self.explained_classes(sample)
         known = "" if sample.label is None else f"true: {self.classes[sample.label]}\n"
-        title = f"{known}predicted: {self.classes[pred]} ({sample.probs[pred]:.2f})"
+        title = f"{known}predicted: {self.classes[pred]}\nprobability {sample.probs[pred]:.2f}"
         show_image(axis, sample.image, title)
 
     def explained_classes(self, sample: Sample) -> tuple[int, int]:

@@ -294,37 +294,44 @@ def confidence(logits: Tensor, labels: Tensor, temperature: float) -> str:
 # ---- trust ---------------------------------------------------------------------------------------
 
 
-def deletion(areas: pd.DataFrame) -> str:
+FAIR = ("another image's heatmap", "centre first")  # controls that are hard to beat
+
+
+def trust(deleted: pd.DataFrame, inserted: pd.DataFrame) -> str:
     """Say which controls the heatmaps beat, and what that leaves to trust.
 
     Args:
-        areas: of evaluation.saliency_checks.deletion_areas: the first row is the heatmap's.
+        deleted: of evaluation.saliency_checks.deletion_areas for masking, where a smaller area is
+            better; the first row is the heatmap's.
+        inserted: the same for showing, where a larger area is better.
     """
-    controls = areas.iloc[1:]
-    beaten = [str(name) for name in controls.index[controls["from"] > 0]]
-    lost = [str(name) for name in controls.index[controls["to"] < 0]]
-    open_ones = [str(name) for name in controls.index if name not in (*beaten, *lost)]
-    sentences = []
-    if beaten:
-        sentences.append(
-            f"Masking by the heatmap lowers the probability sooner than {listed(beaten)}."
-        )
-    if open_ones:
-        sentences.append(
-            f"Against {listed(open_ones)} the interval holds zero: no difference is shown."
-        )
-    if lost:
-        sentences.append(f"It is later than {listed(lost)}.")
-    if {"random", "centre first"} <= set(controls.index):
-        sentences.append(centre_share(controls["difference"]))
-    fair = [name for name in ("another image's heatmap", "centre first") if name in controls.index]
-    sentences.append(
-        "**So these heatmaps do say something about their own image, within these limits.**"
-        if set(fair) <= set(beaten)
-        else "**So on these images the heatmaps are not shown to know more than where objects"
-        " usually are.**"
-    )
+    controls = {"masked": deleted.iloc[1:], "shown": inserted.iloc[1:]}
+    beaten = {
+        "masked": [str(name) for name in deleted.index[1:] if controls["masked"]["from"][name] > 0],
+        "shown": [str(name) for name in inserted.index[1:] if controls["shown"]["to"][name] < 0],
+    }
+    sentences = [
+        f"Masked first by the heatmap, the probability falls sooner than with"
+        f" {listed(beaten['masked']) or 'none of the controls'}. Shown first by the heatmap, it"
+        f" rises sooner than with {listed(beaten['shown']) or 'none of the controls'}. Where a"
+        " control is missing in these lists, the interval of the difference holds zero or lies on"
+        " the other side.",
+        centre_share(controls["masked"]["difference"]),
+        conclusion([set(FAIR) <= set(names) for names in beaten.values()]),
+    ]
     return " ".join(filter(None, sentences))
+
+
+def conclusion(passed: Sequence[bool]) -> str:
+    """Conclude from whether the heatmaps beat all fair controls in each of the two measures."""
+    if all(passed):
+        return "**These heatmaps say something about their own image, within these limits.**"
+    if any(passed):
+        return (
+            "**The two measures disagree: do not read more into a single heatmap than that it"
+            " marks where the object may be.**"
+        )
+    return "**On these images no heatmap is shown to know more than where objects usually are.**"
 
 
 def centre_share(differences: pd.Series) -> str:
@@ -358,7 +365,7 @@ def lessons(name: str, epochs: int, correct: float, temperature: float, top_pair
         f" {epochs} epochs. That is one run with one seed.",
         f"It was {kind}; one number, the temperature {temperature:.2f}, brings its confidence"
         " nearer to its accuracy and changes no answer.",
-        "Some of its most confident errors are errors of the labels.",
+        "A confident error can be an error of the label: look before you blame the network.",
         "A heatmap is a hint: a few cells, scaled to their own range, for one class at a time. How"
         " much it can be trusted has to be measured, with controls that are hard to beat.",
         "The network knows ten classes. It gives every picture one of them, whatever the picture"

@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from evaluation.drawing import Plot, rgb
-from evaluation.errors import Misclassified, caption, most_confident
+from evaluation.errors import Misclassified, most_confident
 from lesson.explorers import Panel, png
 
 VERDICTS = ("network wrong", "label wrong", "both fair")
-IMAGES = 12
+IMAGES, COLUMNS = 12, 4
 
 # Northcutt et al. 2021, arXiv:2103.14749, table 2: of CIFAR-10's test labels, those that an
 # algorithm flagged, all shown to five people each, and those that were confirmed to be wrong.
@@ -87,16 +87,21 @@ class LabelHunt(Panel):
     def figure(self, samples: Sequence[Misclassified]) -> Figure:
         """Draw samples above their labels, predictions and verdicts."""
         images = [rgb(sample.image, self.inv_normalize) for sample in samples]
-        titles = [caption(sample, self.classes) for sample in samples]
+        titles = [self.caption(sample) for sample in samples]
         if len(samples) > 1:
             titles = [
                 f"{title}\n{self.verdicts[i]}" if i in self.verdicts else title
                 for i, title in enumerate(titles)
             ]
         title = "The most confident errors" if len(samples) > 1 else ""
-        return Plot(images, titles, min(6, len(samples))).grid(
+        return Plot(images, titles, min(COLUMNS, len(samples))).grid(
             f"{title}\n{self.note}" if title and self.note else title
         )
+
+    def caption(self, sample: Misclassified) -> str:
+        """Name the label, the predicted class and its probability."""
+        label, pred = self.classes[sample.label], self.classes[sample.pred]
+        return f"label: {label}\nnetwork: {pred} ({sample.prob:.0%})"
 
     def still(self) -> bytes:
         """Return a picture of all samples with the verdicts so far; no bytes without samples."""

@@ -80,27 +80,28 @@ def test_confidence_follows_the_temperature():
     assert "does not fall" in findings.confidence(logits, labels, 0.1)
 
 
-def areas(centre: tuple, other: tuple, random=(0.2, 0.15, 0.25)) -> pd.DataFrame:
+def areas(centre: float, other: float, random: float = 0.2, half: float = 0.05) -> pd.DataFrame:
     rows = {
-        "heatmap": (0, 0, 0),
+        "heatmap": 0,
         "another image's heatmap": other,
         "centre first": centre,
         "random": random,
     }
-    table = pd.DataFrame(rows, index=["difference", "from", "to"]).T
+    table = pd.DataFrame({"difference": rows})
+    table["from"], table["to"] = table["difference"] - half, table["difference"] + half
     return table.assign(area=0.4 + table["difference"])
 
 
 def test_trust_is_what_the_fair_controls_leave():
-    good = findings.deletion(areas((0.1, 0.05, 0.15), (0.1, 0.05, 0.15)))
-    assert "sooner than another image's heatmap, centre first and random" in good
-    assert "do say something about their own image" in good and "reach 50 % of" in good
-    poor = findings.deletion(areas((0.01, -0.02, 0.04), (0.1, 0.05, 0.15)))
-    assert (
-        "Against centre first the interval holds zero" in poor and "not shown to know more" in poor
-    )
-    worse = findings.deletion(areas((-0.1, -0.2, -0.05), (0.1, 0.05, 0.15)))
-    assert "It is later than centre first" in worse and "not shown to know more" in worse
+    good = findings.trust(areas(0.1, 0.1), areas(-0.1, -0.1, -0.2))
+    assert "falls sooner than with another image's heatmap, centre first and random." in good
+    assert "rises sooner than with another image's heatmap, centre first and random." in good
+    assert "say something about their own image" in good and "reach 50 % of" in good
+    half = findings.trust(areas(0.1, 0.1), areas(0.01, -0.1, -0.2))
+    assert "The two measures disagree" in half
+    assert "rises sooner than with another image's heatmap and random." in half
+    poor = findings.trust(areas(0.01, 0.1), areas(0.1, 0.1, 0.1))
+    assert "rises sooner than with none of the controls" in poor and "no heatmap is shown" in poor
 
 
 def test_a_loop_that_learns_nothing_is_called_wrong():
