@@ -5,6 +5,7 @@ Images are uint8 RGB (N, 32, 32, 3) until the dataset makes them normalised floa
 """
 
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -549,6 +550,7 @@ class Draw:
         rows[0][0].set_ylabel("original", fontsize=TEXT)
         for axis, label in zip(rows[0], labels, strict=True):
             axis.set_title(CLASSES[label], fontsize=TEXT)
-        fig.suptitle(title, x=0.01, ha="left", fontsize=TEXT + 3, fontweight="bold")
+        lines = [textwrap.fill(line, round(8 * width)) for line in title.splitlines()]
+        fig.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=TEXT + 3, fontweight="bold")
         fig.set_label(f"Training images, below each some augmentations. {title}")
         return fig

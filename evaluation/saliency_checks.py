@@ -211,7 +211,12 @@ def draw_cascade(axis: Axes, cascade: Cascade) -> None:
     axis.axhline(control, linestyle="--", color=GREY)
     axis.axhspan(control - half, control + half, color=GREY, alpha=0.15, linewidth=0)
     axis.annotate(
-        "another image's heatmap", (0, control), (0, 4), textcoords="offset points", color=GREY
+        "another image's heatmap",
+        (len(means) - 1, control),
+        (0, 4),
+        textcoords="offset points",
+        ha="right",
+        color=GREY,
     )
     style_chart(axis)
     axis.set(ylabel="rank correlation\nwith the trained network", xticks=list(steps))

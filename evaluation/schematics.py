@@ -143,8 +143,8 @@ def plot_receptive_field(
         first, end = fields[stage.name].of_cell(cell)
         draw_field(above, picture, (max(first, 0), min(end, len(picture))))
         size = fields[stage.name].size
-        more = "beyond the image" if size > len(picture) else "pixels"
-        above.set_title(f"{stage.name}: {size}x{size},\n{more}")
+        more = ", beyond the image" if size > len(picture) else " pixels"
+        above.set_title(f"{stage.name}\n{size}x{size}{more}")
         draw_cells(below, stage.size, cell)
         below.set_xlabel(f"{stage.size}x{stage.size} cells", fontsize=TEXT)
     axes[0, 0].set_ylabel("the image")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import accuracy, leaderboard, reference, report, scaling, speed
+from benchmarks import accuracy, leaderboard, reference, report, scaling, speed, trust
 from models.fastnet import FastNet
 from models.registry import build
 from training import optimizer
@@ -421,3 +421,15 @@ def test_a_row_is_made_of_what_was_measured_only(tmp_path, row):
     (tmp_path / "accuracy.json").write_text("[]")
     with pytest.raises(ValueError, match="measured accuracy on 50,000 images of fastnet-8"):
         leaderboard.measured_row("", "fastnet-8", tmp_path)
+
+
+@pytest.mark.numeric
+def test_what_trust_measures_comes_back_from_its_file(tiny_splits, tmp_path):
+    found = trust.measure(build("FastNet"), tiny_splits.test, heatmaps=3, corrupted=10)
+    (tmp_path / "trust.json").write_text(json.dumps(found | {"images": 3}))
+    stored = trust.read(tmp_path / "trust.json")
+    assert stored["cascade"].correlation.shape == (6, 3) and stored["images"] == 3
+    for name, index in (("deletion", "masked"), ("insertion", "shown")):
+        assert stored[name].index.names == [index, "image"] and len(stored[name]) == 17 * 3
+    for name in ("robustness", "predictions"):
+        assert stored[name].to_dict("list") == found[name] and len(stored[name]) == 4

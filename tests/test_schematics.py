@@ -56,7 +56,7 @@ def test_the_receptive_field_is_marked_in_the_image(images):
     fig = schematics.plot_receptive_field(model, images[0], denormalize, "a note")
     first = fig.axes[0]
     (square,) = first.patches
-    assert square.get_width() == 11 and "layer1: 11x11" in first.get_title()
+    assert square.get_width() == 11 and first.get_title() == "layer1\n11x11 pixels"
     shown, picture = first.images[0].get_array(), drawing.rgb(images[0], denormalize)
     left = int(square.get_x() + 0.5)
     inside = np.s_[left : left + 11, left : left + 11]

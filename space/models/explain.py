@@ -12,6 +12,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 
+import matplotlib
 import numpy as np
 import torch
 from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, LayerCAM
@@ -141,9 +142,10 @@ def colorize(cam: np.ndarray) -> np.ndarray:
         cam: the heatmap, (H, W) in [0, 1].
 
     Returns:
-        RGB (H, W, 3) in [0, 1]: from blue for 0 over green to red for 1.
+        RGB (H, W, 3) in [0, 1]: from black for 0 over purple and orange to pale yellow for 1, in
+        steps that look equal (Matplotlib's inferno).
     """
-    return np.stack([np.clip(1.5 - np.abs(4 * cam - peak), 0, 1) for peak in (3, 2, 1)], axis=-1)
+    return matplotlib.colormaps["inferno"](cam)[..., :3]
 
 
 def overlay(image: np.ndarray, cam: np.ndarray, opacity: float) -> np.ndarray:
