@@ -35,6 +35,7 @@ from training.optimizer import make_optimizer
 from training.recipe_check import check_recipe
 from training.recipes import RECIPES, Recipe
 from training.runs import train
+from training.settings import SWITCHES, resolve
 from utils import export_to_space
 
 RECIPE = Recipe("FastNet", epochs=2, batch_size=16, max_lr=0.02, bias_lr=1.0, muon_lr=0.1)
@@ -192,6 +193,14 @@ class Flat(Network):
         return self.head(self.conv(images).flatten(1))
 
 
+def flat_recipe(monkeypatch, **changes) -> Recipe:
+    """A recipe for Flat, which is registered during the test."""
+    monkeypatch.setitem(NETWORKS, "Flat", Flat)
+    for module in ("recipe_check", "runs"):
+        monkeypatch.setattr(f"training.{module}.build", lambda _: Flat())  # it is in no file
+    return Recipe("Flat", **changes)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -200,17 +209,24 @@ class Flat(Network):
         ("low_res", 0.4, "expected low_res 0 for Flat, .*no images of 24x24 pixels .* got 0.4"),
     ],
 )
-def test_a_trick_that_does_not_fit_the_network_is_refused_before_the_run_begins(
-    monkeypatch, tmp_path, tiny_splits, name, value, message
+def test_a_trick_that_does_not_fit_the_network_is_refused_with_the_settings(
+    monkeypatch, name, value, message
 ):
-    monkeypatch.setitem(NETWORKS, "Flat", Flat)
-    monkeypatch.setattr("training.recipe_check.build", lambda _: Flat())  # it is in no file
-    recipe = Recipe("Flat", **{name: value})
-    data = data_on("cpu", FastDataModule, tiny_splits)
+    recipe = flat_recipe(monkeypatch, **{name: value})
+    monkeypatch.setitem(RECIPES, "flat", recipe)
     with pytest.raises(ValueError, match=message):
-        train(recipe, data, tmp_path)
-    assert not any(tmp_path.iterdir())
+        resolve(SWITCHES | {"ARCH": "Flat", "RECIPE": "flat"})
     check_recipe(Recipe("Flat"))
+
+
+@pytest.mark.parametrize("name", ["muon_lr", "bias_lr"])
+def test_a_rate_without_parameters_is_refused_before_a_run_begins(
+    monkeypatch, tmp_path, tiny_splits, name
+):
+    recipe = flat_recipe(monkeypatch, **{name: 0.1})
+    with pytest.raises(ValueError, match=f"expected {name} 0 for Flat"):
+        train(recipe, data_on("cpu", FastDataModule, tiny_splits), tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", RECIPES)

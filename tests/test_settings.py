@@ -302,12 +302,14 @@ def test_auto_takes_the_best_that_trains_in_a_quarter_of_an_hour(pace, minutes, 
 
 
 def test_auto_goes_by_validation_accuracy_and_says_how_to_ask_for_more(tmp_path, pace, capsys):
-    measured = measured_file(tmp_path, fastnet_8=0.91, fastnet_4=0.92, fastnet_2=0.99, custom_10=1)
+    accuracies = {"fastnet_8": 0.91, "fastnet_4": 0.92, "fastnet_2": 0.99, "custom_10": 0.995}
+    measured = measured_file(tmp_path, resnet18_20=0.999, **accuracies)
     pace["FastNet"] = 60 * 40 / batches_of_work(RECIPES["fastnet-8"])
     assert budget.choose_affordable("32-true", measured) == "fastnet-2"
     said = capsys.readouterr().out
-    assert "More accurate, and slower: custom-10 (100.0%, about 3 h" in said
-    assert 'set ARCH = "CustomResNet", RECIPE = "custom-10"' in said
+    assert "More accurate, and slower: custom-10 (99.5%, about 3 h" in said
+    assert ", resnet18-20 (99.9%, " in said
+    assert 'set ARCH = "CustomResNet", RECIPE = "custom-10"' in said  # the next better one
     assert "fastnet-8" not in said  # slower, and worse
 
 

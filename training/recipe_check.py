@@ -16,23 +16,28 @@ def check_recipe(recipe: Recipe) -> None:
         recipe: the hyperparameters.
 
     Raises:
-        InvalidValue: that names the hyperparameter and the network.
+        InvalidValue: that names the hyperparameter, its value and the network.
     """
     with torch.random.fork_rng(devices=[]):
         network = build(recipe.network)
-        groups = parameter_groups(network, recipe)
-        if recipe.muon_lr and not any(group.get("muon") for group in groups):
-            raise InvalidValue(
-                f"expected muon_lr 0 for {recipe.network}, which has no 3x3 filters that Muon could"
-                f" train, got {recipe.muon_lr}"
-            )
-        if recipe.bias_lr and not any(group.get("lr") == recipe.bias_lr for group in groups):
-            raise InvalidValue(
-                f"expected bias_lr 0 for {recipe.network}, whose convolutions and BatchNorm have no"
-                f" biases, got {recipe.bias_lr}"
-            )
+        check_rates(network, recipe)
         if recipe.low_res:
             check_low_resolution(network, recipe)
+
+
+def check_rates(network: Network, recipe: Recipe) -> None:
+    """Raise InvalidValue if a learning rate of a recipe has no parameters in its network."""
+    groups = parameter_groups(network, recipe)
+    if recipe.muon_lr and not any(group.get("muon") for group in groups):
+        raise InvalidValue(
+            f"expected muon_lr 0 for {recipe.network}, which has no 3x3 filters that Muon could"
+            f" train, got {recipe.muon_lr}"
+        )
+    if recipe.bias_lr and not any(group.get("lr") == recipe.bias_lr for group in groups):
+        raise InvalidValue(
+            f"expected bias_lr 0 for {recipe.network}, whose convolutions and BatchNorm have no"
+            f" biases, got {recipe.bias_lr}"
+        )
 
 
 def check_low_resolution(network: Network, recipe: Recipe) -> None:

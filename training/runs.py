@@ -35,7 +35,7 @@ from training.history import (
 from training.lightning_output import print_rank_zero, quiet_lightning
 from training.options import DEFAULT_OPTIONS, RunOptions
 from training.progress import Progress
-from training.recipe_check import check_recipe
+from training.recipe_check import check_rates
 from training.recipes import Recipe
 from training.results import Run, finished_run, round_to_fp16, run_metadata
 from training.resume import start_or_resume
@@ -148,7 +148,9 @@ def train(
     if finished:
         print_finished(folder, finished)
         return finished
-    check_disk_space(folder, sum(p.numel() for p in build(recipe.network).parameters()))
+    network = build(recipe.network)
+    check_rates(network, recipe)
+    check_disk_space(folder, sum(p.numel() for p in network.parameters()))
     with RunLock(folder) if rank_zero_only.rank == 0 else contextlib.nullcontext() as lock:
         started = start_or_resume(folder, identity, recipe, data, options)
         if lock:
@@ -160,7 +162,6 @@ def check_trainable(recipe: Recipe, data: CIFAR10DataModule, options: RunOptions
     """Raise InvalidValue if this machine or this program cannot train what is asked for."""
     if options.precision != "auto":
         check_precision(options.precision)
-    check_recipe(recipe)
     accumulation_steps(recipe, data)
     devices = options.devices
     if devices not in ("auto", 1) and kernel_shell() and torch.cuda.is_initialized():

@@ -10,6 +10,7 @@ from typing import Any
 from training.budget import choose_affordable
 from training.hardware import check_precision, choose_device, choose_precision
 from training.options import AutoChoice, RunOptions
+from training.recipe_check import check_recipe
 from training.recipes import RECIPES, Recipe, choose_recipe
 from training.run_folder import earlier_auto_choice
 from training.switches import SWITCHES as SWITCHES  # who resolves settings needs the switches too
@@ -95,6 +96,7 @@ def resolve(switches: dict) -> Settings:
         name, arch = auto.recipe_name, RECIPES[auto.recipe_name].network
     epochs = min(chosen.EPOCHS or 2, 2) if smoke else chosen.EPOCHS
     name, recipe = choose_recipe(arch, name, epochs, chosen.BATCH_SIZE)
+    check_recipe(recipe)
     return Settings(
         options=resolve_options(chosen, auto),
         recipe_name=name,
