@@ -87,7 +87,8 @@ def test_correct_examples_are_the_first_of_each_class(tiny_splits):
     labels = torch.from_numpy(tiny_splits.test.labels)
     logits = torch.eye(10)[labels] * 5
     logits[0] = logits[1]  # the first airplane is misclassified: the next one is shown, last
-    found = errors.get_correct_data(loader, (logits, labels), 10)
+    found = errors.get_correct_data(loader, (logits, labels), 20)
     assert [sample.label for sample in found] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
     assert all(sample.label == sample.pred for sample in found)
     assert torch.equal(found[-1].image, loader.dataset[10][0])
+    assert len(errors.get_correct_data(loader, (logits, labels), 3)) == 3

@@ -28,6 +28,7 @@ def test_the_drawn_block_has_the_layers_of_the_block_in_their_order():
     layers = [block.conv1, block.bn1, block.conv2, block.bn2]
     drawn = [name for name in schematics.LAYERS if name != "ReLU"]
     assert drawn == [names[type(layer).__name__] for layer in layers]
+    assert schematics.LAYERS.index("ReLU") == 2  # behind the first BatchNorm, as in forward
     plain, residual = schematics.plot_residual_block().axes
     texts = [[text.get_text() for text in axis.texts] for axis in (plain, residual)]
     assert "+" in texts[1] and "+" not in texts[0]
