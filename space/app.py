@@ -272,7 +272,7 @@ with Blocks(
                         label="What the network saw",
                         alt_text="What the network saw",
                         format="png",
-                        height=190,
+                        height=210,
                         min_width=120,
                         buttons=["download"],
                     )
