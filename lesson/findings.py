@@ -60,8 +60,8 @@ def first_look(preds: Sequence[int], probs: Sequence[float], classes: Sequence[s
         if pred != label
     ]
     if not wrong:
-        return "All answers are correct. Red marks the evidence for the answer that stands above."
-    return f"It takes {listed(wrong)}. Red marks the evidence for the answer that stands above."
+        return "All answers are correct. Bright colours mark the evidence for the answer that stands above."
+    return f"It takes {listed(wrong)}. Bright colours mark the evidence for the answer that stands above."
 
 
 def budgets(rows: Sequence[Mapping]) -> str:

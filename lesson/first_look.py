@@ -61,6 +61,6 @@ def look(
         show_image(axes[row + 1, column], explain.overlay(image / 255, cam, 0.5).clip(0, 1))
     found = sum(int(pred) == label for label, pred in enumerate(preds))
     title = f"The network names {found} of {len(images)} pictures correctly"
-    fig.suptitle(f"{title}; below each, the evidence for its answer in red")
+    fig.suptitle(f"{title}; below each, in bright colours, the evidence for its answer")
     fig.set_label(f"Ten pictures with the network's answers and their heatmaps. {title}.")
     return fig, preds.tolist(), probs.tolist()
