@@ -45,7 +45,7 @@ APP_FILES = (
     "classifier.py",
     "drawing.py",
     "pictures.py",
-    "uploads.py",
+    "temporary_files.py",
     "style.css",
     "head.html",
     "about.md",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from uploads import keep_seconds, own_folder, start_sweeping
+from temporary_files import keep_seconds, own_folder, start_sweeping
 
 # Before Gradio and torch, which take seconds to import: a wrong setting is refused at once.
 KEEP_SECONDS, UPLOADS = keep_seconds(), own_folder()

@@ -1089,7 +1089,8 @@ def test_a_folder_that_cannot_be_written_is_named_with_its_variable(folder, tmp_
 
 def test_a_folder_of_another_user_is_named_with_its_variable(folder):
     """Root may write everywhere: as root the process becomes nobody first."""
-    script = "import os, tempfile, uploads; os.getuid() or os.setuid(65534); uploads.own_folder()"
+    script = "import os; from temporary_files import own_folder; os.getuid() or os.setuid(65534)"
+    script += "; own_folder()"
     with tempfile.TemporaryDirectory() as place:
         Path(place).chmod(0o555)
         environment = os.environ | {"GRADIO_TEMP_DIR": place}
