@@ -20,6 +20,7 @@ from training.history import epoch_means, read_table
 from training.recipes import Recipe, multiply_adds
 
 VEHICLES = {"airplane", "automobile", "ship", "truck"}
+BRIGHT = "Bright colours mark the evidence for the answer that stands above."
 
 
 def percent(fraction: float, decimals: int = 1) -> str:
@@ -60,8 +61,8 @@ def first_look(preds: Sequence[int], probs: Sequence[float], classes: Sequence[s
         if pred != label
     ]
     if not wrong:
-        return "All answers are correct. Bright colours mark the evidence for the answer that stands above."
-    return f"It takes {listed(wrong)}. Bright colours mark the evidence for the answer that stands above."
+        return f"All answers are correct. {BRIGHT}"
+    return f"It takes {listed(wrong)}. {BRIGHT}"
 
 
 def budgets(rows: Sequence[Mapping]) -> str:
