@@ -18,7 +18,7 @@ import nbformat
 import pytest
 
 import dataload
-from benchmarks import leaderboard, report, scaling
+from benchmarks import leaderboard, learned_when, report, scaling, shortcuts
 from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES
 from models.bundle import load_bundle
 from tests.conftest import PROJECT
@@ -29,6 +29,7 @@ from training.recipes import RECIPES
 from training.settings import SWITCHES
 
 NOTEBOOK = PROJECT / "ERA_S12_Assignment.ipynb"
+NOTEBOOKS = (NOTEBOOK.name, "more.ipynb", "solutions.ipynb")
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 MEASURED = json.loads((report.RESULTS / "accuracy.json").read_text())
 STEPS = json.loads(leaderboard.FILE.read_text())
@@ -92,14 +93,17 @@ def test_every_code_cell_is_announced_and_short(notebook):
             assert len(cell.source.splitlines()) <= 20, cell.source
 
 
-def test_the_notebook_was_run_from_top_to_bottom_without_an_error(notebook):
-    cells = code_cells(notebook)
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_notebooks_were_run_from_top_to_bottom_without_an_error(name):
+    cells = code_cells(nbformat.read(PROJECT / name, as_version=4))
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert not [o for cell in cells for o in cell.outputs if o.output_type == "error"]
 
 
-def test_the_notebook_can_be_shown_on_github(notebook):
-    assert NOTEBOOK.stat().st_size < 5_000_000 and "widgets" not in notebook.metadata
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_notebooks_can_be_shown_on_github(name):
+    assert (PROJECT / name).stat().st_size < 5_000_000
+    assert "widgets" not in nbformat.read(PROJECT / name, as_version=4).metadata
 
 
 def test_the_switches_are_two_cells_of_literals_the_important_ones_first(notebook):
@@ -148,15 +152,17 @@ FIXED = {
 }
 
 
-def test_every_number_of_the_text_is_fixed_or_computed(notebook, results):
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_number_of_the_text_is_fixed_or_computed(name, results):
     """Measured numbers belong into a cell that computes them, or into results.json."""
-    known = {name: value for name, value in results.items() if name != "metrics"}
+    known = {key: value for key, value in results.items() if key != "metrics"}
     stored = set(re.findall(r"\d+(?:[.,]\d+)*", json.dumps(known)))
-    for cell in notebook.cells:
+    for cell in nbformat.read(PROJECT / name, as_version=4).cells:
         if cell.cell_type != "markdown":
             continue
         text = re.sub(
-            r"\]\([^)]*\)|arXiv:[\d.]+|\b(19|20)\d\d\b|^#+ \d+\.|^\*\*\d\.|section \d+",
+            r"\]\([^)]*\)|arXiv:[\d.]+|\b(19|20)\d\d\b|^#+ \d+\.|^\*\*\d\.|^\d\. "
+            r"|(section|exercise) \d+",
             " ",
             cell.source,
             flags=re.M,
@@ -295,24 +301,35 @@ def test_the_summary_of_the_readme_is_the_reference_s():
     ]
 
 
-def test_pictures_of_the_readme_exist_are_small_and_are_drawn_by_the_notebook(notebook):
-    pictures = re.findall(r"!\[[^\]]+\]\(\./(images/[^)]+)\)", README)
-    assert {
-        "images/augmentation.png",
-        "images/loss_metrics.png",
-        "images/acc_metrics.png",
-        "images/results.png",
-        "images/grad_cam.png",
-    } <= set(pictures)
-    sources = "\n".join(cell.source for cell in code_cells(notebook))
-    for picture in pictures:
-        assert 0 < (PROJECT / picture).stat().st_size <= 500_000, picture
-        others = {
-            "images/compute.png": report.__file__,
-            "images/space.png": PROJECT / "tests/test_browser.py",
-        }
-        drawn = Path(others[picture]).read_text() if picture in others else sources
-        assert f'{Path(picture).name}"' in drawn, picture
+def test_pictures_exist_are_small_and_are_drawn_by_a_notebook_or_a_command():
+    """Those of the README and of the page of results; no other picture is in images/."""
+    page = (PROJECT / "docs/results.md").read_text(encoding="utf-8")
+    in_readme = set(re.findall(r"!\[[^\]]+\]\(\./images/([^)]+)\)", README))
+    shown = in_readme | set(re.findall(r"!\[[^\]]+\]\(\.\./images/([^)]+)\)", page))
+    assert in_readme >= {
+        "augmentation.png",
+        "loss_metrics.png",
+        "acc_metrics.png",
+        "results.png",
+        "grad_cam.png",
+    }
+    assert shown == {path.name for path in (PROJECT / "images").iterdir()}
+    cells = [
+        cell.source
+        for name in NOTEBOOKS
+        for cell in code_cells(nbformat.read(PROJECT / name, as_version=4))
+    ]
+    commands = {
+        "compute.png": report.__file__,
+        "space.png": PROJECT / "tests/test_browser.py",
+        "shortcuts.png": shortcuts.__file__,
+        "learned_when.png": learned_when.__file__,
+        "learned_when.gif": learned_when.__file__,
+    }
+    for name in shown:
+        assert 0 < (PROJECT / "images" / name).stat().st_size <= 500_000, name
+        drawn = Path(commands[name]).read_text() if name in commands else "\n".join(cells)
+        assert Path(name).stem in drawn, name
 
 
 def test_links_of_the_readme_lead_to_files():
