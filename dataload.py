@@ -127,12 +127,19 @@ def sample_cifar10(pictures: str | Path, seed: int = 42) -> tuple[Images, Images
     return draw_sample(pictures, CLASSES, seed)
 
 
-def sample_splits(pictures: str | Path, seed: int = 42) -> Splits:
-    """Draw the built-in sample as 1,800 / 200 / 500 images; arguments as of `sample_cifar10`.
+def sample_splits(pictures: str | Path, seed: int = 42, fraction: float = 1.0) -> Splits:
+    """Draw the built-in sample as 1,800 / 200 / 500 images, for a first run without a network.
 
-    It is meant for tests and for a first run without a network.
+    Args:
+        pictures: as of `sample_cifar10`.
+        seed: of the drawing and the split.
+        fraction: of the images that are kept, for tests.
     """
-    train, test = sample_cifar10(pictures, seed)
+    train, test = (
+        Images(part.images[:count], part.labels[:count])
+        for part in sample_cifar10(pictures, seed)
+        for count in [round(fraction * len(part.labels))]
+    )
     return split(train, test, seed, "built-in sample, not CIFAR-10")
 
 

@@ -37,7 +37,7 @@ class Settings:
         out_dir: the folder of the results.
         push_to: a Space on Hugging Face as 'user/name', or '' to push nothing.
         launch: whether to start the app at the end.
-        smoke: whether this is a test run: two epochs of the sample.
+        smoke: whether this is a test run: two epochs of a part of the sample, in small batches.
         device: the kind of device that trains: 'cpu', 'cuda' or 'mps'.
     """
 
@@ -95,7 +95,8 @@ def resolve(switches: dict) -> Settings:
         auto = choose_automatically(chosen, checkpoint_dir, device, smoke)
         name, arch = auto.recipe_name, RECIPES[auto.recipe_name].network
     epochs = min(chosen.EPOCHS or 2, 2) if smoke else chosen.EPOCHS
-    name, recipe = choose_recipe(arch, name, epochs, chosen.BATCH_SIZE)
+    batch_size = chosen.BATCH_SIZE or (100 if smoke else 0)
+    name, recipe = choose_recipe(arch, name, epochs, batch_size)
     check_recipe(recipe)
     return Settings(
         options=resolve_options(chosen, auto),
