@@ -220,7 +220,13 @@ def test_opacity_moved_while_maps_are_computed_is_the_one_that_is_shown(open_pag
     set_number(page, "Number of heatmaps", 10)
     set_number(page, "Opacity of the heatmap", 0)
     enlarged = np.asarray(Image.open(picture)).repeat(8, axis=0).repeat(8, axis=1)
-    assert all(np.array_equal(panel, enlarged) for panel in shown(page, 10, old))
+
+    def is_shown() -> bool:
+        return all(np.array_equal(panel, enlarged) for panel in shown(page, 10, old))
+
+    wait_until(is_shown)
+    page.wait_for_timeout(1000)
+    assert is_shown()  # and stays
 
 
 def test_maps_can_be_counted_and_switched_off(open_page, picture):
