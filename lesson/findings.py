@@ -318,8 +318,8 @@ def trust(deleted: pd.DataFrame, inserted: pd.DataFrame) -> str:
         "When squares are masked in the order of the heatmap, the probability falls sooner than"
         f" with {listed(beaten['masked']) or 'none of the controls'}. When they are shown in that"
         f" order, it rises sooner than with {listed(beaten['shown']) or 'none of the controls'}. A"
-        " control that is not named here is as good as the heatmap or better: the interval of the"
-        " difference holds zero, or lies on the other side of zero.",
+        " control that is not named was not beaten: the interval of the difference holds zero, or"
+        " lies on its other side.",
         centre_share(controls["masked"]["difference"]),
         conclusion([set(FAIR) <= set(names) for names in beaten.values()]),
     ]
