@@ -334,7 +334,7 @@ def plot_batchnorm(model: nn.Module, images: Tensor, channels: int = 4, note: st
     chosen = order[np.linspace(0, len(order) - 1, channels).round().astype(int)]
     fig = new_figure(WIDTH, 4)
     axes = fig.subplots(1, 2, squeeze=False)[0]
-    for axis, values, name in zip(axes, (before, after), ("before", "behind"), strict=True):
+    for axis, values, name in zip(axes, (before, after), ("before", "after"), strict=True):
         low, high = np.quantile(values[chosen], (0.002, 0.998))
         for channel, colour in zip(chosen, COLOURS, strict=False):
             axis.hist(
