@@ -316,12 +316,12 @@ def batchnorm_title(before: np.ndarray, after: np.ndarray) -> str:
             f" their deviations {deviations.min():.2f} to {deviations.max():.2f}"
         )
 
-    return f"Before BatchNorm {bounds(before)}; behind it {bounds(after)}"
+    return f"Before BatchNorm {bounds(before)}; after it {bounds(after)}"
 
 
 @styled
 def plot_batchnorm(model: nn.Module, images: Tensor, channels: int = 4, note: str = "") -> Figure:
-    """Draw histograms of some channels before and behind the first BatchNorm of a network.
+    """Draw histograms of some channels before and after the first BatchNorm of a network.
 
     Args:
         model: the network.
@@ -334,7 +334,7 @@ def plot_batchnorm(model: nn.Module, images: Tensor, channels: int = 4, note: st
     chosen = order[np.linspace(0, len(order) - 1, channels).round().astype(int)]
     fig = new_figure(WIDTH, 4)
     axes = fig.subplots(1, 2, squeeze=False)[0]
-    for axis, values, name in zip(axes, (before, after), ("before", "behind"), strict=True):
+    for axis, values, name in zip(axes, (before, after), ("before", "after"), strict=True):
         low, high = np.quantile(values[chosen], (0.002, 0.998))
         for channel, colour in zip(chosen, COLOURS, strict=False):
             axis.hist(
@@ -351,7 +351,7 @@ def plot_batchnorm(model: nn.Module, images: Tensor, channels: int = 4, note: st
         axis.spines["left"].set_visible(False)
     axes[0].set_ylabel("frequency")
     axes[1].legend(frameon=False)
-    shows = "Histograms of four channels before and behind BatchNorm"
+    shows = "Histograms of four channels before and after BatchNorm"
     headline(fig, batchnorm_title(before, after), shows, note)
     return fig
 

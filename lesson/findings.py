@@ -20,7 +20,7 @@ from training.history import epoch_means, read_table
 from training.recipes import Recipe, multiply_adds
 
 VEHICLES = {"airplane", "automobile", "ship", "truck"}
-BRIGHT = "Bright colours mark the evidence for the answer that stands above."
+BRIGHT = "Bright colours mark the evidence for the answer above the picture."
 
 
 def percent(fraction: float, decimals: int = 1) -> str:
@@ -62,7 +62,7 @@ def first_look(preds: Sequence[int], probs: Sequence[float], classes: Sequence[s
     ]
     if not wrong:
         return f"All answers are correct. {BRIGHT}"
-    return f"It takes {listed(wrong)}. {BRIGHT}"
+    return f"It mistakes {listed(wrong)}. {BRIGHT}"
 
 
 def budgets(rows: Sequence[Mapping]) -> str:
@@ -100,23 +100,24 @@ def networks() -> str:
 
 MEANINGS = {
     "network": "which network is trained",
-    "epochs": "passes through all training images",
+    "epochs": "number of passes through all training images",
     "batch_size": "images per step",
-    "micro_batch": "images that pass through the network at a time without a GPU; their gradients"
-    " are added up (0: the whole batch)",
+    "micro_batch": "without a GPU, images that pass through the network together; the gradients of"
+    " all micro-batches of a step are added up (0: the whole batch)",
     "max_lr": "peak learning rate of SGD",
-    "bias_lr": "peak learning rate of the biases (0: as above)",
-    "muon_lr": "peak learning rate of the filters that Muon trains (0: SGD trains them)",
-    "momentum": "how much of the earlier steps each step keeps",
+    "bias_lr": "peak learning rate of the biases (0: that of SGD)",
+    "muon_lr": "peak learning rate of the filters that Muon, explained below, trains (0: SGD"
+    " trains them)",
+    "momentum": "the part of the previous step that each step keeps",
     "weight_decay": "how strongly weights are pulled towards zero",
-    "label_smoothing": "the part of the target that is spread over all classes, against"
+    "label_smoothing": "the part of each label that is spread over all classes, against"
     " overconfidence",
     "warmup": "fraction of the steps before the peak learning rate",
-    "bn_momentum": "weight of the newest batch in BatchNorm's running statistics",
+    "bn_momentum": "weight of the newest batch in BatchNorm's running averages",
     "padding": "training images are shifted by up to this many pixels",
     "cutout": "side of the masked square in pixels (0: none)",
-    "low_res": f"fraction of the steps on images of {LOW_RESOLUTION}x{LOW_RESOLUTION} pixels, at"
-    " the start",
+    "low_res": f"fraction of the steps, at the start, on images of"
+    f" {LOW_RESOLUTION}x{LOW_RESOLUTION} pixels",
 }
 
 
@@ -136,11 +137,11 @@ def overfitting(losses: Sequence[float], correct: float) -> str:
     fell = f"The loss went from {losses[0]:.2f} to {losses[-1]:.2f} in {len(losses)} steps"
     if losses[-1] > losses[0] / 2:
         return (
-            f"{fell}: that is too little, so the loop, the learning rate or the labels are wrong."
+            f"{fell}: that is too little. The loop, the learning rate or the labels must be wrong."
         )
     return (
-        f"{fell}, and {percent(correct, 0)} of the batch are classified correctly: the network has"
-        " learned this one batch by heart. That is useless in itself and the best test of a loop."
+        f"{fell}, and {percent(correct, 0)} of the batch is classified correctly: the network knows"
+        " this one batch by heart. That is useless in itself, and the best test of a loop."
     )
 
 
@@ -167,18 +168,20 @@ def curves(metrics_csv: str | Path, values: Recipe) -> str:
     sentences.append(resolution_change(epochs, values))
     best = int(np.argmin(epochs["val_loss"].to_numpy()))
     if best == len(epochs) - 1:
-        sentences.append("The validation loss is lowest at the very end: no overfitting to see.")
+        sentences.append(
+            "The validation loss is lowest at the very end: there is no overfitting to be seen."
+        )
     else:
         sentences.append(
-            f"The validation loss is lowest in epoch {best + 1} and higher at the end: the run"
-            " overfits, or its last steps went astray."
+            f"The validation loss is lowest in epoch {best + 1} and higher at the end: the"
+            " network overfits, or its last steps were too large."
         )
     gap = last["train_acc"] - last["val_acc"]
     if gap > 0:
         sentences.append(
             f"In the last epoch the accuracy on training images is {100 * gap:.1f} percentage"
-            " points above that on validation images: this gap is what augmentation and weight"
-            " decay work against."
+            " points above that on validation images: augmentation and weight decay are there to"
+            " keep this gap small."
         )
     return " ".join(filter(None, sentences))
 
@@ -208,10 +211,10 @@ def resolution_change(epochs: pd.DataFrame, values: Recipe) -> str:
     where = f"from {LOW_RESOLUTION} to 32 pixels after epoch {values.low_res * len(epochs):g}"
     if after < before:
         return (
-            f"The change {where} brings more detail: the training loss steps down from"
-            f" {before:.2f} to {after:.2f}."
+            f"The change {where} brings more detail: the training loss falls from"
+            f" {before:.2f} to {after:.2f} between these epochs."
         )
-    return f"The change {where} leaves no step in the training loss."
+    return f"The change {where} does not lower the training loss."
 
 
 # ---- evaluation ----------------------------------------------------------------------------------
@@ -229,15 +232,15 @@ def test_accuracy(errors: int, images: int, tta: float | None) -> str:
     half = 1.96 * math.sqrt(correct * (1 - correct) / images)
     sentences = [
         f"**{percent(correct, 2)}** of {images:,} test images are classified correctly. Other test"
-        f" images of the same kind would give another number: the 95 % interval is"
+        f" images of the same kind would give a slightly different number: the 95 % interval is"
         f" ± {100 * half:.1f} percentage points."
     ]
     if tta is not None:
         change = 100 * (tta - correct)
         verdict = "within that interval" if abs(change) <= 100 * half else "more than chance"
         sentences.append(
-            f"With test-time augmentation it is {percent(tta, 2)}, a change of {change:+.2f}"
-            f" percentage points, {verdict}."
+            f"With test-time augmentation the accuracy is {percent(tta, 2)}. The change,"
+            f" {change:+.2f} percentage points, is {verdict}."
         )
     return " ".join(sentences)
 
@@ -288,7 +291,7 @@ def confidence(logits: Tensor, labels: Tensor, temperature: float) -> str:
     return (
         f"The temperature is {temperature:.2f}: the network was {kind}. The expected calibration"
         f" error (ECE) on the test images {change} from {percent(before, 2)} to"
-        f" {percent(after, 2)}. The accuracy is the same, for no answer changes."
+        f" {percent(after, 2)}. The accuracy stays the same, because no answer changes."
     )
 
 
@@ -312,11 +315,11 @@ def trust(deleted: pd.DataFrame, inserted: pd.DataFrame) -> str:
         "shown": [str(name) for name in inserted.index[1:] if controls["shown"]["to"][name] < 0],
     }
     sentences = [
-        f"Masked first by the heatmap, the probability falls sooner than with"
-        f" {listed(beaten['masked']) or 'none of the controls'}. Shown first by the heatmap, it"
-        f" rises sooner than with {listed(beaten['shown']) or 'none of the controls'}. Where a"
-        " control is missing in these lists, the interval of the difference holds zero or lies on"
-        " the other side.",
+        "When squares are masked in the order of the heatmap, the probability falls sooner than"
+        f" with {listed(beaten['masked']) or 'none of the controls'}. When they are shown in that"
+        f" order, it rises sooner than with {listed(beaten['shown']) or 'none of the controls'}. A"
+        " control that is not named was not beaten: the interval of the difference holds zero, or"
+        " lies on its other side.",
         centre_share(controls["masked"]["difference"]),
         conclusion([set(FAIR) <= set(names) for names in beaten.values()]),
     ]
@@ -329,8 +332,8 @@ def conclusion(passed: Sequence[bool]) -> str:
         return "**These heatmaps say something about their own image, within these limits.**"
     if any(passed):
         return (
-            "**The two measures disagree: do not read more into a single heatmap than that it"
-            " marks where the object may be.**"
+            "**The two measures disagree: a single heatmap marks where the object may be. Do not"
+            " read more into it.**"
         )
     return "**On these images no heatmap is shown to know more than where objects usually are.**"
 
@@ -342,7 +345,7 @@ def centre_share(differences: pd.Series) -> str:
         return ""
     share = 1 - left / lead
     return (
-        f"Squares near the centre first, chosen without any network, reach {percent(share, 0)} of"
+        f"An order from the centre outwards, which needs no network, reaches {percent(share, 0)} of"
         " the heatmap's lead over random squares."
     )
 
@@ -366,7 +369,7 @@ def lessons(name: str, epochs: int, correct: float, temperature: float, top_pair
         f" {epochs} epochs. That is one run with one seed.",
         f"It was {kind}; one number, the temperature {temperature:.2f}, brings its confidence"
         " nearer to its accuracy and changes no answer.",
-        "A confident error can be an error of the label: look before you blame the network.",
+        "A confident error can be an error in the label: look before you blame the network.",
         "A heatmap is a hint: a few cells, scaled to their own range, for one class at a time. How"
         " much it can be trusted has to be measured, with controls that are hard to beat.",
         "The network knows ten classes. It gives every picture one of them, whatever the picture"

@@ -47,13 +47,13 @@ def test_other_curves_get_other_sentences(tmp_path):
     late = findings.resolution_change(
         pd.DataFrame({"train_loss": [1, 1.1]}), Recipe("FastNet", low_res=0.5)
     )
-    assert "leaves no step" in late
+    assert "does not lower the training loss" in late
 
 
 def test_the_accuracy_has_an_interval():
     told = findings.test_accuracy(500, 10_000, 0.956)
     assert "**95.00 %** of 10,000" in told and "± 0.4 percentage points" in told
-    assert "+0.60 percentage points, more than chance" in told
+    assert "+0.60 percentage points, is more than chance" in told
     assert "within that interval" in findings.test_accuracy(500, 10_000, 0.951)
     assert "test-time" not in findings.test_accuracy(500, 10_000, None)
 
@@ -70,7 +70,7 @@ def test_confusions_count_pairs_and_animals_for_vehicles(tiny_splits):
 def test_the_first_look_names_what_is_wrong():
     preds = [*range(9), 1]
     told = findings.first_look(preds, [0.9] * 10, CLASSES)
-    assert told.startswith("It takes the truck for an automobile (90 %).")
+    assert told.startswith("It mistakes the truck for an automobile (90 %).")
     assert findings.first_look(range(10), [0.9] * 10, CLASSES).startswith("All answers are correct")
 
 
@@ -96,7 +96,7 @@ def test_trust_is_what_the_fair_controls_leave():
     good = findings.trust(areas(0.1, 0.1), areas(-0.1, -0.1, -0.2))
     assert "falls sooner than with another image's heatmap, centre first and random." in good
     assert "rises sooner than with another image's heatmap, centre first and random." in good
-    assert "say something about their own image" in good and "reach 50 % of" in good
+    assert "say something about their own image" in good and "reaches 50 % of" in good
     half = findings.trust(areas(0.1, 0.1), areas(0.01, -0.1, -0.2))
     assert "The two measures disagree" in half
     assert "rises sooner than with another image's heatmap and random." in half

@@ -105,7 +105,7 @@ def test_batchnorm_makes_means_0_and_deviations_1_and_the_network_stays(images):
     assert after.std(1) == pytest.approx(1, abs=1e-2)
     assert not model.training and float(model.bn1.running_mean.abs().sum()) == 0
     fig = schematics.plot_batchnorm(model, images, 3, "a note")
-    assert "behind it all means are 0" in " ".join(fig.get_suptitle().split())
+    assert "after it all means are 0" in " ".join(fig.get_suptitle().split())
     assert len(fig.axes[0].patches) == 3
     with pytest.raises(ValueError, match="with BatchNorm, got Linear"):
         schematics.batchnorm_values(torch.nn.Linear(2, 2), images)
@@ -115,7 +115,7 @@ def test_the_title_says_where_a_trained_batchnorm_puts_its_channels():
     before, after = np.array([[0.0, 2.0], [4.0, 4.5]]), np.array([[-0.5, 0.5], [1.0, 4.0]])
     title = schematics.batchnorm_title(before, after)
     assert "Before BatchNorm the channels' means are 1.00 to 4.25" in title
-    assert "behind it the channels' means are 0.00 to 2.50, their deviations 0.50 to 1.50" in title
+    assert "after it the channels' means are 0.00 to 2.50, their deviations 0.50 to 1.50" in title
 
 
 def test_the_gradient_is_that_of_the_last_filters_and_the_network_stays(model, images):
