@@ -3,6 +3,7 @@
     python -m benchmarks.learned_when                # FastNet's recipe of eight epochs
     python -m benchmarks.learned_when fastnet-2      # another one
 
+To be short, it trains on a part of the training images; the results say on how many.
 Before the training and after each of its epochs, the probabilities of all classes and the Grad-CAM
 heatmap for the true class go to benchmarks/results/learned_when.json. An interrupted run continues
 where it ended, as every training of the project does. At the end images/learned_when.png, a strip,
@@ -84,10 +85,11 @@ def write_compact(path: Path, value: dict) -> None:
 
 
 def metadata_of(recipe_name: str, data: CIFAR10DataModule) -> dict:
-    """Return what is recorded: the recipe, the seed, the machine, the images and their labels."""
+    """Return what is recorded beside the epochs: how it was trained, and the images."""
     return {
         "recipe": recipe_name,
         "seed": data.seed,
+        "train_images": len(data.splits.train.labels),
         "machine": hardware(),
         "classes": list(CLASSES),
         "images": chosen_images(data.splits.val),
@@ -186,12 +188,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", nargs="?", default="fastnet-8", choices=list(RECIPES))
+    parser.add_argument("--images", type=int, default=10_000, help="training images")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--root", type=Path, default=Path("checkpoints/learned-when"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
     recipe = RECIPES[args.recipe]
     splits = load_splits(os.environ.get("DATA_DIR", "data"), args.seed)
+    some = Images(splits.train.images[: args.images], splits.train.labels[: args.images])
+    splits = splits._replace(train=some)
     data = build_datamodule(recipe, splits, args.seed, fast=True)
     metadata = metadata_of(args.recipe, data)
     if len(epochs_of(read(args.results), metadata)) <= recipe.epochs:

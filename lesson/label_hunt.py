@@ -14,7 +14,7 @@ from lesson.explorers import Panel, png
 VERDICTS = ("network wrong", "label wrong", "both fair")
 IMAGES, COLUMNS = 12, 4
 
-# Northcutt et al. 2021, arXiv:2103.14749, table 2: of CIFAR-10's test labels, those that an
+# Northcutt et al. 2021, arXiv:2103.14749: of CIFAR-10's test labels, those that an
 # algorithm flagged, all shown to five people each, and those that were confirmed to be wrong.
 FLAGGED, CONFIRMED = 275, 54
 
