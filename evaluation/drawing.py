@@ -119,8 +119,8 @@ def headline(fig: Figure, finding: str, shows: str, note: str = "") -> None:
         note: a line under the title.
     """
     columns = round(TITLE_COLUMNS * fig.get_figwidth() / WIDTH)
-    title = textwrap.fill(finding, columns)
-    fig.suptitle(with_note(title, note), x=0.01, ha="left", fontsize=TITLE, fontweight="bold")
+    title = with_note(textwrap.fill(finding, columns), textwrap.fill(note, columns))
+    fig.suptitle(title, x=0.01, ha="left", fontsize=TITLE, fontweight="bold")
     fig.set_label(f"{shows}. {finding}{' ' * bool(note)}{note}")
 
 
