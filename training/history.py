@@ -111,7 +111,8 @@ def epoch_rows(metrics_csv: str | Path) -> list[dict[str, float]]:
         A dict for each epoch with those of EPOCH_COLUMNS that were measured.
     """
     means = epoch_means(read_table(metrics_csv))
-    return rows_of(means[[name for name in EPOCH_COLUMNS if name in means]])
+    names = [name for name in EPOCH_COLUMNS if name in means]
+    return rows_of(cast(pd.DataFrame, means[names]))
 
 
 def rows_of(table: pd.DataFrame) -> list[dict[str, float]]:
