@@ -34,7 +34,7 @@ def last_row(path: Path = FILE) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))[-1]
 
 
-def percent(mean: float, deviation: float | None, runs: int) -> str:
+def mean_and_deviation(mean: float, deviation: float | None, runs: int) -> str:
     """Format an accuracy: '94.11 % ± 0.13 (n = 3)'.
 
     Args:
@@ -50,7 +50,7 @@ def accuracy_cell(row: dict) -> str:
     """Format the accuracy with TTA of a row of the leaderboard."""
     if "tta" not in row:
         return "not measured"
-    return percent(row["tta"], row.get("tta_std"), row["n"])
+    return mean_and_deviation(row["tta"], row.get("tta_std"), row["n"])
 
 
 def table(rows: list[dict]) -> str:

@@ -32,12 +32,10 @@ from evaluation.drawing import (
     hide_frame,
     new_figure,
     percent_axis,
-    rgb,
     show_image,
     style_chart,
     styled,
 )
-from evaluation.errors import Misclassified
 from evaluation.heatmaps import rank_correlation
 from models import explain
 from models.errors import InvalidValue
@@ -48,15 +46,6 @@ STEPS = 16  # of a deletion curve
 
 
 # ---- randomised weights --------------------------------------------------------------------------
-
-
-def randomize_weights(model: Network, seed: int = 0) -> Network:
-    """Return a copy of a network, on the CPU, in which every layer has new random weights."""
-    copied = copy.deepcopy(model).cpu().eval()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        reset_weights(copied)
-    return copied
 
 
 class Cascade(NamedTuple):
@@ -223,28 +212,6 @@ def draw_cascade(axis: Axes, cascade: Cascade) -> None:
     axis.set_xticklabels(["trained", *(f"+ {name}" for name in cascade.layers[1:])], fontsize=TEXT)
     axis.set_xlabel(f"layers that are random, from the output on ({len(cascade.control)} images)")
     axis.set_ylim(min(-0.1, min(means) - 0.1), 1.05)
-
-
-def plot_randomized(
-    model: Network,
-    data: Sequence[Misclassified],
-    inv_normalize: Callable[[Tensor], Tensor],
-    note: str = "",
-) -> tuple[Figure, float]:
-    """Compute and draw a cascading randomisation of a few images, in one call.
-
-    Args:
-        model: the trained network.
-        data: the images, at least two.
-        inv_normalize: normalised (3, H, W) -> [0, 1].
-        note: a line under the title.
-
-    Returns:
-        The figure and the mean rank correlation where all layers are random.
-    """
-    cascade = cascading_randomization(model, torch.stack([sample.image for sample in data]))
-    images = [rgb(sample.image, inv_normalize) for sample in data]
-    return plot_cascade(cascade, images, note), float(cascade.correlation[-1].mean())
 
 
 # ---- deletion and insertion ---------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pandas as pd
 from torch import Tensor
 
 from evaluation.calibration import expected_calibration_error
+from evaluation.drawing import percent
 from evaluation.errors import Misclassified, class_accuracy, most_confused
 from models.registry import NETWORKS, build
 from training.classifier import LOW_RESOLUTION
@@ -21,11 +22,6 @@ from training.recipes import Recipe, multiply_adds
 
 VEHICLES = {"airplane", "automobile", "ship", "truck"}
 BRIGHT = "Bright colours mark the evidence for the answer above the picture."
-
-
-def percent(fraction: float, decimals: int = 1) -> str:
-    """Format a fraction, as in 94.4 %."""
-    return f"{100 * fraction:.{decimals}f} %"
 
 
 def listed(names: Sequence[str]) -> str:

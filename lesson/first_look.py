@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
@@ -49,12 +48,12 @@ def look(
         The figure, the predicted classes, and their probabilities.
     """
     batch = normalize(images)
-    with torch.no_grad():
-        probs, preds = (model.eval()(batch) / (temperature or 1)).softmax(1).max(1)
-    cams = explain.gradcam(model, model.stages()[-1].module, batch, preds.tolist())
+    targets = [[explain.top_logit(0)] for _ in images]
+    logits, cams = explain.classify_and_explain(model, model.stages()[-1].module, batch, targets)
+    probs, preds = (logits / (temperature or 1)).softmax(1).max(1)
     half = (len(images) + 1) // 2
     fig, axes = new_image_grid(4, half, 10.5, 9.2)
-    for i, (image, cam) in enumerate(zip(images, cams, strict=True)):
+    for i, (image, (cam,)) in enumerate(zip(images, cams, strict=True)):
         row, column = 2 * (i // half), i % half
         said = f"{classes[preds[i]]} {probs[i]:.0%}"
         show_image(axes[row, column], image, said)

@@ -1,18 +1,15 @@
 """Measurements that need not be repeated, because the committed network has had them."""
 
-import torch
 from torch.utils.data import DataLoader
 
 from evaluation.predict import accuracy, predict
 from models.stage import Network
+from training.run_folder import weights_sha256
 
 
 def same_weights(first: Network, second: Network) -> bool:
     """Tell whether two networks have the same names and values of weights."""
-    one, other = first.state_dict(), second.state_dict()
-    return one.keys() == other.keys() and all(
-        torch.equal(value.cpu(), other[name].cpu()) for name, value in one.items()
-    )
+    return weights_sha256(first.state_dict()) == weights_sha256(second.state_dict())
 
 
 def tta_accuracy(
