@@ -50,7 +50,8 @@ def look(
     batch = normalize(images)
     targets = [[explain.top_logit(0)] for _ in images]
     logits, cams = explain.classify_and_explain(model, model.stages()[-1].module, batch, targets)
-    probs, preds = (logits / (temperature or 1)).softmax(1).max(1)
+    probs, found = (logits / (temperature or 1)).softmax(1).max(1)
+    preds = found.tolist()
     half = (len(images) + 1) // 2
     fig, axes = new_image_grid(4, half, 10.5, 9.2)
     for i, (image, (cam,)) in enumerate(zip(images, cams, strict=True)):
@@ -58,8 +59,8 @@ def look(
         said = f"{classes[preds[i]]} {probs[i]:.0%}"
         show_image(axes[row, column], image, said)
         show_image(axes[row + 1, column], explain.overlay(image / 255, cam, 0.5).clip(0, 1))
-    found = sum(int(pred) == label for label, pred in enumerate(preds))
-    title = f"The network names {found} of {len(images)} pictures correctly"
+    correct = sum(pred == label for label, pred in enumerate(preds))
+    title = f"The network names {correct} of {len(images)} pictures correctly"
     fig.suptitle(f"{title}; below each, in bright colours, the evidence for its answer")
     fig.set_label(f"Ten pictures with the network's answers and their heatmaps. {title}.")
-    return fig, preds.tolist(), probs.tolist()
+    return fig, preds, probs.tolist()
