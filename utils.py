@@ -40,6 +40,7 @@ __all__ = [
 APP_FOLDER = Path(__file__).resolve().parent / "space"
 APP_FILES = (
     "app.py",
+    "answers.py",
     "batches.py",
     "checks.py",
     "classifier.py",

@@ -6,9 +6,8 @@ folder alone.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from temporary_files import keep_seconds, own_folder, start_sweeping
 
@@ -18,18 +17,15 @@ os.environ["GRADIO_TEMP_DIR"] = str(UPLOADS)
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no telemetry
 
 import gradio as gr
-import numpy as np
 from gradio.processing_utils import save_file_to_cache
 from gradio.themes import Default
-from PIL import Image
 
-from checks import Blocks, check_choice, check_flag, check_number
-
-# Before others import from models/: it checks what is there.
-from classifier import CLASSES, META, MODEL, NETWORK, SIZE, STAGES, TILES
-from drawing import Panel, blend, colour_bar, draw
-from models.explain import METHODS, logit_of, top_logit
-from pictures import preprocess
+import answers
+from answers import ANY, MAX_CLASSES, MAX_TILES
+from checks import Blocks
+from classifier import CLASSES, META, MODEL, STAGES
+from drawing import colour_bar
+from models.explain import METHODS
 
 # Hugging Face's ZeroGPU starts no app without a function for its GPU.
 with contextlib.suppress(ImportError):
@@ -39,157 +35,6 @@ with contextlib.suppress(ImportError):
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = [path for name in CLASSES if (path := HERE / "examples" / f"{name}.png").is_file()]
-ANY = "any class"
-MAX_CLASSES, MAX_TILES = min(10, len(CLASSES)), max(2, len(TILES))  # a slider needs two values
-
-# ---- answers -------------------------------------------------------------------------------------
-
-
-class Seen(NamedTuple):
-    """What the page remembers of a visitor's last picture, to draw the answer again.
-
-    Attributes:
-        asked: the picture and the options that it is the answer to.
-        image: what the network saw, uint8 RGB (32, 32, 3).
-        probs: of all classes.
-        panels: of the gallery.
-    """
-
-    asked: tuple
-    image: np.ndarray
-    probs: np.ndarray
-    panels: list[Panel]
-
-
-def cam_panels(image: np.ndarray, captions: dict[int, str], cams: Iterable) -> list[Panel]:
-    """Return the panels of an image's heatmaps; captions has the class of each as its key."""
-    remarks = [f": no evidence found for {CLASSES[label]}" for label in captions]
-    return [
-        (image, cam, caption + ("" if cam.any() else remark))
-        for caption, remark, cam in zip(captions.values(), remarks, cams, strict=True)
-    ]
-
-
-def asked_for(picture: object, *options: object) -> tuple:
-    """Return what tells a request from others, however large its picture is."""
-    return hash(repr(picture)), *options
-
-
-def look(picture: dict | None, count: int, stage: str = "", method: str = "") -> Seen:
-    """Run the network on a picture, with heatmaps for so many of the top classes."""
-    image, key = preprocess(picture, SIZE), (stage, method) if count else None
-    targets = [top_logit(rank) for rank in range(count)]
-    ((logits, cams),) = NETWORK(key, [(image, targets)], [max(1, count)])
-    probs = (logits / (META["temperature"] or 1)).softmax(0)
-    top = logits.argsort(descending=True)[:count].tolist()
-    panels = cam_panels(image, {i: f"{CLASSES[i]} {probs[i]:.2f}" for i in top}, cams)
-    return Seen(asked_for(picture, count, stage, method), image, probs.numpy(), panels)
-
-
-def classes_of(seen: Seen, count: int) -> tuple[dict[str, float], str]:
-    """Return the top classes of a picture with their probabilities, and a remark."""
-    top = np.argsort(-seen.probs, kind="stable")[:count]
-    unsure = seen.probs.max() < (META["confidence_threshold"] or 0)
-    remark = "**The network is unsure: this may be none of its classes.** " if unsure else ""
-    remark += f"It saw the middle square of the picture, in {SIZE}x{SIZE} pixels."
-    return {CLASSES[i]: float(seen.probs[i]) for i in top}, remark
-
-
-def check_options(show: object, maps: object, stage: object, method: object) -> int:
-    """Return how many heatmaps are to be shown; raise gr.Error for a wrong value."""
-    check_flag(show, "Show Grad-CAM")
-    count = round(check_number(maps, 1, MAX_CLASSES, "Number of heatmaps"))
-    check_choice(stage, list(STAGES), "Stage")
-    check_choice(method, list(METHODS), "Method")
-    return count if show else 0
-
-
-def classify(picture: dict | None, top_classes: float) -> tuple[Image.Image, dict[str, float], str]:
-    """Return the image that the network saw, its top classes, and a remark."""
-    count = round(check_number(top_classes, 1, MAX_CLASSES, "Top classes"))
-    seen = look(picture, 0)
-    return draw(seen.image), *classes_of(seen, count)
-
-
-def explain(
-    picture: dict | None, show: bool, maps: float, stage: str, method: str, opacity: float
-) -> tuple[list, Seen | None]:
-    """Return a Grad-CAM gallery of the top classes, and what the page remembers of it."""
-    count = check_options(show, maps, stage, method)
-    if not count:
-        return blend([], opacity), None
-    seen = look(picture, count, stage, method)
-    return blend(seen.panels, opacity), seen
-
-
-def answer(seen: Seen | None, picture: dict | None, top_classes: float, *options) -> tuple:
-    """Return all that the page shows of a picture: of the last one without the network."""
-    classes = round(check_number(top_classes, 1, MAX_CLASSES, "Top classes"))
-    *options, opacity = options
-    count = check_options(*options)
-    if seen and seen.asked == asked_for(picture, count, *options[2:]):
-        saw = gr.skip()
-    else:
-        seen = look(picture, count, *options[2:])
-        saw = draw(seen.image)
-    return saw, *classes_of(seen, classes), blend(seen.panels, opacity), seen
-
-
-def misclassified(  # noqa: PLR0913
-    show: bool,
-    count: float,
-    true_class: str,
-    predicted_class: str,
-    maps: bool,
-    stage: str,
-    method: str,
-    opacity: float,
-) -> tuple[list, str, tuple]:
-    """Return a gallery of misclassified test images, most confident first, a remark, its panels."""
-    check_flag(show, "Show misclassified images")
-    check_flag(maps, "With Grad-CAM")
-    number = round(check_number(count, 1, MAX_TILES, "Number of images"))
-    check_choice(true_class, [ANY, *CLASSES], "True class")
-    check_choice(predicted_class, [ANY, *CLASSES], "Predicted class")
-    check_options(maps, 1, stage, method)
-    fits = [tile for tile in TILES if true_class in (ANY, CLASSES[tile["true"]])]
-    fits = [tile for tile in fits if predicted_class in (ANY, CLASSES[tile["predicted"]])]
-    tiles = fits[:number] if show else []
-    panels = tile_panels(tiles, (stage, method) if maps else None)
-    remark = f"Showing {len(tiles)} of {len(fits)} stored images that fit."
-    if not TILES:
-        remark = "No misclassified images are stored with this network."
-    asked = (show, count, true_class, predicted_class, maps, stage, method)
-    return blend(panels, opacity), remark if show else "", (asked, panels)
-
-
-def tile_panels(tiles: list[dict], key: tuple[str, str] | None) -> list[Panel]:
-    """Return the panels of misclassified images, with a stage and a method also two heatmaps."""
-    items = [
-        (tile["image"], [logit_of(tile["predicted"]), logit_of(tile["true"])]) for tile in tiles
-    ]
-    found = NETWORK(key, items, [2] * len(items)) if key else [((), ())] * len(items)
-    panels: list[Panel] = []
-    for tile, (_, cams) in zip(tiles, found, strict=True):
-        predicted, true = tile["predicted"], tile["true"]
-        prob = tile["probabilities"][predicted]
-        caption = f"{CLASSES[true]}, taken for {CLASSES[predicted]} ({prob:.2f})"
-        panels.append((tile["image"], None, caption))
-        why = {predicted: "predicted", true: "true"} if key else {}
-        captions = {label: f"why {CLASSES[label]} ({name})" for label, name in why.items()}
-        panels += cam_panels(tile["image"], captions, cams)
-    return panels
-
-
-def filtered(seen: tuple | None, *options) -> tuple:
-    """Return what `misclassified` does, without the network if only the opacity is another."""
-    *asked, opacity = options
-    if seen and seen[0] == tuple(asked):
-        return blend(seen[1], opacity), gr.skip(), seen
-    return misclassified(*options)
-
-
-# ---- page ----------------------------------------------------------------------------------------
 
 
 def live(function: Callable) -> Callable:
@@ -331,21 +176,21 @@ with Blocks(
             lambda path=path: str(path), None, image, api_visibility="private", queue=False
         )
     classified, options = [saw, label, remark], [show, maps, stage, method, opacity]
-    done = run.click(classify, [image, top], classified, api_name="classify", **EVENT)
+    done = run.click(answers.classify, [image, top], classified, api_name="classify", **EVENT)
     # Only after a success: an error would be shown twice.
-    done.success(explain, [image, *options], [gallery, seen], api_name="explain", **EVENT)
+    done.success(answers.explain, [image, *options], [gallery, seen], api_name="explain", **EVENT)
     # One event for all: each visitor's answers come in the order in which they were asked for.
     moves = [demo.load, image.change, top.input, *(control.input for control in options)]
     inputs, outputs = [seen, image, top, *options], [*classified, gallery, seen]
-    gr.on(moves, live(answer), inputs, outputs, show_progress_on=gallery, **PAGE_EVENT)
+    gr.on(moves, live(answers.answer), inputs, outputs, show_progress_on=gallery, **PAGE_EVENT)
 
     options = [wrong_show, wrong_count, wrong_true, wrong_pred, wrong_maps, *wrong_options]
     outputs = [wrong_gallery, wrong_remark, wrong_seen]
     # The files of the tab's last gallery may have been deleted.
-    wrong_tab.select(misclassified, options, outputs, api_name="misclassified", **EVENT)
+    wrong_tab.select(answers.misclassified, options, outputs, api_name="misclassified", **EVENT)
     moves = [control.input for control in options]
     inputs = [wrong_seen, *options]
-    gr.on(moves, filtered, inputs, outputs, show_progress_on=wrong_gallery, **PAGE_EVENT)
+    gr.on(moves, answers.filtered, inputs, outputs, show_progress_on=wrong_gallery, **PAGE_EVENT)
 
 if __name__ == "__main__":
     kept = set().union(

@@ -161,10 +161,10 @@ def test_a_picture_is_classified_through_the_api(client, folder):
 
 def test_the_app_prepares_an_image_exactly_as_the_network_was_tested(app, noise):
     pixels, picture = noise
-    assert np.array_equal(app.preprocess(picture, 32), pixels)
+    assert np.array_equal(app.answers.preprocess(picture, 32), pixels)
     inputs = []
     with app.MODEL.register_forward_pre_hook(lambda _, given: inputs.append(given[0])):
-        app.classify(picture, 3)
+        app.answers.classify(picture, 3)
     assert float((inputs[0] - normalize(pixels[None])).abs().max()) < 1e-5
 
 
@@ -173,7 +173,7 @@ def test_probabilities_are_those_of_the_network(app, exported_space, noise):
     pixels, picture = noise
     model, _ = load_bundle(exported_space)
     probs = model(normalize(pixels[None]))[0].softmax(0).detach()
-    saw, label, _ = app.classify(picture, 3)
+    saw, label, _ = app.answers.classify(picture, 3)
     assert np.array_equal(np.asarray(saw)[::8, ::8], pixels)
     assert all(abs(prob - float(probs[CLASSES.index(name)])) < 1e-4 for name, prob in label.items())
     likeliest = probs.topk(3).values.numpy()
@@ -182,10 +182,16 @@ def test_probabilities_are_those_of_the_network(app, exported_space, noise):
 
 @pytest.mark.numeric
 def test_temperature_and_confidence_threshold_come_from_the_bundle(app, noise, monkeypatch):
-    cold, confident = max(app.classify(noise[1], 10)[1].values()), app.classify(noise[1], 10)[2]
+    cold, confident = (
+        max(app.answers.classify(noise[1], 10)[1].values()),
+        app.answers.classify(noise[1], 10)[2],
+    )
     monkeypatch.setitem(app.META, "temperature", 5.0)
     monkeypatch.setitem(app.META, "confidence_threshold", 0.999)
-    warm, unsure = max(app.classify(noise[1], 1)[1].values()), app.classify(noise[1], 1)[2]
+    warm, unsure = (
+        max(app.answers.classify(noise[1], 1)[1].values()),
+        app.answers.classify(noise[1], 1)[2],
+    )
     assert warm < cold and "unsure" in unsure and "unsure" not in confident
 
 
@@ -201,7 +207,7 @@ def test_a_heatmap_alone_is_drawn_in_its_colours(app):
     black = np.zeros((32, 32, 3), np.uint8)
     for seed in range(50):
         cam = np.random.default_rng(seed).random((32, 32), dtype=np.float32)
-        assert np.abs(np.float32(app.draw(black, cam, 1)) - colours_of(cam)).max() <= 1
+        assert np.abs(np.float32(app.answers.draw(black, cam, 1)) - colours_of(cam)).max() <= 1
 
 
 @pytest.mark.numeric
@@ -209,20 +215,20 @@ def test_a_heatmap_alone_is_drawn_in_its_colours(app):
 def test_opacity_goes_from_the_picture_to_the_heatmap(app, noise, stage):
     pixels, picture = noise
     enlarged = pixels.repeat(8, axis=0).repeat(8, axis=1)
-    gallery, seen = app.explain(picture, True, 3, stage, METHOD, 0)
+    gallery, seen = app.answers.explain(picture, True, 3, stage, METHOD, 0)
     panels = seen.panels
     assert len(gallery) == 3 and all(np.array_equal(shown, enlarged) for shown, _ in gallery)
-    for (shown, _), (_, cam, _) in zip(app.blend(panels, 1), panels, strict=True):
+    for (shown, _), (_, cam, _) in zip(app.answers.blend(panels, 1), panels, strict=True):
         assert np.abs(np.float32(shown) - colours_of(cam)).max() <= 1
-    half, full = (np.float32(app.blend(panels, opacity)[0][0]) for opacity in (0.5, 1))
+    half, full = (np.float32(app.answers.blend(panels, opacity)[0][0]) for opacity in (0.5, 1))
     assert np.abs(half - (enlarged + full) / 2).max() <= 1
 
 
 @pytest.mark.numeric
 def test_each_map_is_for_its_class_and_named_after_it(app, noise):
-    gallery, seen = app.explain(noise[1], True, 10, STAGE, METHOD, 0.4)
+    gallery, seen = app.answers.explain(noise[1], True, 10, STAGE, METHOD, 0.4)
     panels = seen.panels
-    top_k = list(app.classify(noise[1], 10)[1])
+    top_k = list(app.answers.classify(noise[1], 10)[1])
     assert [caption.split()[0] for _, caption in gallery] == top_k
     assert np.abs(panels[0][1] - panels[1][1]).max() > 0.01
 
@@ -230,7 +236,7 @@ def test_each_map_is_for_its_class_and_named_after_it(app, noise):
 @pytest.mark.numeric
 @pytest.mark.parametrize("method", explain_source.METHODS)
 def test_the_chosen_method_draws_the_heatmap(app, noise, method):
-    panels = app.explain(noise[1], True, 2, "layer2", method, 1)[1].panels
+    panels = app.answers.explain(noise[1], True, 2, "layer2", method, 1)[1].panels
     model, classes = app.MODEL, [CLASSES.index(caption.split()[0]) for *_, caption in panels]
     images = normalize(noise[0][None]).repeat(2, 1, 1, 1)
     with explain_source.METHODS[method](model, [model.layer2]) as cam:
@@ -239,14 +245,14 @@ def test_the_chosen_method_draws_the_heatmap(app, noise, method):
 
 
 def test_grad_cam_can_be_switched_off(app, noise):
-    assert app.explain(noise[1], False, 3, STAGE, METHOD, 0.4) == ([], None)
+    assert app.answers.explain(noise[1], False, 3, STAGE, METHOD, 0.4) == ([], None)
 
 
 # ---- misclassified images ------------------------------------------------------------------------
 
 
 def test_misclassified_images_are_pixel_exact_and_most_confident_first(app, tiny_splits):
-    gallery, remark, _ = app.misclassified(True, 23, ANY, ANY, False, STAGE, METHOD, 0.4)
+    gallery, remark, _ = app.answers.misclassified(True, 23, ANY, ANY, False, STAGE, METHOD, 0.4)
     assert len(gallery) == 23 and "23 of 23" in remark
     for place, (shown, caption) in enumerate(gallery):
         index = 22 - place  # the probabilities rise with the index
@@ -257,7 +263,9 @@ def test_misclassified_images_are_pixel_exact_and_most_confident_first(app, tiny
 
 @pytest.mark.numeric
 def test_misclassified_images_come_with_two_maps_each(app):
-    gallery, _, (_, panels) = app.misclassified(True, 5, ANY, ANY, True, "layer3", METHOD, 1)
+    gallery, _, (_, panels) = app.answers.misclassified(
+        True, 5, ANY, ANY, True, "layer3", METHOD, 1
+    )
     assert len(gallery) == 15
     for image, predicted, true in zip(panels[::3], panels[1::3], panels[2::3], strict=True):
         names = image[2].split(" (")[0].split(", taken for ")
@@ -270,14 +278,14 @@ def test_misclassified_images_come_with_two_maps_each(app):
 
 
 def test_misclassified_images_can_be_filtered_and_hidden(app):
-    gallery, remark, _ = app.misclassified(True, 23, "cat", ANY, False, STAGE, METHOD, 0.4)
+    gallery, remark, _ = app.answers.misclassified(True, 23, "cat", ANY, False, STAGE, METHOD, 0.4)
     assert len(gallery) in (2, 3) and all(
         caption.startswith("cat, taken for deer") for _, caption in gallery
     )
     assert f"of {len(gallery)} " in remark
-    assert app.misclassified(True, 23, ANY, "deer", False, STAGE, METHOD, 0.4)[1] == remark
-    assert app.misclassified(True, 23, "cat", "truck", False, STAGE, METHOD, 0.4)[0] == []
-    assert app.misclassified(False, 23, ANY, ANY, True, STAGE, METHOD, 0.4)[:2] == ([], "")
+    assert app.answers.misclassified(True, 23, ANY, "deer", False, STAGE, METHOD, 0.4)[1] == remark
+    assert app.answers.misclassified(True, 23, "cat", "truck", False, STAGE, METHOD, 0.4)[0] == []
+    assert app.answers.misclassified(False, 23, ANY, ANY, True, STAGE, METHOD, 0.4)[:2] == ([], "")
 
 
 # ---- other bundles -------------------------------------------------------------------------------
@@ -321,8 +329,8 @@ def test_a_bundle_with_few_mistakes_or_classes_is_served(
 @pytest.mark.numeric
 def test_a_map_of_a_mistake_for_which_nothing_speaks_says_so_too(app, monkeypatch):
     empty = np.zeros((2, 32, 32), np.float32)
-    monkeypatch.setattr(app, "NETWORK", lambda _, items, __: [(None, empty)] * len(items))
-    gallery, *_ = app.misclassified(True, 1, ANY, ANY, True, STAGE, METHOD, 0.4)
+    monkeypatch.setattr(app.answers, "NETWORK", lambda _, items, __: [(None, empty)] * len(items))
+    gallery, *_ = app.answers.misclassified(True, 1, ANY, ANY, True, STAGE, METHOD, 0.4)
     captions = [caption for _, caption in gallery]
     names = captions[0].split(" (")[0].split(", taken for ")
     assert captions[1:] == [
@@ -339,12 +347,12 @@ def test_a_map_of_a_mistake_for_which_nothing_speaks_says_so_too(app, monkeypatc
 )
 def test_the_function_itself_refuses_a_wrong_number_of_classes(app, noise, value):
     with pytest.raises(gr.Error, match="Top classes: a number from 1 to 10"):
-        app.classify(noise[1], value)
+        app.answers.classify(noise[1], value)
 
 
 @pytest.mark.parametrize(("value", "shown"), [(1, 1), (2.7, 3), (10, 10)])
 def test_as_many_classes_as_asked_for_and_never_more_than_ten(app, noise, value, shown):
-    assert len(app.classify(noise[1], value)[1]) == shown
+    assert len(app.answers.classify(noise[1], value)[1]) == shown
 
 
 BAD_NUMBERS = [0, 11, -1, None, "abc", True]
@@ -923,7 +931,7 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(client, app, uploads, mo
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(gr.Error, match="25 million pixels"):
-        app.preprocess({"path": str(uploads / "bomb.png")}, 32)
+        app.answers.preprocess({"path": str(uploads / "bomb.png")}, 32)
 
 
 def test_no_picture_made_the_server_take_more_than_a_gigabyte_and_a_half(server, client, tmp_path):
@@ -1255,17 +1263,17 @@ def test_requests_that_wait_together_are_one_batch_and_get_the_answers_of_each_a
         shutil.copyfile(folder / "examples" / f"{name}.png", uploads / f"{name}.png")
         pictures.append({"path": str(uploads / f"{name}.png")})
     calls = [  # with another number of heatmaps each
-        functools.partial(app.look, picture, count, "layer3", "LayerCAM")
+        functools.partial(app.answers.look, picture, count, "layer3", "LayerCAM")
         for count, picture in enumerate(pictures, 1)
     ]
     alone, sizes = [call() for call in calls], []
 
-    def counted(key, items, function=app.NETWORK.function):
+    def counted(key, items, function=app.answers.NETWORK.function):
         sizes.append(len(items))
         return function(key, items)
 
-    monkeypatch.setattr(app.NETWORK, "function", counted)
-    for mine, shared in zip(alone, together(app.NETWORK, *calls), strict=True):
+    monkeypatch.setattr(app.answers.NETWORK, "function", counted)
+    for mine, shared in zip(alone, together(app.answers.NETWORK, *calls), strict=True):
         assert np.abs(mine.probs - shared.probs).max() < 1e-5
         assert [panel[2] for panel in mine.panels] == [panel[2] for panel in shared.panels]
         for (_, cam, _), (_, other, _) in zip(mine.panels, shared.panels, strict=True):
@@ -1276,7 +1284,9 @@ def test_requests_that_wait_together_are_one_batch_and_get_the_answers_of_each_a
 
 def test_a_batch_has_one_key_and_keeps_to_its_limit(app):
     seen = []
-    batches = type(app.NETWORK)(lambda key, items: seen.append((key, items)) or items, limit=4)
+    batches = type(app.answers.NETWORK)(
+        lambda key, items: seen.append((key, items)) or items, limit=4
+    )
     calls = [("a", [1, 2], [1, 2]), ("b", [3], [9]), ("a", [4], [1]), ("a", [5], [1])]
     calls = [functools.partial(batches, *call) for call in calls]
     with ThreadPoolExecutor(4) as pool, batches.turn:
@@ -1289,7 +1299,7 @@ def test_a_batch_has_one_key_and_keeps_to_its_limit(app):
 
 
 def test_a_batch_that_fails_fails_for_all_in_it_and_for_nobody_else(app):
-    batches = type(app.NETWORK)(lambda _, items: [1 / item for item in items], limit=9)
+    batches = type(app.answers.NETWORK)(lambda _, items: [1 / item for item in items], limit=9)
     calls = [functools.partial(batches, None, [item], [1]) for item in (0, 1)]
     with pytest.raises(ZeroDivisionError):
         together(batches, *calls)
