@@ -67,9 +67,10 @@ class Batches:
         """Compute a batch and hand out its results."""
         try:
             results = self.function(batch[0].key, [job.item for job in batch])
+            answers = list(zip(batch, results, strict=True))
         except Exception as error:
             for job in batch:
                 job.answer.set_exception(error)
         else:
-            for job, result in zip(batch, results, strict=True):
+            for job, result in answers:
                 job.answer.set_result(result)

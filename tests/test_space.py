@@ -1287,15 +1287,16 @@ def test_a_batch_has_one_key_and_keeps_to_its_limit(app):
     batches = type(app.answers.NETWORK)(
         lambda key, items: seen.append((key, items)) or items, limit=4
     )
-    calls = [("a", [1, 2], [1, 2]), ("b", [3], [9]), ("a", [4], [1]), ("a", [5], [1])]
+    calls = [("a", [1, 2], [1, 2]), ("b", [3], [1]), ("a", [4], [1]), ("a", [5], [1])]
+    calls.append(("b", [6], [9]))  # larger than the limit
     calls = [functools.partial(batches, *call) for call in calls]
-    with ThreadPoolExecutor(4) as pool, batches.turn:
+    with ThreadPoolExecutor(len(calls)) as pool, batches.turn:
         running = []
-        for count, call in zip((2, 3, 4, 5), calls, strict=True):  # they arrive in this order
+        for count, call in zip((2, 3, 4, 5, 6), calls, strict=True):  # they arrive in this order
             running.append(pool.submit(call))
             wait_until(lambda count=count: batches.arrived.qsize() == count)
-    assert [one.result() for one in running] == [[1, 2], [3], [4], [5]]
-    assert seen == [("a", [1, 2, 4]), ("b", [3]), ("a", [5])]
+    assert [one.result() for one in running] == [[1, 2], [3], [4], [5], [6]]
+    assert seen == [("a", [1, 2, 4]), ("b", [3]), ("a", [5]), ("b", [6])]
 
 
 def test_a_batch_that_fails_fails_for_all_in_it_and_for_nobody_else(app):
