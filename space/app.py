@@ -119,7 +119,7 @@ with Blocks(
                         format="png",
                         height=210,
                         min_width=120,
-                        buttons=["download"],
+                        buttons=[],
                     )
                 remark = gr.Markdown()
             with gr.Column(scale=6, min_width=340):
