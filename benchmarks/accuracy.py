@@ -47,12 +47,16 @@ class Ablation:
     """How a technique is left out of a recipe.
 
     Attributes:
-        changes: Fields of the recipe -> their values without the technique.
+        factors: Fields of the recipe -> what they are multiplied by without the technique.
         patch: A module or class, the name of a function in it, and what replaces that function.
     """
 
-    changes: dict[str, float] = field(default_factory=dict)
+    factors: dict[str, float] = field(default_factory=dict)
     patch: tuple[object, str, Callable] | None = None
+
+    def changes(self, recipe: Recipe) -> dict[str, float]:
+        """Return the fields of a recipe that are others without the technique."""
+        return {name: factor * getattr(recipe, name) for name, factor in self.factors.items()}
 
 
 def skip_whitening(model: FastNet, images: Tensor) -> None:
@@ -62,19 +66,20 @@ def skip_whitening(model: FastNet, images: Tensor) -> None:
 def sgd_parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     """Replace optimizer.parameter_groups: train the filters of Muon by SGD.
 
-    The learning rate is that of airbench94 before it had Muon, for batches of 2,000.
+    The learning rate is that of airbench94 before it had Muon, 2.93 for batches of 2,000.
     """
     groups = parameter_groups(model, recipe)
-    groups[0] |= {"muon": False, "lr": 2.93, "momentum": 0.85, "weight_decay": 0.0013}
+    lr = 2.93 * recipe.batch_size / 2000
+    groups[0] |= {"muon": False, "lr": lr, "momentum": 0.85, "weight_decay": 0.0013}
     return groups
 
 
 WITHOUT = {
     "whitening": Ablation(patch=(FastNet, "whiten", skip_whitening)),
     "dirac": Ablation(patch=(nn.init, "dirac_", lambda weight: weight)),
-    "fast_biases": Ablation({"bias_lr": 106 / 64}),
+    "fast_biases": Ablation({"bias_lr": 1 / 64}),
     "muon": Ablation(patch=(optimizer, "parameter_groups", sgd_parameter_groups)),
-    "low_res": Ablation({"low_res": 0.0}),
+    "low_res": Ablation({"low_res": 0}),
 }
 
 
@@ -199,8 +204,9 @@ def main() -> None:
     args = parse_arguments()
     ablation = WITHOUT[args.without] if args.without else Ablation()
     pairs = (item.split("=") for item in args.change)
-    changes = ablation.changes | {key: ast.literal_eval(value) for key, value in pairs}
-    recipe, root = replace(RECIPES[args.recipe], **changes), args.root
+    changes = {key: ast.literal_eval(value) for key, value in pairs}
+    recipe, root = RECIPES[args.recipe], args.root
+    recipe = replace(recipe, **ablation.changes(recipe), **changes)
     if args.without:
         root = f"{root}/without-{args.without}"  # a run's folder does not tell a patched function
     if ablation.patch:

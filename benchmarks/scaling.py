@@ -177,14 +177,13 @@ def markdown_table(rows: list[list[str]]) -> str:
     return "".join([header, f"|{' --- |' * len(rows[0])}\n", *body])
 
 
-def step_row(network: str, layouts: dict[str, dict]) -> list[str]:
+def step_row(network: str, batch_size: int, layouts: dict[str, dict]) -> list[str]:
     """Format the steps of a network in each layout, what the formula predicts, and its error."""
     two = layouts["two processes"]
     formula = predicted_step(layouts["one core"], two["all_reduce"], 2)
     seconds = [*(layouts[name]["step"] for name in LAYOUTS), formula]
-    name = f"{network}, {full_resolution_recipe(network).batch_size:,}"
     error = f"{100 * (formula / two['step'] - 1):+.0f} %"
-    return [name, *(f"{value:.2f} s" for value in seconds), error]
+    return [f"{network}, {batch_size:,}", *(f"{value:.2f} s" for value in seconds), error]
 
 
 def part_row(network: str, layouts: dict[str, dict]) -> list[str]:
@@ -201,7 +200,7 @@ def tables(found: dict) -> str:
     parts = [["network", "gradients", "all-reduce, 2 processes"]]
     parts[0] += ["all-reduce, 8 processes, 10 Gbit/s", "optimiser step"]
     for network, layouts in found["networks"].items():
-        steps.append(step_row(network, layouts))
+        steps.append(step_row(network, found["batch_sizes"][network], layouts))
         parts.append(part_row(network, layouts))
     rates = found["images_per_second"].items()
     loaders = ", ".join(f"{value:,.0f} with {name}" for name, value in rates)
@@ -225,6 +224,7 @@ def main() -> None:
     if args.network:
         return measure_process(args.network, args.root)
     found = {"networks": {}, "machine": hardware(), "versions": versions()}
+    found["batch_sizes"] = {name: full_resolution_recipe(name).batch_size for name in STEPS}
     for network in STEPS:
         layouts = {name: measure_layout(network, *layout) for name, layout in LAYOUTS.items()}
         found["networks"][network] = layouts

@@ -104,10 +104,9 @@ def test_the_ablations_are_listed_with_the_largest_loss_first(row, tmp_path):
             "without": without,
         }
 
-    (tmp_path / "accuracy.json").write_text(json.dumps([row, measured(0.93, None)]))
-    (tmp_path / "ablations.json").write_text(
-        json.dumps([measured(0.925, "dirac"), measured(0.91, "muon")])
-    )
+    rows = [measured(0.93, None), measured(0.925, "dirac"), measured(0.91, "muon")]
+    rows.append(measured(0.99, None) | {"trick": "none of the table's business"})
+    (tmp_path / "ablations.json").write_text(json.dumps(rows))
     first, second, third = report.ablation_table("fastnet-8", tmp_path).splitlines()
     assert (
         "93.00 ± 0.14 %" in first and "n=2" in first
@@ -119,6 +118,30 @@ def test_the_ablations_are_listed_with_the_largest_loss_first(row, tmp_path):
         and "(-0.50)" in third
     )
     assert set(report.ABLATIONS) == set(accuracy.WITHOUT)
+
+
+def test_a_trick_is_compared_with_what_it_was_added_to_seed_by_seed():
+    """By hand: gains of 0.1 and 0.5 points, mean 0.3, standard error 0.4 / sqrt(2) / sqrt(2)."""
+
+    def runs(**values: float) -> list[dict]:
+        return [
+            {"seed": int(seed[1:]), "val_single": value, "val_tta": value + 0.01}
+            for seed, value in values.items()
+        ]
+
+    first = {"trick": "all", "to": None, "n": 3, "cpu_seconds": 100}
+    second = {"trick": "less", "to": "all", "n": 2, "cpu_seconds": 80, "kept": True}
+    third = second | {"trick": "once", "to": "less", "n": 1, "cpu_seconds": 88, "kept": False}
+    rows = [
+        {"recipe": "fastnet-4", "without": "muon"},
+        first | {"runs": runs(s0=0.9, s1=0.92, s2=0.5)},
+        second | {"runs": runs(s1=0.925, s0=0.901)},
+        third | {"runs": runs(s1=0.92)},
+    ]
+    assert report.tricks_table(rows).splitlines()[2:] == [
+        "| less | all | +0.30 ± 0.20 | +0.30 ± 0.20 | 0.80 | 2 | kept |",
+        "| once | less | -0.50 | -0.50 | 1.10 | 1 | dropped |",
+    ]
 
 
 def test_the_plot_puts_each_run_at_its_compute_and_accuracy(row):
@@ -159,6 +182,7 @@ def test_the_tables_of_scaling_hold_steps_the_formula_and_the_gradients():
     rates = {"Albumentations": 4000.4, "the fast loader": 20_000}
     found = {
         "networks": {"FastNet": layouts},
+        "batch_sizes": {"FastNet": 2000},
         "images_per_second": rates,
         "val_acc": {"one": 0.87, "two": 0.861},
     }
@@ -380,12 +404,12 @@ STEP |= {"tta": 0.9411, "tta_std": 0.00129, "n": 3, "date": "2026-11-21", "commi
 
 
 def test_the_page_of_the_results_is_that_of_the_files():
-    rows, steps = (
+    rows, steps, tricks = (
         json.loads((report.RESULTS / name).read_text())
-        for name in ("accuracy.json", "leaderboard.json")
+        for name in ("accuracy.json", "leaderboard.json", "ablations.json")
     )
     page = (report.PROJECT / "docs/results.md").read_text(encoding="utf-8")
-    assert report.MARKS[0] + report.results_block(rows, steps) + report.MARKS[1] in page
+    assert report.MARKS[0] + report.results_block(rows, steps, tricks) + report.MARKS[1] in page
 
 
 def test_the_leaderboard_begins_with_the_plain_schedule_and_ends_with_what_was_measured():
