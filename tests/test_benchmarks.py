@@ -123,20 +123,18 @@ def test_the_ablations_are_listed_with_the_largest_loss_first(row, tmp_path):
 def test_a_trick_is_compared_with_what_it_was_added_to_seed_by_seed():
     """By hand: gains of 0.1 and 0.5 points, mean 0.3, standard error 0.4 / sqrt(2) / sqrt(2)."""
 
-    def runs(**values: float) -> list[dict]:
-        return [
-            {"seed": int(seed[1:]), "val_single": value, "val_tta": value + 0.01}
+    def trick(name: str, to: str | None, seconds: float, kept: bool, **values: float) -> dict:
+        runs = [
+            {"seed": int(seed[1:]), "val_single": value, "val_tta": value, "cpu_seconds": seconds}
             for seed, value in values.items()
         ]
+        return {"trick": name, "to": to, "kept": kept, "runs": runs}
 
-    first = {"trick": "all", "to": None, "n": 3, "cpu_seconds": 100}
-    second = {"trick": "less", "to": "all", "n": 2, "cpu_seconds": 80, "kept": True}
-    third = second | {"trick": "once", "to": "less", "n": 1, "cpu_seconds": 88, "kept": False}
     rows = [
         {"recipe": "fastnet-4", "without": "muon"},
-        first | {"runs": runs(s0=0.9, s1=0.92, s2=0.5)},
-        second | {"runs": runs(s1=0.925, s0=0.901)},
-        third | {"runs": runs(s1=0.92)},
+        trick("all", None, 100, True, s0=0.9, s1=0.92, s2=0.5),
+        trick("less", "all", 80, True, s1=0.925, s0=0.901, s7=0.1),
+        trick("once", "less", 88, False, s1=0.92),
     ]
     assert report.tricks_table(rows).splitlines()[2:] == [
         "| less | all | +0.30 ± 0.20 | +0.30 ± 0.20 | 0.80 | 2 | kept |",
@@ -271,11 +269,12 @@ def test_all_images_gives_the_validation_images_back(tiny_splits):
 def test_what_is_left_out_is_left_out_of_a_training_run(name, tiny_splits, monkeypatch):
     """In what training itself calls, whatever names it calls it by."""
     ablation, full = accuracy.WITHOUT[name], RECIPES["fastnet-8"]
-    assert ablation.changes or ablation.patch
-    assert all(getattr(full, key) != value for key, value in ablation.changes.items())
+    changes = ablation.changes(full)
+    assert changes or ablation.patch
+    assert all(getattr(full, key) != value for key, value in changes.items())
     if ablation.patch:
         monkeypatch.setattr(*ablation.patch)
-    recipe = replace(full, **ablation.changes)
+    recipe = replace(full, **changes)
     data = build_datamodule(recipe, tiny_splits, 0, fast=True)
     classifier = make_classifier(LitClassifier, recipe, data, seed=0)
     trainer = SimpleNamespace(estimated_stepping_batches=8, precision="32-true")
