@@ -685,7 +685,7 @@ def test_the_app_that_is_loaded_is_the_one_exported_last(tmp_path, model, wrong,
     exported(tmp_path, build("FastNet"), wrong, tiny_splits.test.labels)
     second = utils.load_app(tmp_path)
     assert [type(app.MODEL).__name__ for app in (first, second)] == ["CustomResNet", "FastNet"]
-    assert second.top_logit.__code__.co_filename == str(tmp_path / "models/explain.py")
+    assert second.answers.top_logit.__code__.co_filename == str(tmp_path / "models/explain.py")
     assert sys.modules["models.explain"] is explain and "app" not in sys.modules
 
 
