@@ -182,17 +182,11 @@ def test_probabilities_are_those_of_the_network(app, exported_space, noise):
 
 @pytest.mark.numeric
 def test_temperature_and_confidence_threshold_come_from_the_bundle(app, noise, monkeypatch):
-    cold, confident = (
-        max(app.answers.classify(noise[1], 10)[1].values()),
-        app.answers.classify(noise[1], 10)[2],
-    )
+    _, cold, confident = app.answers.classify(noise[1], 10)
     monkeypatch.setitem(app.META, "temperature", 5.0)
     monkeypatch.setitem(app.META, "confidence_threshold", 0.999)
-    warm, unsure = (
-        max(app.answers.classify(noise[1], 1)[1].values()),
-        app.answers.classify(noise[1], 1)[2],
-    )
-    assert warm < cold and "unsure" in unsure and "unsure" not in confident
+    _, warm, unsure = app.answers.classify(noise[1], 1)
+    assert max(warm.values()) < max(cold.values()) and "unsure" in unsure and "unsure" not in confident
 
 
 def colours_of(cam: np.ndarray) -> np.ndarray:
