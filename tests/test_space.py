@@ -186,7 +186,8 @@ def test_temperature_and_confidence_threshold_come_from_the_bundle(app, noise, m
     monkeypatch.setitem(app.META, "temperature", 5.0)
     monkeypatch.setitem(app.META, "confidence_threshold", 0.999)
     _, warm, unsure = app.answers.classify(noise[1], 1)
-    assert max(warm.values()) < max(cold.values()) and "unsure" in unsure and "unsure" not in confident
+    assert max(warm.values()) < max(cold.values())
+    assert "unsure" in unsure and "unsure" not in confident
 
 
 def colours_of(cam: np.ndarray) -> np.ndarray:
