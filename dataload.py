@@ -516,7 +516,7 @@ class Draw:
         Raises:
             InvalidValue: for another number of images or labels.
         """
-        square = f", masks a square of {cutout}x{cutout} in half" if cutout else ""
+        square = f", and masks a {cutout}x{cutout} square in half" if cutout else ""
         title = f"Augmentation shifts by up to {padding} pixels, mirrors half of the images{square}"
         transforms = augmentation_transforms(Augmentation(padding, cutout))
         title += f"\n{note}" if note else ""
@@ -555,6 +555,7 @@ class Draw:
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set_visible(False)
         rows[0][0].set_ylabel("original", fontsize=TEXT)
+        rows[1][0].set_ylabel("augmented", fontsize=TEXT)  # also keeps the columns below each other
         for axis, label in zip(rows[0], labels, strict=True):
             axis.set_title(CLASSES[label], fontsize=TEXT)
         lines = [textwrap.fill(line, round(8 * width)) for line in title.splitlines()]

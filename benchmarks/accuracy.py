@@ -30,8 +30,7 @@ from torch import Tensor, nn
 from dataload import Images, Splits, load_splits
 from evaluation.calibration import expected_calibration_error, fit_temperature
 from evaluation.predict import accuracy, predict
-from models.fastnet import FastNet
-from training import optimizer
+from training import optimizer, runs
 from training.files import write_json
 from training.hardware import choose_device, hardware
 from training.optimizer import parameter_groups
@@ -59,8 +58,8 @@ class Ablation:
         return {name: factor * getattr(recipe, name) for name, factor in self.factors.items()}
 
 
-def skip_whitening(model: FastNet, images: Tensor) -> None:
-    """Replace FastNet.whiten: leave the first layer at its random initial weights."""
+def skip_whitening(conv: nn.Conv2d, images: Tensor) -> None:
+    """Replace runs.whiten: leave the first layer at its random initial weights."""
 
 
 def sgd_parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
@@ -75,7 +74,7 @@ def sgd_parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
 
 
 WITHOUT = {
-    "whitening": Ablation(patch=(FastNet, "whiten", skip_whitening)),
+    "whitening": Ablation(patch=(runs, "whiten", skip_whitening)),
     "dirac": Ablation(patch=(nn.init, "dirac_", lambda weight: weight)),
     "fast_biases": Ablation({"bias_lr": 1 / 64}),
     "muon": Ablation(patch=(optimizer, "parameter_groups", sgd_parameter_groups)),

@@ -164,19 +164,25 @@ def learned_after(found: dict) -> dict[str, int | None]:
 
 
 def finding(found: dict) -> str:
-    """Say in a sentence which images are learned first and last."""
+    """Say in a sentence which images are the first and the last to be classified correctly.
+
+    From that epoch on, they stay correct to the end.
+    """
     epochs = learned_after(found)
     known = {name: epoch for name, epoch in epochs.items() if epoch is not None}
     never = [name for name, epoch in epochs.items() if epoch is None]
-    missing = f"; never: {', '.join(never)}" if never else ""
+    missing = f"; wrong at the end: {', '.join(never)}" if never else ""
     if not known:
         return f"None of the {len(epochs)} images is classified correctly at the end"
     early, late = min(known.values()), max(known.values())
     first = ", ".join(name for name, epoch in known.items() if epoch == early)
     last = ", ".join(name for name, epoch in known.items() if epoch == late)
     if early == late:
-        return f"From epoch {early} on correct: {first}{missing}"
-    return f"Learned first: {first} (epoch {early}); last: {last} (epoch {late}){missing}"
+        return f"Correct from epoch {early} on: {first}{missing}"
+    return (
+        f"First to stay correct: {first} (from epoch {early} on); last: {last} (from epoch"
+        f" {late} on){missing}"
+    )
 
 
 # ---- the command ---------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from evaluation.predict import accuracy, tta_logits
 from models.fastnet import FastNet
 from training.hardware import choose_precision
 from training.optimizer import MuonWithSGD
+from training.whitening import whiten
 
 EPOCHS, BATCH_SIZE = 8, 2000
 STEM_BIAS_EPOCHS = 3  # the rate of the first layer's bias is zero after so many
@@ -100,7 +101,7 @@ class Reference:
         self.net = published_network()
         # torch's stubs lack this form of `to`
         self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.net.whiten(images[:5000])
+        whiten(self.net.stem, images[:5000])
         for module in self.net.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 0.4

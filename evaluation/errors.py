@@ -224,7 +224,8 @@ def choose_errors(misclassified: Sequence[Misclassified], count: int = 10) -> li
 
 def caption(sample: Misclassified, classes: Sequence[str]) -> str:
     """Name the true class, the predicted class and its probability, in two lines."""
-    return f"true: {classes[sample.label]}\npredicted: {classes[sample.pred]} ({sample.prob:.2f})"
+    true, pred = classes[sample.label], classes[sample.pred]
+    return f"true: {true}\npredicted: {pred} ({percent(sample.prob, 0)})"
 
 
 def errors_title(chosen: Sequence[Misclassified]) -> str:

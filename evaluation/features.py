@@ -254,9 +254,8 @@ def stages_title(patches: dict[str, TopPatches], labels: np.ndarray | None) -> s
         for name, found in patches.items()
     }
     return (
-        f"The {PATCHES} images that activate a channel most are of one class"
-        f" for {percent(one[first], 0)} of the channels in {first},"
-        f" for {percent(one[last], 0)} in {last}"
+        f"In {first}, {percent(one[first], 0)} of the channels respond most to {PATCHES} images"
+        f" of a single class; in {last}, {percent(one[last], 0)}"
     )
 
 

@@ -13,11 +13,12 @@ from evaluation.drawing import (
     check_count,
     headline,
     new_image_grid,
+    percent,
     rgb,
     show_image,
     styled,
 )
-from evaluation.errors import Misclassified
+from evaluation.errors import Misclassified, caption
 from evaluation.heatmaps import draw_colour_bar, rank_correlation
 from models import explain
 from models.errors import InvalidValue
@@ -89,11 +90,10 @@ def mean_heatmaps(
 
 
 def sample_caption(sample: Misclassified, classes: Sequence[str]) -> str:
-    """Name the true and the predicted class in two lines."""
-    true, pred = classes[sample.label], classes[sample.pred]
+    """Name the true class, and the predicted class with its probability, in two lines."""
     if sample.label == sample.pred:
-        return f"{true}, correctly\npredicted ({sample.prob:.2f})"
-    return f"true: {true}\npredicted: {pred} ({sample.prob:.2f})"
+        return f"{classes[sample.label]}, correctly\npredicted ({percent(sample.prob, 0)})"
+    return caption(sample, classes)
 
 
 def gradcam_title(samples: Sequence[Misclassified], first: np.ndarray, other: np.ndarray) -> str:
@@ -111,7 +111,7 @@ def gradcam_title(samples: Sequence[Misclassified], first: np.ndarray, other: np
     where = "the same places" if alike > SAME else "partly the same places"
     if alike < OTHER:
         where = "different places"
-    return f"Grad-CAM finds the evidence for {pair} in {where}: mean rank correlation {alike:.2f}"
+    return f"Grad-CAM finds the evidence for {pair} in {where} (rank correlation {alike:.2f})"
 
 
 def other_class(sample: Misclassified) -> int:

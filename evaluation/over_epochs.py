@@ -170,6 +170,11 @@ class Learned:
         """Return whether each image is classified correctly, (epochs, N)."""
         return self.probs.argmax(2) == np.array(self.labels)
 
+    def when(self, index: int) -> str:
+        """Name the time of a record: before the training, or after an epoch."""
+        epoch = self.epochs[index]
+        return f"after epoch {epoch}" if epoch else "before the training"
+
     def title(self, upto: int | None = None) -> str:
         """Say how many images are classified correctly after the first epoch and the last.
 
@@ -178,9 +183,9 @@ class Learned:
         """
         counts, total = self.correct().sum(1), len(self.labels)
         if upto is not None:
-            return f"Epoch {self.epochs[upto]}: {counts[upto]} of {total} images correct"
+            return f"{self.when(upto).capitalize()}: {counts[upto]} of {total} images correct"
         first, last = counts[0], counts[-1]
-        begun, ended = f"after epoch {self.epochs[0]}", f"after epoch {self.epochs[-1]}"
+        begun, ended = self.when(0), self.when(-1)
         more = f" and {ended}" if first == last else f", {last} {ended}"
         return f"{first} of {total} images are classified correctly {begun}{more}"
 
@@ -208,7 +213,7 @@ def plot_learned(learned: Learned, note: str = "") -> Figure:
         for axis, epoch in zip(axes[row, 1:], chosen, strict=True):
             draw_prediction(axis, learned, epoch, row)
     for axis, epoch in zip(axes[0, 1:], chosen, strict=True):
-        axis.set_title(f"epoch {learned.epochs[epoch]}")
+        axis.set_title(f"epoch {learned.epochs[epoch]}" if learned.epochs[epoch] else "untrained")
     axes[0, 0].set_title("true class")
     for axis in axes.flat:
         hide_frame(axis)

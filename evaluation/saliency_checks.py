@@ -156,7 +156,7 @@ def cascade_title(cascade: Cascade) -> str:
     if end + half < control:
         return f"The heatmaps depend on what was learned: {found}"
     if end - half <= control:
-        return f"Without what was learned, no more is left than images have in common: {found}"
+        return f"A random network's heatmaps are no nearer than those of another image: {found}"
     return f"Part of the heatmaps does not depend on what was learned: {found}"
 
 

@@ -50,12 +50,12 @@ def plot_residual_block() -> Figure:
         (plain, "plain block: y = relu(F(x))"),
         (residual, "residual block: y = relu(F(x) + x)"),
     ):
-        axis.set(xlim=(-3.2, 3.2), ylim=(-0.9, 9.2))
+        axis.set(xlim=(-3.2, 4.8), ylim=(-0.9, 9.2))
         axis.axis("off")
         axis.set_title(name, fontsize=TEXT + 2, pad=12)
         draw_layers(axis)
-    draw_box(plain, 1.5, "ReLU", COLOURS[0])
-    arrow(plain, (0, 2.8), (0, 1.9))
+    draw_box(plain, 1.0, "ReLU", COLOURS[0])
+    arrow(plain, (0, 2.63), (0, 1.38))
     draw_shortcut(residual)
     finding = "A residual block adds its input x to F(x): it only has to learn the difference"
     headline(fig, finding, "Drawing of a plain block beside a residual block")
@@ -69,7 +69,7 @@ def draw_layers(axis: Axes) -> None:
         height = 7.8 - 1.2 * i
         arrow(axis, (0, height + 0.85), (0, height + 0.38))
         draw_box(axis, height, name, COLOURS[0] if "ReLU" in name else GREY)
-    arrow(axis, (0, 1.1), (0, 0.1))
+    arrow(axis, (0, 0.62), (0, 0.1))
     axis.annotate("y", (0, -0.3), ha="center", va="center", fontsize=TEXT + 3, style="italic")
     axis.annotate("F(x)", (-1.9, 5.4), ha="right", va="center", fontsize=TEXT + 2, style="italic")
     axis.plot([-1.5, -1.7, -1.7, -1.5], [8.1, 8.1, 2.7, 2.7], color=GREY)
@@ -91,17 +91,16 @@ def arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], **st
 def draw_shortcut(axis: Axes) -> None:
     """Draw the way of x around the layers, the sum, and the ReLU behind it."""
     way = COLOURS[1]
-    axis.plot([0, 2.2, 2.2], [8.45, 8.45, 2.2], color=way, linewidth=2)
-    arrow(axis, (2.2, 2.2), (0.28, 2.2), color=way, linewidth=2)
-    axis.annotate("shortcut: x unchanged,", (2.3, 5.6), rotation=90, color=way, va="center")
-    axis.annotate(
-        "or a 1x1 conv where the shape changes", (2.75, 5.4), rotation=90, color=way, va="center"
-    )
-    axis.add_patch(Circle((0, 2.2), 0.26, fill=False, ec=way, linewidth=2))
-    axis.text(0, 2.2, "+", ha="center", va="center", color=way, fontsize=TEXT + 4)
-    arrow(axis, (0, 2.68), (0, 2.48))
-    draw_box(axis, 1.45, "ReLU", COLOURS[0])
-    arrow(axis, (0, 1.93), (0, 1.83))
+    middle = 1.98  # of the sum
+    axis.plot([0, 2.2, 2.2], [8.45, 8.45, middle], color=way, linewidth=2)
+    arrow(axis, (2.2, middle), (0.28, middle), color=way, linewidth=2)
+    name = "shortcut:\nx unchanged, or,\nwhere the shape\nchanges, after a\n1x1 conv and\nBatchNorm"
+    axis.annotate(name, (2.4, 5.4), color=way, va="center")
+    axis.add_patch(Circle((0, middle), 0.26, fill=False, ec=way, linewidth=2))
+    axis.text(0, middle, "+", ha="center", va="center", color=way, fontsize=TEXT + 4)
+    arrow(axis, (0, 2.63), (0, middle + 0.28))
+    draw_box(axis, 1.0, "ReLU", COLOURS[0])
+    arrow(axis, (0, middle - 0.28), (0, 1.38))
 
 
 # ---- receptive field -----------------------------------------------------------------------------
@@ -225,7 +224,7 @@ def gradcam_recipe_title(parts: GradCamParts, shown: int, name: str) -> str:
     added = np.maximum(parts.contributions(), 0)
     share = np.sort(added)[::-1][:shown].sum() / max(added.sum(), 1e-12)
     return (
-        f"Feature maps x weights = heatmap: these {shown} of {len(added)} feature maps hold"
+        f"Weights x feature maps = heatmap: the {shown} maps that add most, of {len(added)}, hold"
         f" {percent(share, 0)} of the evidence for {name}"
     )
 
@@ -261,13 +260,10 @@ def plot_gradcam_recipe(  # noqa: PLR0913
     for i, channel in enumerate(most):
         axis = row[1 + i]
         axis.imshow(parts.maps[channel], cmap="Greys_r", vmin=0, vmax=brightest)
-        axis.set_title(f"feature map\n{channel}")
-        sign = "+ " if i else "relu( "
-        axis.set_xlabel(f"{sign}{parts.weights[channel]:.3f} x", fontsize=TEXT)
+        axis.set_title(f"{'+ ' if i else ''}{parts.weights[channel]:.3f} x\nmap {channel}")
     row[-2].imshow(explain.colorize(scaled(parts.heatmap())), interpolation="nearest")
-    row[-2].set_title("heatmap,\nscaled to 0..1")
     others = len(parts.weights) - channels
-    row[-2].set_xlabel(f"+ {others} others )", fontsize=TEXT)
+    row[-2].set_title(f"+ {others} others,\nReLU: heatmap")
     show_image(row[-1], explain.overlay(picture, cam, 0.5), "enlarged, over\nthe image")
     title = gradcam_recipe_title(parts, channels, classes[target])
     headline(fig, title, "Feature maps, their weights and the heatmap that they give", note)
@@ -305,18 +301,15 @@ def batchnorm_values(model: nn.Module, images: Tensor) -> tuple[np.ndarray, np.n
 
 
 def batchnorm_title(before: np.ndarray, after: np.ndarray) -> str:
-    """Say between what bounds the channels' means and standard deviations lie."""
-
-    def bounds(values: np.ndarray) -> str:
-        means, deviations = values.mean(1), values.std(1)
-        if np.abs(means).max() < 0.01 and np.abs(deviations - 1).max() < 0.01:
-            return "all means are 0 and all deviations 1"
-        return (
-            f"the channels' means are {means.min():.2f} to {means.max():.2f},"
-            f" their deviations {deviations.min():.2f} to {deviations.max():.2f}"
-        )
-
-    return f"Before BatchNorm {bounds(before)}; after it {bounds(after)}"
+    """Say between what bounds the channels' standard deviations lie, before and after."""
+    (low, high), (lowest, highest) = (
+        (values.std(1).min(), values.std(1).max()) for values in (before, after)
+    )
+    verb = "evens out" if highest / lowest < high / low else "rescales"
+    return (
+        f"BatchNorm {verb} the channels: their standard deviations, {low:.2f} to {high:.2f},"
+        f" become {lowest:.2f} to {highest:.2f}"
+    )
 
 
 @styled
@@ -334,12 +327,12 @@ def plot_batchnorm(model: nn.Module, images: Tensor, channels: int = 4, note: st
     chosen = order[np.linspace(0, len(order) - 1, channels).round().astype(int)]
     fig = new_figure(WIDTH, 4)
     axes = fig.subplots(1, 2, squeeze=False)[0]
+    low, high = np.quantile([before[chosen], after[chosen]], (0.002, 0.998))
     for axis, values, name in zip(axes, (before, after), ("before", "after"), strict=True):
-        low, high = np.quantile(values[chosen], (0.002, 0.998))
         for channel, colour in zip(chosen, COLOURS, strict=False):
             axis.hist(
                 values[channel],
-                bins=np.linspace(low, high, 60),
+                bins=np.linspace(low, high, 90),
                 density=True,
                 histtype="step",
                 linewidth=1.8,
@@ -397,8 +390,8 @@ def muon_title(before: np.ndarray, after: np.ndarray) -> str:
     within = int(((after >= 0.5) & (after <= 1.5)).sum())
     rest = "all" if within == len(after) else f"{within}"
     return (
-        f"{count} of {len(before)} {direction} 90 % of the gradient; after orthogonalisation"
-        f" {rest} of its {len(after)} singular values are between 0.5 and 1.5"
+        f"{count} of {len(before)} {direction} 90 % of the gradient's squared length; after"
+        f" orthogonalisation {rest} of its {len(after)} singular values are between 0.5 and 1.5"
     )
 
 
@@ -434,9 +427,11 @@ def plot_orthogonalization(gradient: Tensor, steps: int = 3, note: str = "") -> 
         textcoords="offset points",
         color=COLOURS[1],
     )
+    for bound in (0.5, 1.5):
+        right.axhline(bound, linestyle=":", color=GREY, linewidth=1)
     style_chart(right)
     right.set(
-        xlabel="singular value, the largest first", ylabel="size (largest of the gradient: 1)"
+        xlabel="direction, the strongest first", ylabel="singular value (largest of gradient: 1)"
     )
     right.set_ylim(max(1e-4, float(before.min()) / 2), 4)
     right.yaxis.set_major_formatter("{x:g}")
@@ -456,8 +451,8 @@ def draw_ellipses(axis: Axes, before: tuple[float, float], after: tuple[float, f
     turn = np.linspace(0, 2 * np.pi, 200)
     tilt = np.array([[0.8, -0.6], [0.6, 0.8]])
     for axes_of, colour, name, place in (
-        (before, COLOURS[0], "gradient: mostly\none direction", (-1.45, 1.35)),
-        (after, COLOURS[1], "orthogonal: directions\nalmost alike", (-0.35, -1.75)),
+        (before, COLOURS[0], "gradient: nearly all\nin one direction", (-1.45, 1.35)),
+        (after, COLOURS[1], "orthogonal: both\nalmost alike", (-0.35, -1.75)),
     ):
         curve = tilt @ (np.array(axes_of)[:, None] * np.stack([np.cos(turn), np.sin(turn)]))
         axis.plot(*curve, color=colour, linewidth=2)
@@ -465,5 +460,5 @@ def draw_ellipses(axis: Axes, before: tuple[float, float], after: tuple[float, f
         for direction in (0, 1):
             arrow(axis, (0, 0), tuple(tilt[:, direction] * axes_of[direction]), color=colour)
     axis.set(xlim=(-1.5, 1.6), ylim=(-1.9, 1.9), aspect="equal")
-    axis.set_title("what a step makes of a circle\n(largest and a smaller singular value)")
+    axis.set_title("how far a step goes in two directions:\nthe strongest and a weaker one")
     hide_frame(axis)

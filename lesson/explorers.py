@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dataload import IMAGE_SIZE, Draw, Images, cutout_transform, normalize
-from evaluation.drawing import MAX_SAMPLES, new_image_grid, show_image, with_note
+from evaluation.drawing import MAX_SAMPLES, new_image_grid, percent, show_image, with_note
 from models import explain
 from models.errors import InvalidValue
 from models.stage import Network
@@ -148,8 +148,8 @@ def explore_augmentation(
 
     def draw(draws: int, seed: int, **strengths) -> Figure:
         transforms = build_transforms(**strengths)
-        names = ", ".join(type(transform).__name__ for transform in transforms)
-        title = with_note(names or "nothing is changed", note)
+        names = ", ".join(name for name, strength in strengths.items() if strength)
+        title = with_note(f"Training images: {names or 'nothing is changed'}", note)
         return Draw.draws(images, labels, transforms, draws, seed, title)
 
     return Explorer(
@@ -356,7 +356,7 @@ class ErrorExplorer(Explorer):
         """Draw an image below its true class, predicted class and probability."""
         pred, _ = self.explained_classes(sample)
         known = "" if sample.label is None else f"true: {self.classes[sample.label]}\n"
-        title = f"{known}predicted: {self.classes[pred]}\nprobability {sample.probs[pred]:.2f}"
+        title = f"{known}predicted: {self.classes[pred]} ({percent(float(sample.probs[pred]), 0)})"
         show_image(axis, sample.image, title)
 
     def explained_classes(self, sample: Sample) -> tuple[int, int]:

@@ -61,25 +61,39 @@ def first_look(preds: Sequence[int], probs: Sequence[float], classes: Sequence[s
     return f"It mistakes {listed(wrong)}. {BRIGHT}"
 
 
-def budgets(rows: Sequence[Mapping]) -> str:
-    """Tabulate what recipes reached and how long that took, the quickest first.
+def work(row: Mapping) -> float:
+    """Return the multiply-adds of a training, in millions per training image."""
+    return row["epochs"] * multiply_adds(row["network"])
+
+
+def budgets(rows: Sequence[Mapping], unit: str = "fastnet-8") -> str:
+    """Tabulate what recipes reached and how much work they are, the least first.
+
+    Times of different machines cannot be compared, so only that of the unit is given.
 
     Args:
         rows: of benchmarks/results/accuracy.json.
+        unit: the recipe whose work counts as 1; the first row's if it was not measured.
     """
+    if not rows:
+        return "Nothing was measured yet: `python -m benchmarks.accuracy fastnet-8`."
+    rows = sorted(rows, key=work)
+    one = next((row for row in rows if row["recipe"] == unit), rows[0])
     cells = [
         [
             row["network"],
             f"`{row['recipe']}`",
             row["epochs"],
-            format_duration(row["seconds"]),
-            row["machine"],
+            f"{work(row) / work(one):.3g}",
             percent(row["val_single"]),
         ]
-        for row in sorted(rows, key=lambda row: row["seconds"])
+        for row in rows
     ]
-    head = ("network", "recipe", "epochs", "training", "on", "validation accuracy")
-    return table(head, cells)
+    head = ("network", "recipe", "epochs", "training time, about", "validation accuracy")
+    return (
+        f"{table(head, cells)}\n\nA training time of 1 is that of `{one['recipe']}`:"
+        f" {format_duration(one['seconds'])} on {one['machine']}."
+    )
 
 
 def networks() -> str:
@@ -90,7 +104,7 @@ def networks() -> str:
         sizes = ", ".join(str(stage.size) for stage in model.stages())
         parameters = sum(p.numel() for p in model.parameters())
         rows.append([f"`{name}`", f"{parameters:,}", f"{multiply_adds(name):,} million", sizes])
-    head = ("network", "parameters", "multiply-adds", "stages: side of the feature maps, pixels")
+    head = ("network", "parameters", "multiply-adds", "stages: side of the feature maps, cells")
     return table(head, rows)
 
 
@@ -102,14 +116,14 @@ MEANINGS = {
     " all micro-batches of a step are added up (0: the whole batch)",
     "max_lr": "peak learning rate of SGD",
     "bias_lr": "peak learning rate of the biases (0: that of SGD)",
-    "muon_lr": "peak learning rate of the filters that Muon, explained below, trains (0: SGD"
-    " trains them)",
+    "muon_lr": "peak learning rate of the filters that Muon trains (0: SGD trains them)",
     "momentum": "the part of the previous step that each step keeps",
-    "weight_decay": "how strongly weights are pulled towards zero",
+    "weight_decay": "how strongly weights are pulled towards zero, against overfitting",
     "label_smoothing": "the part of each label that is spread over all classes, against"
-    " overconfidence",
+    " probabilities near 0 and 1",
     "warmup": "fraction of the steps before the peak learning rate",
     "bn_momentum": "weight of the newest batch in BatchNorm's running averages",
+    "fixed_bn_scale": "whether BatchNorm's scales stay 1, so that only its biases are learned",
     "padding": "training images are shifted by up to this many pixels",
     "cutout": "side of the masked square in pixels (0: none)",
     "low_res": f"fraction of the steps, at the start, on images of"
@@ -233,24 +247,21 @@ def test_accuracy(errors: int, images: int, tta: float | None) -> str:
     ]
     if tta is not None:
         change = 100 * (tta - correct)
-        verdict = "within that interval" if abs(change) <= 100 * half else "more than chance"
         sentences.append(
-            f"With test-time augmentation the accuracy is {percent(tta, 2)}. The change,"
-            f" {change:+.2f} percentage points, is {verdict}."
+            f"With test-time augmentation the accuracy is {percent(tta, 2)}, {change:+.2f}"
+            " percentage points on the same images."
         )
     return " ".join(sentences)
 
 
 def by_class(wrong: Sequence[Misclassified], labels: np.ndarray, classes: Sequence[str]) -> str:
-    """Tabulate the accuracy of each class, the highest first."""
-    accuracies = class_accuracy(wrong, labels, classes).sort_values(ascending=False)
-    cells = [[name, percent(value)] for name, value in accuracies.items()]
-    best, worst = accuracies.index[0], accuracies.index[-1]
-    finding = (
-        f"Easiest: {best} ({percent(accuracies.iloc[0])}). Hardest: {worst}"
-        f" ({percent(accuracies.iloc[-1])})."
+    """Say which class is classified correctly most often, and which least."""
+    recalls = class_accuracy(wrong, labels, classes).sort_values(ascending=False)
+    best, worst = recalls.index[0], recalls.index[-1]
+    return (
+        f"Easiest: {best} ({percent(recalls.iloc[0])} recall). Hardest: {worst}"
+        f" ({percent(recalls.iloc[-1])})."
     )
-    return f"{finding}\n\n{table(('class', 'accuracy'), cells)}"
 
 
 def confusions(wrong: Sequence[Misclassified], classes: Sequence[str]) -> str:
@@ -313,9 +324,14 @@ def trust(deleted: pd.DataFrame, inserted: pd.DataFrame) -> str:
     sentences = [
         "When squares are masked in the order of the heatmap, the probability falls sooner than"
         f" with {listed(beaten['masked']) or 'none of the controls'}. When they are shown in that"
-        f" order, it rises sooner than with {listed(beaten['shown']) or 'none of the controls'}. A"
-        " control that is not named was not beaten: the interval of the difference holds zero, or"
-        " lies on its other side.",
+        f" order, it rises sooner than with {listed(beaten['shown']) or 'none of the controls'}."
+    ]
+    if any(len(beaten[way]) < len(controls[way]) for way in controls):
+        sentences.append(
+            "A control that is not named was not beaten: the interval of the difference holds zero,"
+            " or lies on its other side."
+        )
+    sentences += [
         centre_share(controls["masked"]["difference"]),
         conclusion([set(FAIR) <= set(names) for names in beaten.values()]),
     ]

@@ -7,16 +7,17 @@ import ipywidgets as widgets
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from evaluation.drawing import Plot, rgb
+from evaluation.drawing import Plot, percent, rgb
 from evaluation.errors import Misclassified, most_confident
 from lesson.explorers import Panel, png
 
 VERDICTS = ("network wrong", "label wrong", "both fair")
 IMAGES, COLUMNS = 12, 4
 
-# Northcutt et al. 2021, arXiv:2103.14749: of CIFAR-10's test labels, those that an
-# algorithm flagged, all shown to five people each, and those that were confirmed to be wrong.
-FLAGGED, CONFIRMED = 275, 54
+# Northcutt et al. 2021, arXiv:2103.14749; counted in mturk/cifar10_mturk.json of
+# github.com/cleanlab/label-errors: test labels that an algorithm flagged, each shown to five
+# people; those that fewer than three confirmed; those where three or more gave another answer.
+FLAGGED, UNCONFIRMED, OTHER_ANSWER = 275, 54, 22
 
 
 class LabelHunt(Panel):
@@ -101,7 +102,7 @@ class LabelHunt(Panel):
     def caption(self, sample: Misclassified) -> str:
         """Name the label, the predicted class and its probability."""
         label, pred = self.classes[sample.label], self.classes[sample.pred]
-        return f"label: {label}\nnetwork: {pred} ({sample.prob:.0%})"
+        return f"label: {label}\nnetwork: {pred} ({percent(sample.prob, 0)})"
 
     def still(self) -> bytes:
         """Return a picture of all samples with the verdicts so far; no bytes without samples."""
@@ -123,8 +124,9 @@ def study() -> str:
     """Say what people found who checked flagged labels, and why the reader's tally differs."""
     return (
         f"Northcutt et al. (2021) had an algorithm flag {FLAGGED} of CIFAR-10's 10,000 test labels"
-        f" and showed each of these images to five people: {CONFIRMED} labels were wrong,"
-        f" {CONFIRMED / FLAGGED:.0%} of the flagged ones. Your images are not a random sample of"
-        " the errors either: wrong labels gather where a network is most confident, so their share"
-        " among all errors is smaller than among these."
+        f" and showed each of these images to five people. {UNCONFIRMED} of the labels"
+        f" ({percent(UNCONFIRMED / FLAGGED, 0)}) were confirmed by fewer than three of the five and"
+        f" count as wrong; for {OTHER_ANSWER} of these, three or more gave the same other answer."
+        " Your images are not a random sample of the errors: wrong labels gather where a network"
+        " is most confident, so their share among all errors is smaller than among these."
     )

@@ -8,7 +8,6 @@ residual sums: so shallow a network trains without them if its convolutions begi
 No tensor operation works in place: Grad-CAM keeps the tensors that the stages return.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -78,7 +77,7 @@ class FastNet(Network):
 
     def __init__(self, num_classes: int = 10):
         super().__init__()
-        self.stem = nn.Conv2d(3, STEM, 2)  # (N, 24, 31, 31); see whiten
+        self.stem = nn.Conv2d(3, STEM, 2)  # (N, 24, 31, 31)
         self.stem.weight.requires_grad_(False)
         self.group1 = Group(STEM, 64)  #     (N,  64, 15, 15)
         self.group2 = Group(64, 256)  #      (N, 256,  7,  7)
@@ -86,21 +85,9 @@ class FastNet(Network):
         self.head = nn.Linear(256, num_classes, bias=False)
         nn.init.normal_(self.head.weight, std=1 / 256)  # small logits keep the first steps small
 
-    @torch.no_grad()
-    def whiten(self, images: Tensor) -> None:
-        """Compute the filters of the stem so that its outputs are decorrelated.
-
-        The filters are the eigenvectors of the covariance of 2x2 patches, each divided by the
-        standard deviation along it.
-
-        Args:
-            images: normalised training images, (N, 3, 32, 32).
-        """
-        patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, 12).double()
-        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-        # 5e-4 limits the amplification of directions with little variance, which are mostly noise.
-        filters = (vectors / (values + 5e-4).sqrt()).T.flip(0).reshape(12, 3, 2, 2)
-        self.stem.weight.copy_(torch.cat([filters, -filters]))
+    def whitening_layer(self) -> nn.Conv2d:
+        """Return the stem."""
+        return self.stem
 
     def stages(self) -> list[Stage]:
         """List the outputs of the stem and the groups, finest first.

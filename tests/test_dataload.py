@@ -376,7 +376,7 @@ def test_plotings_shows_each_image_above_its_augmentations(tiny_splits):
     assert len(set(column)) >= 4
     assert [axis.get_title() for axis in figure.axes[:3]] == list(CLASSES[:3])
     title = " ".join(figure.get_suptitle().split())
-    assert "up to 4 pixels" in title and "8x8 in half" in title
+    assert "up to 4 pixels" in title and "8x8 square in half" in title
     plain = Draw.plotings(tiny_splits.train.images[:3], [0, 1, 2], cutout=0)
     assert "masks" not in plain.get_suptitle()
 

@@ -238,7 +238,13 @@ def test_each_button_counts_its_verdict_and_the_tally_comes_at_the_end(hunt):
         hunt.buttons[index].click()
     told = hunt.message.value
     assert "12 of 12 images: network wrong 7, label wrong 2, both fair 3." in told
-    assert "275" in told and "54" in told and "20%" in told and "not a random sample" in told
+    assert (
+        "275" in told
+        and "54" in told
+        and "20 %" in told
+        and "22 of these" in told
+        and "not a random sample" in told
+    )
     assert all(button.disabled for button in hunt.buttons)
     hunt.judge("label wrong")  # nothing is left to judge
     assert len(hunt.verdicts) == 12

@@ -7,6 +7,7 @@ import torch
 from dataload import denormalize, normalize
 from evaluation import features
 from models.registry import build
+from training.whitening import whiten
 
 NETWORKS = ["ResNet18", "CustomResNet", "FastNet"]
 
@@ -16,7 +17,7 @@ def test_the_whitening_filters_are_drawn_with_their_share_of_the_variance():
     """Patches of smooth images differ most in brightness, so the first filter is of one colour."""
     model, generator = build("FastNet"), torch.Generator().manual_seed(0)
     images = torch.randn(200, 1, 1, 1, generator=generator).expand(200, 3, 32, 32)
-    model.whiten(images + 0.1 * torch.randn(200, 3, 32, 32, generator=generator))
+    whiten(model.stem, images + 0.1 * torch.randn(200, 3, 32, 32, generator=generator))
     fig = features.plot_filters(model, "a note")
     titles = [axis.get_title() for axis in fig.axes]
     assert len(titles) == 12 and float(titles[0][:-2]) > 98 and "a note" in fig.get_suptitle()
@@ -107,7 +108,7 @@ def test_the_stages_figure_has_five_patches_of_each_channel_and_a_finding(tiny_s
     model, images = build("FastNet").eval(), normalize(tiny_splits.test.images[:12])
     fig = features.plot_stages(model, images, denormalize, 2, "a note", tiny_splits.test.labels)
     assert sum(bool(axis.images) for axis in fig.axes) == 4 * 2 * 5
-    assert "are of one class" in fig.get_suptitle() and "a note" in fig.get_suptitle()
+    assert "of a single class" in fig.get_suptitle() and "a note" in fig.get_suptitle()
     plain = features.plot_stages(model, images, denormalize)
     assert "stem to group3 most" in plain.get_suptitle()
 
@@ -118,6 +119,7 @@ def test_the_share_of_channels_whose_patches_are_of_one_class():
 
     found = {"early": patches([0, 1, 2, 3, 4], [0, 0, 0, 0, 4]), "late": patches([0, 1, 0, 1, 0])}
     labels = np.array([7, 7, 1, 2, 3])
-    assert features.stages_title(found, labels).endswith(
-        "for 0 % of the channels in early, for 100 % in late"
+    title = features.stages_title(found, labels)
+    assert title.startswith("In early, 0 % of the channels") and title.endswith(
+        "respond most to 5 images of a single class; in late, 100 %"
     )

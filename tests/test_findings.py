@@ -8,7 +8,7 @@ from dataload import CLASSES
 from lesson import findings, first_look, measured
 from models.registry import build
 from tests.conftest import wrong_predictions
-from training.recipes import RECIPES, Recipe
+from training.recipes import RECIPES, Recipe, multiply_adds
 
 
 def csv_of(tmp_path, train, val, gap=0.1) -> str:
@@ -24,6 +24,22 @@ def csv_of(tmp_path, train, val, gap=0.1) -> str:
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "metrics.csv", index=False)
     return tmp_path / "metrics.csv"
+
+
+def test_recipes_are_tabulated_by_their_work():
+    rows = [
+        {"network": "CustomResNet", "recipe": "custom-10", "epochs": 10, "val_single": 0.94},
+        {"network": "FastNet", "recipe": "fastnet-8", "epochs": 8, "val_single": 0.93},
+        {"network": "FastNet", "recipe": "fastnet-2", "epochs": 2, "val_single": 0.887},
+    ]
+    told = findings.budgets([row | {"seconds": 300, "machine": "a CPU"} for row in rows])
+    *_, first, second, third, _, unit = told.splitlines()
+    assert first == "| FastNet | `fastnet-2` | 2 | 0.25 | 88.7 % |"
+    assert second == "| FastNet | `fastnet-8` | 8 | 1 | 93.0 % |"
+    times = 10 * multiply_adds("CustomResNet") / (8 * multiply_adds("FastNet"))
+    assert f" {times:.3g} | 94.0 %" in third
+    assert unit == "A training time of 1 is that of `fastnet-8`: 5 min on a CPU."
+    assert "Nothing was measured" in findings.budgets([])
 
 
 def test_the_curves_say_which_loss_is_higher_and_where_the_images_grow(tmp_path):
@@ -53,8 +69,7 @@ def test_other_curves_get_other_sentences(tmp_path):
 def test_the_accuracy_has_an_interval():
     told = findings.test_accuracy(500, 10_000, 0.956)
     assert "**95.00 %** of 10,000" in told and "± 0.4 percentage points" in told
-    assert "+0.60 percentage points, is more than chance" in told
-    assert "within that interval" in findings.test_accuracy(500, 10_000, 0.951)
+    assert "95.60 %, +0.60 percentage points on the same images" in told
     assert "test-time" not in findings.test_accuracy(500, 10_000, None)
 
 

@@ -77,7 +77,7 @@ def test_the_title_counts_the_images_that_are_classified_correctly():
     assert better.title() == (
         "0 of 2 images are classified correctly after epoch 1, 2 after epoch 3"
     )
-    assert better.title(1) == "Epoch 2: 1 of 2 images correct"
+    assert better.title(1) == "After epoch 2: 1 of 2 images correct"
     same = learned([[True, False], [False, True]])
     assert same.title() == "1 of 2 images are classified correctly after epoch 1 and after epoch 2"
     with pytest.raises(ValueError, match="expected 2 images, got 1"):

@@ -169,7 +169,8 @@ def recorded(*answers: str) -> dict:
 def test_an_image_is_learned_where_it_stays_correct():
     found = recorded("cat", "ship", "cat", "cat")
     assert learned_when.learned_after(found) == dict.fromkeys(learned_when.SHOWN) | {"cat": 2}
-    assert learned_when.finding(found).startswith("From epoch 2 on correct: cat; never: airplane")
+    told = learned_when.finding(found)
+    assert told.startswith("Correct from epoch 2 on: cat; wrong at the end: airplane")
     assert "None of the 6" in learned_when.finding(recorded("frog"))
 
 

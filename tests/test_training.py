@@ -34,6 +34,7 @@ from training.range_test import range_test
 from training.recipes import RANGES, RECIPES, Recipe, choose_recipe, multiply_adds, smaller_budget
 from training.runs import build_datamodule, train
 from training.schedule import one_cycle_factor
+from training.whitening import whiten
 
 RECIPE = Recipe("FastNet", epochs=3, batch_size=32, max_lr=0.01, bias_lr=1.0, muon_lr=0.1)
 OPTIONS = RunOptions(seed=1, precision="32-true")
@@ -125,6 +126,7 @@ def test_importing_the_training_modules_silences_nothing():
         ({"padding": 32}, "expected padding from 0 to 31"),
         ({"cutout": 33}, "expected cutout from 0 to 32"),
         ({"network": ["ResNet18"]}, "unknown network"),
+        ({"fixed_bn_scale": 1}, "expected fixed_bn_scale True or False, got 1"),
         ({"momentum": 1.5}, "momentum from 0 to 1, got 1.5"),
         *(
             ({name: value}, f"expected {name} from")
@@ -148,6 +150,17 @@ def test_the_recipe_is_chosen_by_network_or_name():
         choose_recipe("ResNet18", "custom-10")
     with pytest.raises(ValueError, match="unknown network 'VGG'"):
         choose_recipe("VGG")
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_batchnorm_s_scales_learn_unless_the_recipe_fixes_them(fixed):
+    classifier = LitClassifier(network="ResNet18", fixed_bn_scale=fixed, bias_lr=1.0)
+    norms = [m for m in classifier.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    groups = training.optimizer.parameter_groups(classifier.model, classifier.recipe)
+    learned = {id(p) for group in groups for p in group["params"]}
+    assert len(norms) == 20  # one behind each of 17 + 3 convolutions
+    assert all((id(norm.weight) in learned) != fixed for norm in norms)
+    assert all(id(norm.bias) in learned for norm in norms)
 
 
 @pytest.mark.parametrize("arch", ["ResNet18", "CustomResNet", "FastNet"])
@@ -277,7 +290,7 @@ def test_fastnet_learns_with_either_loader_and_its_stem_stays(tiny_splits, tmp_p
         and table.train_acc.iloc[-1] > 0.4
     )
     fresh = FastNet()
-    fresh.whiten(normalize(tiny_splits.train.images))
+    whiten(fresh.stem, normalize(tiny_splits.train.images))
     assert torch.allclose(run.model.stem.weight, fresh.stem.weight, rtol=1e-2, atol=1e-3)
 
 

@@ -35,6 +35,7 @@ from models.registry import build
 from tests.conftest import PROJECT, space_meta, wrong_predictions
 from tests.kill_export import kill_again_and_again
 from tests.warm import WarmProcess
+from training.whitening import whiten
 from utils import (
     Plot,
     display_gradcam_output,
@@ -184,7 +185,7 @@ def test_titles_say_the_true_class_the_predicted_class_and_the_probability(model
     figure = plot_misclassified(wrong, CLASSES, denormalize, count, note="a note")
     titles = [axis.get_title() for axis in figure.axes if axis.images]
     assert len(titles) == count and "a note" in figure.get_suptitle()
-    assert titles[0] == "true: airplane\npredicted: automobile (0.50)"
+    assert titles[0] == "true: airplane\npredicted: automobile (50 %)"
 
 
 @pytest.mark.parametrize("count", [1, 5, 6, 7, 10, 20])
@@ -333,7 +334,7 @@ def test_a_network_of_another_kind_takes_the_place_of_the_old_one(
 ):
     exported(tmp_path, model, wrong, tiny_splits.test.labels)
     fast = build("FastNet").eval()
-    fast.whiten(normalize(tiny_splits.train.images))
+    whiten(fast.stem, normalize(tiny_splits.train.images))
     fast = fast.half().float()
     exported(tmp_path, fast, wrong, tiny_splits.test.labels)
     reloaded, meta = load_bundle(tmp_path)

@@ -46,6 +46,9 @@ class LitClassifier(pl.LightningModule):
         # channels_last: the layout in which convolutions are fastest, on a CPU and on tensor cores
         # alike.
         self.model = build(self.recipe.network, NUM_CLASSES)
+        if self.recipe.fixed_bn_scale:
+            for norm in filter(lambda m: isinstance(m, nn.BatchNorm2d), self.model.modules()):
+                norm.weight.requires_grad_(False)
         self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.history: list[tuple[Tensor, Tensor, int]] = []
         self.rates: dict[int, float] = {}

@@ -50,6 +50,7 @@ class Recipe:
         label_smoothing: of the cross-entropy.
         warmup: the fraction of the steps before the peak.
         bn_momentum: the weight of a batch in BatchNorm's running statistics.
+        fixed_bn_scale: keep BatchNorm's scales at 1, so that only its biases are learned.
         padding: pixels by which a training image is shifted at most.
         cutout: side of the square, in pixels, that is masked in half of the training images;
             0: none.
@@ -71,6 +72,7 @@ class Recipe:
     label_smoothing: float = 0.1
     warmup: float = 0.2
     bn_momentum: float = 0.1
+    fixed_bn_scale: bool = False
     padding: int = 4
     cutout: int = 8
     low_res: float = 0.0
@@ -86,6 +88,9 @@ class Recipe:
             if not right_kind or not low <= value <= high:  # which NaN is not either
                 whole = ", a whole number" if kind is int else ""
                 raise InvalidValue(f"expected {name} from {low} to {high}{whole}, got {value!r}")
+        if not isinstance(self.fixed_bn_scale, bool):
+            got = self.fixed_bn_scale
+            raise InvalidValue(f"expected fixed_bn_scale True or False, got {got!r}")
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise InvalidValue(
                 f"a batch_size of {self.batch_size} is no multiple of the micro_batch"
@@ -137,10 +142,12 @@ RESNET18 = Recipe(
     batch_size=512,
     micro_batch=128,
     max_lr=0.05,
+    bias_lr=1.6,
     muon_lr=0.1,
-    label_smoothing=0,
+    label_smoothing=0.1,
     warmup=0.1,
     bn_momentum=0.2,
+    fixed_bn_scale=True,
     cutout=12,
     low_res=0.5,
 )

@@ -46,6 +46,7 @@ from training.run_folder import (
     runs_of_earlier_versions,
     weights_sha256,
 )
+from training.whitening import whiten
 
 
 def build_datamodule(
@@ -103,9 +104,9 @@ def make_classifier(
     """
     pl.seed_everything(seed, workers=True, verbose=False)
     classifier = kind(**asdict(recipe))
-    whiten = getattr(classifier.model, "whiten", None)
-    if whiten:
-        whiten(normalize(data.splits.train.images[:5000]))
+    layer = classifier.model.whitening_layer()
+    if layer is not None:
+        whiten(layer, normalize(data.splits.train.images[:5000]))
     return classifier
 
 

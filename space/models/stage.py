@@ -37,6 +37,10 @@ class Network(nn.Module):
         """List the stages, finest first; the last one is the default for Grad-CAM."""
         raise NotImplementedError
 
+    def whitening_layer(self) -> nn.Conv2d | None:
+        """Return the convolution whose filters are computed from the training images, if any."""
+        return None
+
 
 def check_images(images: Tensor, training: bool) -> None:
     """Check the shape of a batch.
