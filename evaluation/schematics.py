@@ -253,7 +253,7 @@ def plot_gradcam_recipe(  # noqa: PLR0913
     parts = gradcam_parts(model, image, target)
     most = np.argsort(-parts.contributions(), kind="stable")[:channels]
     cam = explain.gradcam(model, model.stages()[-1].module, image[None], [target])[0]
-    fig, axes = new_image_grid(1, channels + 3, WIDTH, 3.2, frames=True)
+    fig, axes = new_image_grid(1, channels + 3, WIDTH, 2.9, frames=True)
     row, picture = axes[0], rgb(image, inv_normalize)
     show_image(row[0], picture, "image")
     brightest = parts.maps[most].max()
@@ -307,7 +307,7 @@ def batchnorm_title(before: np.ndarray, after: np.ndarray) -> str:
     )
     verb = "evens out" if highest / lowest < high / low else "rescales"
     return (
-        f"BatchNorm {verb} the channels: their standard deviations, {low:.2f} to {high:.2f},"
+        f"BatchNorm {verb} the channels: standard deviations of {low:.2f} to {high:.2f}"
         f" become {lowest:.2f} to {highest:.2f}"
     )
 
@@ -422,7 +422,7 @@ def plot_orthogonalization(gradient: Tensor, steps: int = 3, note: str = "") -> 
     )
     right.annotate(
         "after orthogonalisation",
-        (places[-1] * 0.5, 1),
+        (places[-1] * 0.5, after[len(after) // 2]),
         (0, 8),
         textcoords="offset points",
         color=COLOURS[1],

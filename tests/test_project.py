@@ -562,6 +562,15 @@ def test_a_reader_that_has_gone_does_not_end_a_program(tmp_path):
     child.stderr.close()
 
 
+def test_a_log_file_grows_line_by_line():
+    code = (
+        "import os; from training import console; console.forgive_output()\n"
+        "print('first'); os._exit(0)  # writes nothing that is still buffered"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE)
+    assert done.stdout == b"first\n"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a shell of Unix")
 def test_standard_output_may_be_closed():
     code = "from training import console; console.forgive_output(); print('unheard', flush=True)"

@@ -114,7 +114,7 @@ def test_batchnorm_makes_means_0_and_deviations_1_and_the_network_stays(images):
 def test_the_title_says_where_a_trained_batchnorm_puts_its_channels():
     before, after = np.array([[0.0, 2.0], [4.0, 4.5]]), np.array([[-0.5, 0.5], [1.0, 2.5]])
     title = schematics.batchnorm_title(before, after)
-    assert "evens out" in title and "0.25 to 1.00, become 0.50 to 0.75" in title
+    assert "evens out" in title and "0.25 to 1.00 become 0.50 to 0.75" in title
     assert "rescales" in schematics.batchnorm_title(after, before)
 
 

@@ -89,8 +89,8 @@ class ForgivingOutput(io.TextIOWrapper):
 def forgive_output() -> None:
     """Make sure that printing never ends this program, whatever becomes of its output.
 
-    A character that cannot be encoded is replaced. This is for scripts; the output of a notebook or
-    a test is left alone.
+    A character that cannot be encoded is replaced, and each line is written at once, so that a log
+    file can be followed. This is for scripts; the output of a notebook or a test is left alone.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -98,8 +98,7 @@ def forgive_output() -> None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 # it stays open
         elif type(stream) is io.TextIOWrapper:
             stream.flush()
-            lines = stream.line_buffering
             forgiving = ForgivingOutput(
-                stream.buffer, stream.encoding, "replace", line_buffering=lines
+                stream.buffer, stream.encoding, "replace", line_buffering=True
             )
             setattr(sys, name, forgiving)
