@@ -8,7 +8,13 @@ NOTEBOOKS := $(NOTEBOOK) more.ipynb solutions.ipynb
 # What NumPy of this version chooses at run time, and this CPU has: without it, it computes as on an older one.
 NPY_FEATURES := from numpy._core._multiarray_umath import __cpu_dispatch__ as d, __cpu_features__ as f; print(*(n for n in d if f.get(n)))
 
-.PHONY: run test numeric app publish push space-check colab-check faults notebook bench lint clean
+# `make` alone lists the targets; it starts no training.
+.DEFAULT_GOAL := help
+
+.PHONY: help run test numeric app publish push space-check colab-check faults notebook bench lint clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 run: $(READY) ## execute the notebook into runs/, then serve the Space that came out of it
 	@$(BIN)/python -m tools.run run
@@ -17,7 +23,7 @@ test: $(READY) ## all tests, the notebooks and the app in a browser among them; 
 	SMOKE_TEST=1 $(BIN)/python $(if $(COVERAGE),-m coverage run) -m pytest tests $(NOTEBOOKS) \
 		--nbval-lax --nbval-current-env --nbval-cell-timeout=600
 
-numeric: $(READY) ## the tests that compare computed numbers, as on three other CPUs: they must hold to a tolerance on all
+numeric: $(READY) ## the tests that compare computed numbers, as on three other CPUs
 	SMOKE_TEST=1 ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest tests -m numeric
 	SMOKE_TEST=1 NPY_DISABLE_CPU_FEATURES="$$($(BIN)/python -c "$(NPY_FEATURES)")" $(BIN)/python -m pytest tests -m numeric
 	SMOKE_TEST=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m numeric
@@ -37,13 +43,13 @@ space-check: $(READY) ## install and try the Space in an empty environment, as H
 colab-check: $(READY) ## run the notebook with what Colab preinstalls, in an environment of its own
 	@$(BIN)/python -m tools.colab_check
 
-faults: $(READY) ## inject faults into the real thing, the long form, and print what was survived
+faults: $(READY) ## the long form of the fault-injection tests; prints what survived and what was lost
 	FAULTS=long $(BIN)/python -m pytest tests/test_faults.py tests/test_devices.py tests/test_fuzz.py tests/test_download.py -q
 
 notebook: $(READY) ## open the notebook
 	$(BIN)/jupyter lab $(NOTEBOOK)
 
-bench: $(READY) ## speed as ratios within one run, about an hour; accuracy: python -m benchmarks.accuracy RECIPE
+bench: $(READY) ## speed as ratios within one run, more than an hour; accuracy: python -m benchmarks.accuracy RECIPE
 	$(BIN)/python -m benchmarks.speed
 
 lint: $(READY) ## style and types

@@ -143,7 +143,8 @@ def learned(found: dict, part: Images) -> Learned:
 
 def draw(found: dict, part: Images, strip: Path = STRIP, animation: Path = ANIMATION) -> None:
     """Write the strip and the animation."""
-    save_figure(plot_learned(learned(found, part)), strip)
+    how = f"{found['recipe']} on {found['train_images']:,} training images"
+    save_figure(plot_learned(learned(found, part), how), strip)
     save_gif(learned(found, part), animation)
 
 

@@ -16,8 +16,9 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks import leaderboard
+from benchmarks import leaderboard, trust
 from benchmarks.accuracy import RESULTS
+from evaluation import saliency_checks
 from evaluation.drawing import (
     COLOURS,
     GREY,
@@ -36,11 +37,12 @@ from training.workload import LOW_RES_SAVINGS
 PROJECT = Path(__file__).resolve().parent.parent
 MARKS = ("<!-- measured: begin -->\n", "<!-- measured: end -->\n")
 LEADERBOARD_MARKS = ("<!-- leaderboard: begin -->\n", "<!-- leaderboard: end -->\n")
-NOTE = "Test accuracies: means of the runs, ± the standard deviation of single ones."
+NOTE = "Test accuracy: the mean of n runs ± their standard deviation."
 TRICKS_NOTE = (
-    "Each was added alone, in 4 epochs of FastNet on 45,000 images. Accuracy: the change of the"
-    " validation accuracy in percentage points, the mean of n pairs of runs with equal seeds, ± its"
-    " standard error. CPU time: of a run, evaluation included, as a multiple."
+    "Each was added to what the second column names, in 4 epochs of FastNet on 45,000 images; in"
+    " parentheses is the value that it replaced. Accuracy: the change of the validation accuracy in"
+    " percentage points, the mean of n pairs of runs with equal seeds, ± its standard error. CPU"
+    " time: of a run, evaluation included, relative to the one that the trick was added to."
 )
 HEADLINE_KEYS = ("recipe", "train_images")  # what tells the committed network among the rows
 LOWEST = 0.928  # where the accuracy axis of the figure begins
@@ -207,10 +209,10 @@ def speed(results: dict) -> str:
     fp32 = results.get("time_to_94_ratio_fp32")
     also = f", {fp32:.2f} times where both compute in fp32" if fp32 else ""
     return (
-        f"Our training step, data loading included, runs at {min(steps):.2f} to {max(steps):.2f}"
-        " times the speed of a bare PyTorch loop (above 1 is noise).\n"
+        "On two CPU cores, our training step, data loading included, runs at"
+        f" {min(steps):.2f} to {max(steps):.2f} times the speed of a bare PyTorch loop.\n"
         f"Training FastNet takes {results['time_to_94_ratio']:.2f} times as long as the published"
-        f" schedule of airbench94 in a plain loop{also} (`make bench`).\n"
+        f" schedule of airbench94 in a plain loop{also} (one pair of runs, `make bench`).\n"
         "Each step that made it faster, and how to add one: [docs/results.md](docs/results.md).\n"
     )
 
@@ -244,7 +246,8 @@ def plot(rows: list[dict]) -> Figure:
     axis.plot(work, single, "o", label="ours, no TTA", markerfacecolor="white", color=COLOURS[0])
     axis.plot(work, tta, "o", label="ours, TTA", color=COLOURS[0])
     for row in rows:
-        name = f"{row['network']}, {row['epochs']} epochs"
+        part = "" if row["train_images"] == 50_000 else f", {row['train_images']:,} images"
+        name = f"{row['network']}, {row['epochs']} epochs{part}"
         point = (petaflop(row), row["tta"])
         axis.annotate(name, point, (7, 0), textcoords="offset points", color=COLOURS[0])
     axis.set(xlabel="training compute (PFLOP)", ylabel="test accuracy")
@@ -288,6 +291,22 @@ def write_between_marks(path: Path, text: str, marks: tuple[str, str] = MARKS) -
     path.write_text(re.sub(f"{begin}.*?{end}", lambda _: block, page, flags=re.S), "utf-8")
 
 
+def headline_row(rows: list[dict], headline: dict) -> dict:
+    """Return the row of accuracy.json that is of the committed network.
+
+    Args:
+        rows: of accuracy.json.
+        headline: what results.json says of the committed network.
+    """
+    (found,) = (row for row in rows if all(row[key] == headline[key] for key in HEADLINE_KEYS))
+    return found
+
+
+def on_all_images(rows: list[dict]) -> list[dict]:
+    """Return the rows of training on all 50,000 images."""
+    return [row for row in rows if row["train_images"] == 50_000]
+
+
 def readme_table(rows: list[dict], headline: dict) -> str:
     """Format the rows of all 50,000 images and that of the committed network, which comes first.
 
@@ -297,18 +316,28 @@ def readme_table(rows: list[dict], headline: dict) -> str:
     """
     names = ["network, epochs, training images", "accuracy", "with TTA", "ECE", "PFLOP"]
     lines = [names, ["---"] * len(names)]
-    (first,) = (row for row in rows if all(row[key] == headline[key] for key in HEADLINE_KEYS))
-    others = [row for row in rows if row["train_images"] == 50_000]
-    for row in [first, *sorted(others, key=petaflop)]:
+    for row in [headline_row(rows, headline), *sorted(on_all_images(rows), key=petaflop)]:
         single, tta, ece = result_cells(row)[:3]
         name = f"{row['network']}, {row['epochs']}, {row['train_images']:,}"
         lines.append([name, f"{single} (n = {row['n']})", tta, ece, f"{petaflop(row):.2f}"])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def readme_block(rows: list[dict], speed_results: dict, headline: dict) -> str:
-    """Format what README.md shows of results/accuracy.json and results/speed.json."""
-    return f"{readme_table(rows, headline)}\n{NOTE}\n\n{speed(speed_results)}"
+def heatmaps(found: dict) -> str:
+    """Say what the tests of heatmaps found.
+
+    Args:
+        found: of trust.read.
+    """
+    titles = [saliency_checks.cascade_title(found["cascade"])]
+    titles += [saliency_checks.deletion_title(found[name]) for name in ("deletion", "insertion")]
+    return f"Can Grad-CAM be trusted? {'. '.join(titles)}.\n"
+
+
+def readme_block(rows: list[dict], speed_results: dict, headline: dict, trusted: dict) -> str:
+    """Format what README.md shows of accuracy.json, speed.json and trust.json."""
+    sentences = f"{speed(speed_results)}\n{heatmaps(trusted)}"
+    return f"{readme_table(rows, headline)}\n{NOTE}\n\n{sentences}"
 
 
 def results_block(rows: list[dict], steps: list[dict], tricks: list[dict]) -> str:
@@ -327,11 +356,11 @@ def main() -> None:
         for name in ("accuracy.json", "speed.json", "leaderboard.json", "ablations.json")
     )
     readme, headline = PROJECT / "README.md", json.loads((PROJECT / "results.json").read_text())
-    write_between_marks(readme, readme_block(rows, speed_results, headline))
+    write_between_marks(readme, readme_block(rows, speed_results, headline, trust.read()))
     write_between_marks(readme, leaderboard.short_table(steps), LEADERBOARD_MARKS)
     write_between_marks(PROJECT / "docs/results.md", results_block(rows, steps, tricks))
-    on_all_images = [row for row in rows if row["train_images"] == 50_000]
-    save_figure(plot(on_all_images), PROJECT / "images/compute.png")
+    shown = [headline_row(rows, headline), *on_all_images(rows)]
+    save_figure(plot(shown), PROJECT / "images/compute.png")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from evaluation.drawing import (
@@ -73,6 +74,7 @@ def plot_filters(model: nn.Module, note: str = "") -> Figure | None:
     fig, axes = new_image_grid(2, 6, WIDTH, 4.6)
     for axis, image, share in zip(axes.flat, images, shares, strict=True):
         show_image(axis, image, percent(share, 1 if share > 0.01 else 2))
+        axis.add_patch(Rectangle((-0.5, -0.5), 2, 2, fill=False, ec="0.7"))  # also around white
     shows = "The filters of the whitening layer as small colour images"
     headline(fig, filters_title(shares), shows, note)
     return fig

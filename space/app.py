@@ -92,7 +92,7 @@ with Blocks(
     title="CIFAR-10: what the network sees",
     delete_cache=(KEEP_SECONDS / 6, KEEP_SECONDS),  # pyright: ignore[reportArgumentType]  # floats work
 ) as demo:
-    gr.Markdown(f"# CIFAR-10: what the network sees\nIt knows only these: {', '.join(CLASSES)}.")
+    gr.Markdown(f"# CIFAR-10: what the network sees\nIt knows these classes: {', '.join(CLASSES)}.")
     with gr.Tab("Classify"):
         with gr.Row():
             with gr.Column(scale=4, min_width=300):
