@@ -322,7 +322,9 @@ def trust(deleted: pd.DataFrame, inserted: pd.DataFrame) -> str:
         "shown": [str(name) for name in inserted.index[1:] if controls["shown"]["to"][name] < 0],
     }
     sentences = [
-        "When squares are masked in the order of the heatmap, the probability falls sooner than"
+        "(*area*: under the curve; *from* and *to*: the 95 % interval of its difference from the"
+        " heatmap's, image by image.) When squares are masked in the order of the heatmap, the"
+        " probability falls sooner than"
         f" with {listed(beaten['masked']) or 'none of the controls'}. When they are shown in that"
         f" order, it rises sooner than with {listed(beaten['shown']) or 'none of the controls'}."
     ]

@@ -138,6 +138,7 @@ FIXED = {
     "4": "of 4x4, T4",
     "10": "of ln 10, CIFAR-10",
     "15": "minutes that auto allows",
+    "95": "percent, of an interval",
     "16": "bits of the export",
     "20": "in a name",
     "24": "of 24x24",
