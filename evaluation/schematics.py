@@ -117,7 +117,7 @@ def receptive_title(sizes: dict[str, int], pixels: int) -> str:
     whole = [name for name, size in sizes.items() if size >= pixels]
     if not small:
         return f"One cell depends on the whole image in every stage from {whole[0]}"
-    ending = f"; from {whole[0]} on, on the whole image" if whole else ""
+    ending = f"; from {whole[0]} on, the whole image" if whole else ""
     return f"One cell depends on {', '.join(small)}{ending}"
 
 

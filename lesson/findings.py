@@ -104,7 +104,7 @@ def networks() -> str:
         sizes = ", ".join(str(stage.size) for stage in model.stages())
         parameters = sum(p.numel() for p in model.parameters())
         rows.append([f"`{name}`", f"{parameters:,}", f"{multiply_adds(name):,} million", sizes])
-    head = ("network", "parameters", "multiply-adds", "stages: side of the feature maps, cells")
+    head = ("network", "parameters", "multiply-adds", "stages: cells per side")
     return table(head, rows)
 
 

@@ -40,6 +40,12 @@ def test_auto_is_the_large_network_on_a_gpu_only(monkeypatch, gpu, arch):
     assert resolve(SWITCHES).recipe.network == arch
 
 
+@pytest.mark.parametrize("name", ["custom-10", "resnet18-20"])
+def test_a_recipe_that_is_named_brings_its_network_with_auto(name):
+    s = resolve(SWITCHES | {"RECIPE": name})
+    assert (s.recipe_name, s.recipe.network) == (name, RECIPES[name].network)
+
+
 def test_0_stands_for_the_recipe_s_own_value():
     assert resolve(SWITCHES | {"ARCH": "ResNet18"}).recipe.epochs == RECIPES["resnet18-20"].epochs
     chosen = resolve(SWITCHES | {"ARCH": "ResNet18", "EPOCHS": 3, "BATCH_SIZE": 64}).recipe

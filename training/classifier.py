@@ -91,8 +91,7 @@ class LitClassifier(pl.LightningModule):
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         correct = (logits.detach().argmax(1) == labels).sum()
         self.history.append((loss.detach().float(), correct, len(labels)))
-        # To read a number back from a GPU stops it, so there this waits until the epoch's last
-        # batch.
+        # Reading a number back makes a GPU wait: there, only the epoch's last batch is checked.
         if self.trainer.is_last_batch or not loss.is_cuda:
             self.check_finite()
         self.rates[self.global_step] = self.logged_rate()
@@ -173,7 +172,7 @@ class LitClassifier(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: max(0.0, one_cycle_factor((step + 0.5) / steps, recipe.warmup))
         )
-        optimizer.register_step_post_hook(self.note_step)
+        optimizer.register_step_post_hook(self.note_step)  # fp16 may skip one: lr_scheduler_step
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def note_step(self, *_: object) -> None:

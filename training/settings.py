@@ -119,7 +119,9 @@ def resolve(switches: dict) -> Settings:
 def choose_automatically(
     chosen: Switches, checkpoint_dir: Path, device: str, smoke: bool
 ) -> AutoChoice:
-    """Choose the recipe for ARCH = "auto": ResNet18's on a GPU, what the CPU can afford without.
+    """Choose the recipe for ARCH = "auto": RECIPE, or one that suits the machine.
+
+    That is ResNet18's on a GPU, and what the CPU can afford without one.
 
     A run that the same switches began keeps the recipe that was chosen then, on whatever machine,
     unless FRESH is set.
@@ -135,7 +137,9 @@ def choose_automatically(
     if before in RECIPES:
         print(f'ARCH = "auto" chose {before} when this run began; FRESH = True chooses anew')
         return AutoChoice(asked, before)
-    name, _ = choose_recipe("FastNet" if device == "cpu" else "ResNet18", chosen.RECIPE)
+    default = "FastNet" if device == "cpu" else "ResNet18"
+    network = RECIPES[chosen.RECIPE].network if chosen.RECIPE in RECIPES else default
+    name, _ = choose_recipe(network, chosen.RECIPE)
     settled = smoke or chosen.RECIPE or chosen.EPOCHS or chosen.TRAIN == "stored"
     if device == "cpu" and not settled and trains_alone(chosen):
         name = choose_affordable(chosen.PRECISION or choose_precision())
