@@ -8,13 +8,10 @@ NOTEBOOKS := $(NOTEBOOK) more.ipynb solutions.ipynb
 # What NumPy of this version chooses at run time, and this CPU has: without it, it computes as on an older one.
 NPY_FEATURES := from numpy._core._multiarray_umath import __cpu_dispatch__ as d, __cpu_features__ as f; print(*(n for n in d if f.get(n)))
 
-# `make` alone lists the targets; it starts no training.
-.DEFAULT_GOAL := help
-
 .PHONY: help run test numeric app publish push space-check colab-check faults notebook bench lint clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(READY) ## execute the notebook into runs/, then serve the Space that came out of it
 	@$(BIN)/python -m tools.run run

@@ -27,10 +27,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
+import training.runs
 from dataload import Images, Splits, load_splits
 from evaluation.calibration import expected_calibration_error, fit_temperature
 from evaluation.predict import accuracy, predict
-from training import optimizer, runs
+from training import optimizer
 from training.files import write_json
 from training.hardware import choose_device, hardware
 from training.optimizer import parameter_groups
@@ -59,7 +60,7 @@ class Ablation:
 
 
 def skip_whitening(conv: nn.Conv2d, images: Tensor) -> None:
-    """Replace runs.whiten: leave the first layer at its random initial weights."""
+    """Replace whitening.whiten: leave the first layer at its random initial weights."""
 
 
 def sgd_parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
@@ -74,7 +75,7 @@ def sgd_parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
 
 
 WITHOUT = {
-    "whitening": Ablation(patch=(runs, "whiten", skip_whitening)),
+    "whitening": Ablation(patch=(training.runs, "whiten", skip_whitening)),
     "dirac": Ablation(patch=(nn.init, "dirac_", lambda weight: weight)),
     "fast_biases": Ablation({"bias_lr": 1 / 64}),
     "muon": Ablation(patch=(optimizer, "parameter_groups", sgd_parameter_groups)),

@@ -2,9 +2,10 @@
 
     python -m benchmarks.report
 
-Each file receives its tables between marks: README.md the best rows and the leaderboard in short,
-docs/results.md all of both. The figure shows accuracy against training compute, with published
-results beside ours. All numbers of ours come from benchmarks/results/; none is typed.
+Each file receives its tables between marks: README.md the committed network, the rows of all
+50,000 images, what was found about heatmaps, and the leaderboard in short; docs/results.md all
+rows. The figure shows accuracy against training compute, with published results beside ours. All
+numbers of ours come from benchmarks/results/; none is typed.
 """
 
 import json
@@ -30,6 +31,7 @@ from evaluation.drawing import (
     save_figure,
     styled,
 )
+from models.errors import InvalidValue
 from models.registry import build
 from training.recipes import RECIPES, multiply_adds
 from training.workload import LOW_RES_SAVINGS
@@ -323,20 +325,22 @@ def readme_table(rows: list[dict], headline: dict) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def heatmaps(found: dict) -> str:
-    """Say what the tests of heatmaps found.
+def heatmaps_sentence(found: dict) -> str:
+    """Say what the tests of the committed network's heatmaps found.
 
     Args:
         found: of trust.read.
     """
     titles = [saliency_checks.cascade_title(found["cascade"])]
     titles += [saliency_checks.deletion_title(found[name]) for name in ("deletion", "insertion")]
-    return f"Can Grad-CAM be trusted? {'. '.join(titles)}.\n"
+    return f"Can Grad-CAM be trusted? {'. '.join(titles)} ({found['images']} test images).\n"
 
 
 def readme_block(rows: list[dict], speed_results: dict, headline: dict, trusted: dict) -> str:
     """Format what README.md shows of accuracy.json, speed.json and trust.json."""
-    sentences = f"{speed(speed_results)}\n{heatmaps(trusted)}"
+    if trusted["weights"] != headline["sha256"]:
+        raise InvalidValue("trust.json is of another network: run python -m benchmarks.trust")
+    sentences = f"{speed(speed_results)}\n{heatmaps_sentence(trusted)}"
     return f"{readme_table(rows, headline)}\n{NOTE}\n\n{sentences}"
 
 

@@ -256,7 +256,7 @@ def plot_schedule(
 
 
 def range_test_title(best: float, peak: float) -> str:
-    """Say where the loss of a range test is lowest, and why the recipe's peak lies where it does.
+    """Say where the loss of a range test is lowest, and why a peak may lie right of it.
 
     Args:
         best: the learning rate with the smallest smoothed loss.

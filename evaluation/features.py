@@ -61,8 +61,8 @@ def plot_filters(model: nn.Module, note: str = "") -> Figure | None:
         note: a line under the title.
 
     Returns:
-        The figure, or None for a network without a whitening layer: the first filters of the
-        others look like coloured noise.
+        The figure, or None for other networks than FastNet: their first filters look like coloured
+        noise.
     """
     if not isinstance(model, FastNet):
         return None

@@ -176,7 +176,7 @@ class Learned:
         return f"after epoch {epoch}" if epoch else "before the training"
 
     def title(self, upto: int | None = None) -> str:
-        """Say how many images are classified correctly after the first epoch and the last.
+        """Say how many images are classified correctly at the first record and the last.
 
         Args:
             upto: the index of an epoch, to speak of that one alone.

@@ -156,7 +156,7 @@ def cascade_title(cascade: Cascade) -> str:
     if end + half < control:
         return f"The heatmaps depend on what was learned: {found}"
     if end - half <= control:
-        return f"A random network's heatmaps are no nearer than those of another image: {found}"
+        return f"Random networks' heatmaps are not measurably nearer than another image's: {found}"
     return f"Part of the heatmaps does not depend on what was learned: {found}"
 
 
@@ -450,7 +450,7 @@ def plot_deletion(
         draw_curves(axis, one)
     axes[0].set_ylabel("probability of the predicted class")
     title = ". ".join(deletion_title(one) for one in tables)
-    if len(tables) == 2 and not compared(table)[1] and not compared(tables[1])[1]:
+    if inserted is not None and not any(compared(one)[1] for one in tables):
         title = "Masked and shown, the heatmap's order beats every control"
     title += " (bands: 95 % intervals of the means)"
     shows = "Curves of the confidence while an image is masked or shown in several orders"

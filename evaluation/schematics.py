@@ -305,7 +305,7 @@ def batchnorm_title(before: np.ndarray, after: np.ndarray) -> str:
     (low, high), (lowest, highest) = (
         (values.std(1).min(), values.std(1).max()) for values in (before, after)
     )
-    verb = "evens out" if highest / lowest < high / low else "rescales"
+    verb = "evens out" if highest * low < high * lowest else "rescales"
     return (
         f"BatchNorm {verb} the channels: standard deviations of {low:.2f} to {high:.2f}"
         f" become {lowest:.2f} to {highest:.2f}"
@@ -390,7 +390,7 @@ def muon_title(before: np.ndarray, after: np.ndarray) -> str:
     within = int(((after >= 0.5) & (after <= 1.5)).sum())
     rest = "all" if within == len(after) else f"{within}"
     return (
-        f"{count} of {len(before)} {direction} 90 % of the gradient's squared length; after"
+        f"{count} of {len(before)} {direction} 90 % of the gradient's squared norm; after"
         f" orthogonalisation {rest} of its {len(after)} singular values are between 0.5 and 1.5"
     )
 

@@ -1,6 +1,6 @@
 """The sentences of the notebooks that depend on the run: computed, and chosen by the numbers.
 
-Each function returns Markdown. Fractions become percentages here and nowhere else.
+Each function returns Markdown.
 """
 
 import math
@@ -18,7 +18,7 @@ from models.registry import NETWORKS, build
 from training.classifier import LOW_RESOLUTION
 from training.console import format_duration
 from training.history import epoch_means, read_table
-from training.recipes import Recipe, multiply_adds
+from training.recipes import Recipe, multiply_adds, training_work
 
 VEHICLES = {"airplane", "automobile", "ship", "truck"}
 BRIGHT = "Bright colours mark the evidence for the answer above the picture."
@@ -61,37 +61,32 @@ def first_look(preds: Sequence[int], probs: Sequence[float], classes: Sequence[s
     return f"It mistakes {listed(wrong)}. {BRIGHT}"
 
 
-def work(row: Mapping) -> float:
-    """Return the multiply-adds of a training, in millions per training image."""
-    return row["epochs"] * multiply_adds(row["network"])
+def budgets(rows: Sequence[Mapping]) -> str:
+    """Tabulate what recipes reached and how much training compute they need, the least first.
 
-
-def budgets(rows: Sequence[Mapping], unit: str = "fastnet-8") -> str:
-    """Tabulate what recipes reached and how much work they are, the least first.
-
-    Times of different machines cannot be compared, so only that of the unit is given.
+    That of fastnet-8, or else of the first, counts as 1. Times of different machines cannot be
+    compared, so only the time of that recipe is given.
 
     Args:
         rows: of benchmarks/results/accuracy.json.
-        unit: the recipe whose work counts as 1; the first row's if it was not measured.
     """
     if not rows:
         return "Nothing was measured yet: `python -m benchmarks.accuracy fastnet-8`."
-    rows = sorted(rows, key=work)
-    one = next((row for row in rows if row["recipe"] == unit), rows[0])
+    rows = sorted(rows, key=training_work)
+    one = next((row for row in rows if row["recipe"] == "fastnet-8"), rows[0])
     cells = [
         [
             row["network"],
             f"`{row['recipe']}`",
             row["epochs"],
-            f"{work(row) / work(one):.3g}",
+            f"{training_work(row) / training_work(one):.3g}",
             percent(row["val_single"]),
         ]
         for row in rows
     ]
-    head = ("network", "recipe", "epochs", "training time, about", "validation accuracy")
+    head = ("network", "recipe", "epochs", "training compute", "validation accuracy")
     return (
-        f"{table(head, cells)}\n\nA training time of 1 is that of `{one['recipe']}`:"
+        f"{table(head, cells)}\n\nThe compute of `{one['recipe']}` is 1; that took"
         f" {format_duration(one['seconds'])} on {one['machine']}."
     )
 

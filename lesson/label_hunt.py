@@ -94,8 +94,8 @@ class LabelHunt(Panel):
                 f"{title}\n{self.verdicts[i]}" if i in self.verdicts else title
                 for i, title in enumerate(titles)
             ]
-        title = f"Is the network wrong, or the label? The {len(samples)} most confident errors"
-        title = title if len(samples) > 1 else ""
+        question = "Is the network wrong, or the label?"
+        title = f"{question} The {len(samples)} most confident errors" if samples[1:] else ""
         return Plot(images, titles, min(COLUMNS, len(samples))).grid(
             f"{title}\n{self.note}" if title and self.note else title
         )

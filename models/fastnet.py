@@ -77,7 +77,7 @@ class FastNet(Network):
 
     def __init__(self, num_classes: int = 10):
         super().__init__()
-        self.stem = nn.Conv2d(3, STEM, 2)  # (N, 24, 31, 31)
+        self.stem = nn.Conv2d(3, STEM, 2)  # (N, 24, 31, 31); random until training whitens it
         self.stem.weight.requires_grad_(False)
         self.group1 = Group(STEM, 64)  #     (N,  64, 15, 15)
         self.group2 = Group(64, 256)  #      (N, 256,  7,  7)

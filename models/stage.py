@@ -38,7 +38,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def whitening_layer(self) -> nn.Conv2d | None:
-        """Return the convolution whose filters are computed from the training images, if any."""
+        """Return the convolution whose filters training first computes from the images, if any."""
         return None
 
 

@@ -91,10 +91,8 @@ def test_the_range_test_s_figure_marks_the_minimum_and_the_peak_in_absolute_rate
 )
 def test_the_range_test_s_title_says_where_the_peak_lies(best, peak, says):
     title = curves.range_test_title(best, peak)
-    assert (
-        title.startswith(f"The smoothed loss is lowest at a learning rate of {best}")
-        and says in title
-    )
+    assert title.startswith(f"The smoothed loss is lowest at a learning rate of {best}")
+    assert says in title and ("right of" in title) == (peak > best)
 
 
 def epochs(train: list[float], val: list[float]) -> pd.DataFrame:

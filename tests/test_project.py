@@ -251,6 +251,14 @@ def test_every_measured_number_of_the_readme_is_that_of_the_results(results):
     ]
 
 
+def test_the_python_of_the_readme_runs_and_names_the_pictures(monkeypatch, capsys):
+    monkeypatch.chdir(PROJECT)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    exec(code, {})
+    told = capsys.readouterr().out
+    assert told.endswith("(10, 32, 32)\n") and sum(f"'{name}'" in told for name in CLASSES) >= 8
+
+
 def test_the_measured_tables_of_the_readme_are_those_of_the_files(results):
     speed = json.loads((report.RESULTS / "speed.json").read_text())
     table = report.readme_block(MEASURED, speed, results, trust.read())

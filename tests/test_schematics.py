@@ -40,8 +40,7 @@ def test_the_drawn_block_has_the_layers_of_the_block_in_their_order():
     [
         (
             {"a": 11, "b": 25, "c": 53},
-            "One cell depends on 11x11 pixels in a, 25x25 pixels in b;"
-            " from c on, the whole image",
+            "One cell depends on 11x11 pixels in a, 25x25 pixels in b; from c on, the whole image",
         ),
         ({"a": 11}, "One cell depends on 11x11 pixels in a"),
         ({"a": 40, "b": 60}, "One cell depends on the whole image in every stage from a"),

@@ -91,7 +91,7 @@ class LitClassifier(pl.LightningModule):
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         correct = (logits.detach().argmax(1) == labels).sum()
         self.history.append((loss.detach().float(), correct, len(labels)))
-        # Reading a number back makes a GPU wait: there, only the epoch's last batch is checked.
+        # Reading a number back makes a GPU wait: there, losses are checked at the epoch's end.
         if self.trainer.is_last_batch or not loss.is_cuda:
             self.check_finite()
         self.rates[self.global_step] = self.logged_rate()

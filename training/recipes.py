@@ -2,7 +2,8 @@
 
 import functools
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -77,6 +78,10 @@ class Recipe:
     cutout: int = 8
     low_res: float = 0.0
 
+    def matches(self, stored: dict) -> bool:
+        """Tell whether stored hyperparameters are these; where one is missing, its default is."""
+        return asdict(Recipe(self.network)) | stored == asdict(self)
+
     def __post_init__(self):
         if not isinstance(self.network, str) or self.network not in NETWORKS:
             raise InvalidValue(
@@ -111,6 +116,7 @@ FASTNET = Recipe(
     label_smoothing=0.2,
     warmup=0,
     bn_momentum=0.4,
+    fixed_bn_scale=True,
     padding=2,
     cutout=0,
     low_res=0.4,
@@ -153,7 +159,7 @@ RESNET18 = Recipe(
 )
 
 # One per network and budget, named by the epochs; the first of a network is its default.
-# Those of 30 and 200 epochs need a GPU: they follow published ones and are not yet measured.
+# Those of 30 and 200 epochs need a GPU and are not yet measured; the latter follows published ones.
 RECIPES = {
     "resnet18-20": RESNET18,
     "resnet18-30": replace(RESNET18, epochs=30),
@@ -243,6 +249,15 @@ def measured_runs(path: Path) -> list[dict]:
         return []
 
 
+def training_work(row: Mapping) -> float:
+    """Return the multiply-adds of a training, in millions per training image.
+
+    Args:
+        row: of a file of benchmarks/accuracy.py: network and epochs.
+    """
+    return row["epochs"] * multiply_adds(row["network"])
+
+
 def smaller_budget(network: str, epochs: float, measured: Path = MEASURED) -> str:
     """Advise what to train where a run takes too long: the best measured recipe that takes less.
 
@@ -255,11 +270,7 @@ def smaller_budget(network: str, epochs: float, measured: Path = MEASURED) -> st
             multiply-adds are compared.
     """
     affordable = epochs * multiply_adds(network) if network in NETWORKS else 0
-    fitting = [
-        row
-        for row in measured_runs(measured)
-        if row["epochs"] * multiply_adds(row["network"]) <= affordable
-    ]
+    fitting = [row for row in measured_runs(measured) if training_work(row) <= affordable]
     advice = f"This machine needs more than {SLOW_RUN_MINUTES} minutes for it. "
     if not fitting:
         less = "less" if epochs >= 1 else "more"

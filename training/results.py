@@ -13,6 +13,7 @@ from training.checkpoints import load_checkpoint, newest_checkpoint
 from training.files import read_json
 from training.history import read_finished_metrics, read_metrics, summarize_metrics
 from training.lightning_output import print_rank_zero
+from training.recipes import Recipe
 from training.run_folder import METADATA_KEYS, weights_sha256
 
 
@@ -49,12 +50,16 @@ def run_metadata(started: dict) -> dict:
     }
 
 
-def finished_run(folder: Path) -> Run | None:
+def finished_run(folder: Path, recipe: Recipe) -> Run | None:
     """Load a finished run.
 
+    Args:
+        folder: of the run.
+        recipe: that it must have been trained by; the recipes of ARCH = "auto" may change.
+
     Returns:
-        The run, or None if there is no finished run in the folder whose metadata describe its
-        weights.
+        The run, or None if there is no finished run in the folder by that recipe whose metadata
+        describe its weights.
 
     Raises:
         InvalidValue: if the run is finished but has no complete checkpoint: a synced drive may
@@ -69,7 +74,9 @@ def finished_run(folder: Path) -> Run | None:
             f"{folder} has no complete checkpoint; if it is on a synced drive, wait until that has"
             " brought all files, else set FRESH = True to train anew"
         )
-    classifier, epochs = load_checkpoint(path, started["resolved"]["recipe"]["network"])
+    if not recipe.matches(started["resolved"]["recipe"]):
+        return None
+    classifier, epochs = load_checkpoint(path, recipe.network)
     if weights_sha256(classifier.state_dict()) != metadata["weights_sha256"]:
         print_rank_zero(
             f"{folder}: finished.json describes other weights than {path.name}, of epoch {epochs};"

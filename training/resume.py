@@ -86,10 +86,10 @@ def why_not_resumable(folder: Path, started: dict | None, recipe: Recipe) -> str
     if started is None:
         return why_unknown(folder)
     resolved, automatic = started["resolved"], started["identity"]["precision"] == "auto"
-    if resolved["recipe"] != asdict(recipe):
+    if not recipe.matches(resolved["recipe"]):
         return (
-            f"the run in {folder} began with a recipe that 'auto' no longer chooses; continue it"
-            " with the version of this project that began it"
+            f"the run in {folder} has other hyperparameters than 'auto' chooses now; use it with"
+            " the version of this project that began it"
         )
     if resolved["device"] != choose_device().type:
         began, here = resolved["device"], choose_device().type

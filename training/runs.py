@@ -145,7 +145,7 @@ def train(
         print_rank_zero(
             f"not used, for an earlier version left them: {', '.join(unused)} in {root}"
         )
-    finished = None if options.fresh else finished_run(folder)
+    finished = None if options.fresh else finished_run(folder, recipe)
     if finished:
         print_finished(folder, finished)
         return finished

@@ -137,9 +137,7 @@ def choose_automatically(
     if before in RECIPES:
         print(f'ARCH = "auto" chose {before} when this run began; FRESH = True chooses anew')
         return AutoChoice(asked, before)
-    default = "FastNet" if device == "cpu" else "ResNet18"
-    network = RECIPES[chosen.RECIPE].network if chosen.RECIPE in RECIPES else default
-    name, _ = choose_recipe(network, chosen.RECIPE)
+    name = chosen.RECIPE or choose_recipe("FastNet" if device == "cpu" else "ResNet18")[0]
     settled = smoke or chosen.RECIPE or chosen.EPOCHS or chosen.TRAIN == "stored"
     if device == "cpu" and not settled and trains_alone(chosen):
         name = choose_affordable(chosen.PRECISION or choose_precision())
