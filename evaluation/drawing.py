@@ -256,6 +256,10 @@ class Plot:
             show_image(axis, image, caption)
         if title or note:
             headline(fig, title or note, "A grid of images", note if title else "")
+        else:
+            fig.set_label(
+                f"A grid of images: {', '.join(' '.join(t.split()) for t in self.titles)}"
+            )
         return fig
 
 

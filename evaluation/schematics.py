@@ -306,10 +306,9 @@ def batchnorm_title(before: np.ndarray, after: np.ndarray) -> str:
         (values.std(1).min(), values.std(1).max()) for values in (before, after)
     )
     verb = "evens out" if highest * low < high * lowest else "rescales"
-    return (
-        f"BatchNorm {verb} the channels: standard deviations of {low:.2f} to {high:.2f}"
-        f" become {lowest:.2f} to {highest:.2f}"
-    )
+    same = f"{lowest:.2f}" == f"{highest:.2f}"
+    become = f"all become {highest:.2f}" if same else f"become {lowest:.2f} to {highest:.2f}"
+    return f"BatchNorm {verb} the channels: standard deviations of {low:.2f} to {high:.2f} {become}"
 
 
 @styled
