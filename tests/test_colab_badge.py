@@ -47,7 +47,7 @@ def test_the_badge_opens_the_repository_of_the_remote(repository, url):
     readme, first, setup = texts(repository)
     target = f"https://colab.research.google.com/github/some-one/my.fork/blob/main/{NOTEBOOK}"
     assert f"({target})" in readme and f"({target})" in first and NO_BADGE not in readme + first
-    assert 'REPO_URL = "https://github.com/some-one/my.fork"  #' in setup
+    assert 'REPO_URL = "https://github.com/some-one/my.fork"\n' in setup
 
 
 @pytest.mark.parametrize("url", ["", "https://gitlab.com/a/b.git", "https://notgithub.com/a/b"])
@@ -60,7 +60,7 @@ def test_without_a_remote_on_github_there_is_no_badge(repository, url):
     assert set_badge(repository) is None
     readme, first, setup = texts(repository)
     assert NO_BADGE in readme and NO_BADGE in first and "colab-badge.svg" not in readme + first
-    assert 'REPO_URL = ""  #' in setup
+    assert 'REPO_URL = ""\n' in setup
 
 
 def test_the_rest_of_both_files_stays(repository):
