@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import html
 import inspect
 import textwrap
 from pathlib import Path
@@ -14,7 +15,6 @@ from training.settings import scratch_folder
 
 PROJECT = Path(__file__).resolve().parent.parent
 PIXELS_PER_INCH = 80  # on a page; a file has more, for screens with small pixels
-TYPES = {".png": "image/png", ".gif": "image/gif"}
 
 
 def text(markdown: str) -> None:
@@ -43,13 +43,19 @@ def picture(path: str | Path, alt: str, width: int = 840) -> None:
     """Show a picture file.
 
     Args:
-        path: of a PNG or GIF file.
+        path: of a PNG or GIF file. A GIF becomes HTML: pages that are made from notebooks do not
+            show an output of type image/gif.
         alt: what it shows, for those who cannot see it.
         width: on the page, pixels.
     """
-    kind, content = TYPES[Path(path).suffix], Path(path).read_bytes()
-    data = {kind: base64.b64encode(content).decode(), "text/plain": alt}
-    display(data, metadata={kind: {"alt": alt, "width": width}}, raw=True)
+    content = base64.b64encode(Path(path).read_bytes()).decode()
+    if Path(path).suffix == ".gif":
+        described = f'alt="{html.escape(alt)}" width="{width}"'
+        image = f'<img src="data:image/gif;base64,{content}" {described}>'
+        display({"text/html": image, "text/plain": alt}, raw=True)
+    else:
+        metadata = {"image/png": {"alt": alt, "width": width}}
+        display({"image/png": content, "text/plain": alt}, metadata=metadata, raw=True)
 
 
 def docstring_lines(tree: ast.AST) -> set[int]:

@@ -100,6 +100,12 @@ def test_the_notebooks_were_run_from_top_to_bottom_without_an_error(name):
     assert not [o for cell in cells for o in cell.outputs if o.output_type == "error"]
 
 
+def test_the_animation_is_html_which_every_page_shows(notebook):
+    outputs = [o.data for cell in code_cells(notebook) for o in cell.outputs if "data" in o]
+    (page,) = [data["text/html"] for data in outputs if "image/gif" in str(data.get("text/html"))]
+    assert re.search(r'^<img src="data:image/gif;base64,[^"]+" alt="[^"]+" width="840">$', page)
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_the_notebooks_can_be_shown_on_github(name):
     assert (PROJECT / name).stat().st_size < 5_000_000
