@@ -114,8 +114,8 @@ MEANINGS = {
     "muon_lr": "peak learning rate of the filters that Muon trains (0: SGD trains them)",
     "momentum": "the part of the previous step that each step keeps",
     "weight_decay": "how strongly weights are pulled towards zero, against overfitting",
-    "label_smoothing": "the part of each label that is spread over all classes, against"
-    " probabilities near 0 and 1",
+    "label_smoothing": "the part of the target (true class 1, others 0) that is spread over all"
+    " classes; if it is not 0, no loss can reach 0",
     "warmup": "fraction of the steps before the peak learning rate",
     "bn_momentum": "weight of the newest batch in BatchNorm's running averages",
     "fixed_bn_scale": "whether BatchNorm's scales stay 1, so that only its biases are learned",
