@@ -341,7 +341,7 @@ def readme_block(rows: list[dict], speed_results: dict, headline: dict, trusted:
     if trusted["weights"] != headline["sha256"]:
         raise InvalidValue("trust.json is of another network: run python -m benchmarks.trust")
     sentences = f"{speed(speed_results)}\n{heatmaps_sentence(trusted)}"
-    return f"{readme_table(rows, headline)}\n{NOTE}\n\n{sentences}"
+    return f"{readme_table(rows, headline)}\n{NOTE} {sentences}"
 
 
 def results_block(rows: list[dict], steps: list[dict], tricks: list[dict]) -> str:

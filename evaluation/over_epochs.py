@@ -94,11 +94,11 @@ def plot_shortcuts(data: dict, note: str = "") -> Figure:
         data: as of `shortcut_runs`.
         note: a line under the title.
     """
-    fig = new_figure(WIDTH, 6.6)
-    axes = fig.subplots(2, 1, squeeze=False, sharex=True)[:, 0]
+    fig = new_figure(WIDTH, 4.2)
+    axes = fig.subplots(1, 2, squeeze=False)[0]
     for axis, metric in zip(axes, ("train_loss", "val_acc"), strict=True):
         draw_runs(axis, shortcut_runs(data, metric), metric == "val_acc")
-    axes[0].set_ylabel("training loss")
+    axes[0].set(ylabel="training loss", xlabel="epoch")
     axes[1].set(ylabel="validation accuracy", xlabel="epoch")
     shows = "Training loss and validation accuracy of a deep network with and without shortcuts"
     headline(fig, shortcuts_title(data), shows, note)
@@ -236,7 +236,7 @@ def draw_prediction(axis: Axes, learned: Learned, epoch: int, image: int) -> Non
 @styled
 def draw_frame(learned: Learned, epoch: int) -> Figure:
     """Draw one frame of the animation: each image with its heatmap beside its probabilities."""
-    fig = new_figure(WIDTH, 7.2)
+    fig = new_figure(WIDTH, 5.9)
     columns = 3
     rows = -(-len(learned.labels) // columns)
     axes = fig.subplots(rows, 2 * columns, squeeze=False, width_ratios=[1, 1] * columns)

@@ -12,7 +12,7 @@ from evaluation.errors import Misclassified, most_confident
 from lesson.explorers import Panel, png
 
 VERDICTS = ("network wrong", "label wrong", "both fair")
-IMAGES, COLUMNS = 12, 4
+IMAGES, COLUMNS = 12, 6
 
 # Northcutt et al. 2021, arXiv:2103.14749; counted in mturk/cifar10_mturk.json of
 # github.com/cleanlab/label-errors: test labels that an algorithm flagged, each shown to five
@@ -101,9 +101,9 @@ class LabelHunt(Panel):
         )
 
     def caption(self, sample: Misclassified) -> str:
-        """Name the label, the predicted class and its probability."""
+        """Name the label, the predicted class and its probability, in three lines."""
         label, pred = self.classes[sample.label], self.classes[sample.pred]
-        return f"label: {label}\nnetwork: {pred} ({percent(sample.prob, 0)})"
+        return f"label: {label}\nnetwork: {pred}\n({percent(sample.prob, 0)})"
 
     def still(self) -> bytes:
         """Return a picture of all samples with the verdicts so far; no bytes without samples."""
