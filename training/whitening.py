@@ -25,7 +25,8 @@ def whiten(conv: nn.Conv2d, images: Tensor) -> None:
     moment = torch.zeros(count, count, dtype=torch.double)
     for part in images.split(PART):
         patches = F.unfold(part.cpu(), side).transpose(1, 2).reshape(-1, count).double()
-        moment += patches.T @ patches / len(patches) * len(part) / len(images)
+        moment += patches.T @ patches
+    moment /= len(patches) / len(part) * len(images)  # the number of all patches
     variances, directions = torch.linalg.eigh(moment)  # the smallest first
     filters = (directions / (variances + LEAST_VARIANCE).sqrt()).T.flip(0)
     filters = filters.reshape(count, *conv.weight.shape[1:])
