@@ -119,7 +119,10 @@ def headline(fig: Figure, finding: str, shows: str, note: str = "") -> None:
         note: a line under the title.
     """
     columns = round(TITLE_COLUMNS * fig.get_figwidth() / WIDTH)
-    title = with_note(textwrap.fill(finding, columns), textwrap.fill(note, columns))
+    # No line begins with a percent sign: the space before it is not one to break at.
+    whole = finding.replace(" %", "\N{NO-BREAK SPACE}%")
+    title = textwrap.fill(whole, columns).replace("\N{NO-BREAK SPACE}", " ")
+    title = with_note(title, textwrap.fill(note, columns))
     fig.suptitle(title, x=0.01, ha="left", fontsize=TITLE, fontweight="bold")
     fig.set_label(f"{shows}. {finding}{' ' * bool(note)}{note}")
 

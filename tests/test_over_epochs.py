@@ -167,3 +167,10 @@ def test_no_text_is_smaller_than_12_pixels_where_a_figure_is_shown_840_pixels_wi
             if text.get_text()
         }
         assert min(sizes) >= 12, sizes
+
+
+def test_a_title_is_not_broken_before_a_percent_sign():
+    for filler in range(70, 90):  # wherever the line ends
+        fig = drawing.new_figure(10.5, 2)
+        drawing.headline(fig, f"{'x' * filler} 35 % of them", "A chart")
+        assert "35 %" in fig.get_suptitle()
