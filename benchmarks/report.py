@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import leaderboard, trust
 from benchmarks.accuracy import RESULTS
+from benchmarks.leaderboard import mean_and_deviation
 from evaluation import saliency_checks
 from evaluation.drawing import (
     COLOURS,
@@ -45,6 +46,12 @@ TRICKS_NOTE = (
     " parentheses is the value that it replaced. Accuracy: the change of the validation accuracy in"
     " percentage points, the mean of n pairs of runs with equal seeds, ± its standard error. CPU"
     " time: of a run, evaluation included, relative to the one that the trick was added to."
+)
+CURVE, TRICKS = "fastnet-8", "fastnet-4"  # recipes that the two tables of ablations.json are about
+CURVE_NOTE = (
+    "Time: as in the leaderboard; that of the other rows is the recipe's, times the ratio of the"
+    " CPU seconds of training. Accuracy: of the validation images, trained on 45,000 images; the"
+    " mean of n seeds ± their standard deviation."
 )
 HEADLINE_KEYS = ("recipe", "train_images")  # what tells the committed network among the rows
 LOWEST = 0.928  # where the accuracy axis of the figure begins
@@ -139,6 +146,11 @@ def trick_cells(row: dict, base: dict) -> list[str]:
     return [*changes, f"{time:.2f}", str(len(pairs)), "kept" if row["kept"] else "dropped"]
 
 
+def is_trick(row: dict, recipe: str) -> bool:
+    """Tell whether a row of ablations.json is of a change to a recipe, or of that recipe itself."""
+    return row["recipe"] == recipe and "trick" in row
+
+
 def tricks_table(rows: list[dict]) -> str:
     """Format the tricks that were tried, kept or dropped, as a Markdown table.
 
@@ -147,10 +159,31 @@ def tricks_table(rows: list[dict]) -> str:
     """
     names = ["trick", "added to", "no TTA", "with TTA", "CPU time", "n", ""]
     lines = [names, ["---"] * len(names)]
-    tricks = {row["trick"]: row for row in rows if "trick" in row}
+    tricks = {row["trick"]: row for row in rows if is_trick(row, TRICKS)}
     for name, row in tricks.items():
         if row["to"]:  # the recipe that the first ones were added to was added to nothing
             lines.append([name, row["to"], *trick_cells(row, tricks[row["to"]])])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def curve_table(rows: list[dict], time: float) -> str:
+    """Format accuracy against training time, of the recipe CURVE and others, as a Markdown table.
+
+    Args:
+        rows: of ablations.json. The trick of the recipe itself is its name.
+        time: that the recipe takes, as a fraction of the published schedule's.
+    """
+    names = ["FastNet", "time", "accuracy", "accuracy with TTA"]
+    lines = [names, ["---"] * len(names)]
+    runs_of = {row["trick"]: row["runs"] for row in rows if is_trick(row, CURVE)}
+    seconds = {
+        name: statistics.mean(run["cpu_seconds"] for run in runs) for name, runs in runs_of.items()
+    }
+    for name, runs in sorted(runs_of.items(), key=lambda item: seconds[item[0]]):
+        lines.append([name, f"{time * seconds[name] / seconds[CURVE]:.2f}"])
+        for values in ([run[key] for run in runs] for key in ("val_single", "val_tta")):
+            deviation = statistics.stdev(values) if len(values) > 1 else None
+            lines[-1].append(mean_and_deviation(statistics.mean(values), deviation, len(values)))
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
@@ -348,6 +381,7 @@ def results_block(rows: list[dict], steps: list[dict], tricks: list[dict]) -> st
     """Format what docs/results.md shows of leaderboard.json, accuracy.json and ablations.json."""
     return (
         f"## Time to 94 % on two CPU cores\n\n{leaderboard.table(steps)}\n"
+        f"## Accuracy against time\n\n{curve_table(tricks, steps[-1]['time'])}\n{CURVE_NOTE}\n\n"
         f"## Tricks that were tried\n\n{tricks_table(tricks)}\n{TRICKS_NOTE}\n\n"
         f"## Every recipe\n\n{table(rows + unmeasured(rows))}"
     )

@@ -16,16 +16,6 @@ from models.stage import Network, Stage, check_images
 STEM = 24  # filters: the 12 principal directions of 2x2 patches in 3 colours, and their negatives
 
 
-def batch_norm(channels: int) -> nn.BatchNorm2d:
-    """Return a BatchNorm whose scale stays 1, so that only its bias is learned.
-
-    The convolution behind it can scale its output.
-    """
-    norm = nn.BatchNorm2d(channels, eps=1e-12)
-    norm.weight.requires_grad_(False)
-    return norm
-
-
 class PooledConv(nn.Conv2d):
     """A 3x3 convolution that computes only what a 2x2 pooling behind it reads.
 
@@ -60,10 +50,10 @@ class Group(nn.Sequential):
         super().__init__(
             dirac_conv(in_channels, out_channels, PooledConv),
             nn.MaxPool2d(2),
-            batch_norm(out_channels),
+            nn.BatchNorm2d(out_channels, eps=1e-12),
             nn.GELU(),
             dirac_conv(out_channels, out_channels),
-            batch_norm(out_channels),
+            nn.BatchNorm2d(out_channels, eps=1e-12),
             nn.GELU(),
         )
 

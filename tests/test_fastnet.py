@@ -1,6 +1,7 @@
 """FastNet begins as its design says; Muon is Muon where it should be, and SGD everywhere else."""
 
 import copy
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from models.fastnet import FastNet, Group, PooledConv, dirac_conv
 from models.registry import build
 from training import whitening
+from training.classifier import LitClassifier
 from training.optimizer import MuonWithSGD, orthogonalize, parameter_groups
 from training.recipes import RECIPES
 
@@ -85,8 +87,9 @@ def test_a_pooled_convolution_leaves_out_only_what_the_pooling_does(size):
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(*pairs, strict=True))
 
 
-def test_the_scale_of_batchnorm_is_one_and_stays():
-    for module in FastNet().modules():
+@pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if r.network == "FastNet"])
+def test_the_scale_of_batchnorm_is_one_and_stays(name):
+    for module in LitClassifier(**asdict(RECIPES[name])).modules():
         if isinstance(module, nn.BatchNorm2d):
             assert (
                 (module.weight == 1).all()
