@@ -516,7 +516,7 @@ class Draw:
         Raises:
             InvalidValue: for another number of images or labels.
         """
-        square = f", and masks a {cutout}x{cutout} square in half" if cutout else ""
+        square = f", and masks a {cutout}x{cutout} square in half of them" if cutout else ""
         title = f"Augmentation shifts by up to {padding} pixels, mirrors half of the images{square}"
         transforms = augmentation_transforms(Augmentation(padding, cutout))
         title += f"\n{note}" if note else ""

@@ -13,12 +13,11 @@ from evaluation.drawing import (
     check_count,
     headline,
     new_image_grid,
-    percent,
     rgb,
     show_image,
     styled,
 )
-from evaluation.errors import Misclassified, caption
+from evaluation.errors import Misclassified, caption, confidence
 from evaluation.heatmaps import draw_colour_bar, rank_correlation
 from models import explain
 from models.errors import InvalidValue
@@ -92,7 +91,7 @@ def mean_heatmaps(
 def sample_caption(sample: Misclassified, classes: Sequence[str]) -> str:
     """Name the true class, and the predicted class with its probability, in two lines."""
     if sample.label == sample.pred:
-        return f"{classes[sample.label]}, correctly\npredicted ({percent(sample.prob, 0)})"
+        return f"{classes[sample.label]}, correctly\npredicted ({confidence(sample.prob)})"
     return caption(sample, classes)
 
 

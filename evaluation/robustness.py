@@ -151,7 +151,7 @@ def robustness_title(table: pd.DataFrame) -> str:
     most_name, least_name = (named.get(name, name) for name in (most, least))
     first = most_name if most_name.isupper() else most_name.capitalize()
     return (
-        f"{first} hurts most: accuracy falls from {percent(clean)} to {percent(worst.min())};"
+        f"{first} hurts most at full strength: {percent(clean)} becomes {percent(worst.min())};"
         f" {least_name} least, {percent(worst.max())}"
     )
 

@@ -452,7 +452,7 @@ def plot_deletion(
     title = ". ".join(deletion_title(one) for one in tables)
     if inserted is not None and not any(compared(one)[1] for one in tables):
         title = "Masked and shown, the heatmap's order beats every control"
-    title += " (bands: 95 % intervals)"
+    title += " (by area; bands: 95 % intervals)"
     shows = "Curves of the confidence while an image is masked or shown in several orders"
     headline(fig, title, shows, note)
     return fig

@@ -279,7 +279,9 @@ def scaled(values: np.ndarray) -> np.ndarray:
 
 
 def batchnorm_values(model: nn.Module, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Compute what enters and what leaves the first BatchNorm of a network in training.
+    """Compute what enters and what leaves the second BatchNorm of a network in training.
+
+    The first one follows filters that may be whitened, whose outputs need little.
 
     Args:
         model: the network; a copy of it runs, so that its statistics stay.
@@ -290,10 +292,11 @@ def batchnorm_values(model: nn.Module, images: Tensor) -> tuple[np.ndarray, np.n
     """
     copied = copy.deepcopy(model).train()
     kept: list[Any] = []
-    norm = next((m for m in copied.modules() if isinstance(m, nn.BatchNorm2d)), None)
-    if norm is None:
-        raise InvalidValue(f"expected a network with BatchNorm, got {type(model).__name__}")
-    norm.register_forward_hook(lambda _module, inputs, output: kept.extend((inputs[0], output)))
+    norms = [m for m in copied.modules() if isinstance(m, nn.BatchNorm2d)]
+    if len(norms) < 2:
+        name = type(model).__name__
+        raise InvalidValue(f"expected a network with two BatchNorms, got {name} with {len(norms)}")
+    norms[1].register_forward_hook(lambda _module, inputs, output: kept.extend((inputs[0], output)))
     with torch.no_grad():
         copied(images)
     before, after = (values.transpose(0, 1).flatten(1).float().cpu().numpy() for values in kept)
@@ -313,7 +316,7 @@ def batchnorm_title(before: np.ndarray, after: np.ndarray) -> str:
 
 @styled
 def plot_batchnorm(model: nn.Module, images: Tensor, channels: int = 4, note: str = "") -> Figure:
-    """Draw histograms of some channels before and after the first BatchNorm of a network.
+    """Draw histograms of some channels before and after the second BatchNorm of a network.
 
     Args:
         model: the network.
@@ -389,7 +392,7 @@ def muon_title(before: np.ndarray, after: np.ndarray) -> str:
     within = int(((after >= 0.5) & (after <= 1.5)).sum())
     rest = "all" if within == len(after) else f"{within}"
     return (
-        f"{count} of {len(before)} {direction} 90 % of the gradient's squared norm; after"
+        f"{count} of {len(before)} {direction} 90 % of the gradient (sum of squares); after"
         f" orthogonalisation {rest} of its {len(after)} singular values are between 0.5 and 1.5"
     )
 

@@ -23,7 +23,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dataload import IMAGE_SIZE, Draw, Images, cutout_transform, normalize
-from evaluation.drawing import MAX_SAMPLES, new_image_grid, percent, show_image, with_note
+from evaluation.drawing import MAX_SAMPLES, new_image_grid, show_image, with_note
+from evaluation.errors import confidence
 from models import explain
 from models.errors import InvalidValue
 from models.stage import Network
@@ -246,7 +247,7 @@ class ErrorExplorer(Explorer):
         self.stages = {stage.name: stage for stage in model.stages()}
         # A cache of each explorer's own: another network has other heatmaps.
         self.heatmap = functools.lru_cache(1000)(self.compute_heatmap)
-        alt = "Misclassified images, below each the heatmaps for its predicted and its true class"
+        alt = "Test images with their true and predicted classes, below them heatmaps if asked for"
         super().__init__(self.build_controls(opacity), self.figure, alt)
 
     def build_controls(self, opacity: float) -> dict[str, Any]:
@@ -356,7 +357,7 @@ class ErrorExplorer(Explorer):
         """Draw an image below its true class, predicted class and probability."""
         pred, _ = self.explained_classes(sample)
         known = "" if sample.label is None else f"true: {self.classes[sample.label]}\n"
-        title = f"{known}predicted: {self.classes[pred]} ({percent(float(sample.probs[pred]), 0)})"
+        title = f"{known}predicted: {self.classes[pred]} ({confidence(float(sample.probs[pred]))})"
         show_image(axis, sample.image, title)
 
     def explained_classes(self, sample: Sample) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from evaluation.calibration import expected_calibration_error
+from evaluation.calibration import expected_calibration_error, reliability_bins
 from evaluation.drawing import percent
 from evaluation.errors import Misclassified, class_accuracy, most_confused
 from models.registry import NETWORKS, build
@@ -109,8 +109,8 @@ MEANINGS = {
     "batch_size": "images per step",
     "micro_batch": "without a GPU, images that pass through the network together; the gradients of"
     " all micro-batches of a step are added up (0: the whole batch)",
-    "max_lr": "peak learning rate of SGD",
-    "bias_lr": "peak learning rate of the biases (0: that of SGD)",
+    "max_lr": "peak learning rate of SGD, for what the next two rows leave",
+    "bias_lr": "SGD's peak learning rate for the biases (0: as for the rest)",
     "muon_lr": "peak learning rate of the filters that Muon trains (0: SGD trains them)",
     "momentum": "the part of the previous step that each step keeps",
     "weight_decay": "how strongly weights are pulled towards zero, against overfitting",
@@ -288,12 +288,17 @@ def confidence(logits: Tensor, labels: Tensor, temperature: float) -> str:
     """
     before = expected_calibration_error(logits, labels)
     after = expected_calibration_error(logits, labels, temperature)
+    bins = reliability_bins(logits, labels, temperature)
+    fullest = int(bins.total.argmax())
+    images, gap = float(bins.total[fullest]), float((bins.correct - bins.confidence)[fullest])
     kind = "overconfident" if temperature > 1 else "underconfident"
     change = "falls" if after < before else "does not fall: it goes"
     return (
         f"The temperature is {temperature:.2f}: the network was {kind}. The expected calibration"
         f" error (ECE) on the test images {change} from {percent(before, 2)} to"
-        f" {percent(after, 2)}. The accuracy stays the same, because no answer changes."
+        f" {percent(after, 2)}: a single bar then holds {percent(images / len(labels), 0)} of the"
+        f" images, with a gap of {percent(abs(gap) / images)}; the gaps of the others count less."
+        " The accuracy stays the same, because no answer changes."
     )
 
 
@@ -355,7 +360,7 @@ def centre_share(differences: pd.Series) -> str:
     share = 1 - left / lead
     return (
         f"An order from the centre outwards, which needs no network, reaches {percent(share, 0)} of"
-        " the heatmap's lead over random squares."
+        " the heatmap's lead over random squares, when masking."
     )
 
 

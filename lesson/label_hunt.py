@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from evaluation.drawing import Plot, percent, rgb
-from evaluation.errors import Misclassified, most_confident
+from evaluation.errors import Misclassified, confidence, most_confident
 from lesson.explorers import Panel, png
 
 VERDICTS = ("network wrong", "label wrong", "both fair")
@@ -103,7 +103,7 @@ class LabelHunt(Panel):
     def caption(self, sample: Misclassified) -> str:
         """Name the label, the predicted class and its probability, in three lines."""
         label, pred = self.classes[sample.label], self.classes[sample.pred]
-        return f"label: {label}\nnetwork: {pred}\n({percent(sample.prob, 0)})"
+        return f"label: {label}\nnetwork: {pred}\n({confidence(sample.prob)})"
 
     def still(self) -> bytes:
         """Return a picture of all samples with the verdicts so far; no bytes without samples."""
@@ -128,6 +128,6 @@ def study() -> str:
         f" and showed each of these images to five people. {UNCONFIRMED} of the labels"
         f" ({percent(UNCONFIRMED / FLAGGED, 0)}) were confirmed by fewer than three of the five and"
         f" count as wrong; for {OTHER_ANSWER} of these, three or more gave the same other answer."
-        " Your images are not a random sample of the errors: wrong labels gather where a network"
-        " is most confident, so their share among all errors is smaller than among these."
+        " The images of your hunt are not a random sample of the errors: wrong labels gather where"
+        " a network is most confident, so their share among all errors is smaller."
     )

@@ -125,11 +125,11 @@ def test_the_curves_of_robustness_hold_the_table_below_the_images_from_clean_to_
     [
         (
             (0.2, 0.8),
-            "Noise hurts most: accuracy falls from 90.0 % to 20.0 %; darkness least, 80.0 %",
+            "Noise hurts most at full strength: 90.0 % becomes 20.0 %; darkness least, 80.0 %",
         ),
         (
             (0.8, 0.2),
-            "Darkness hurts most: accuracy falls from 90.0 % to 20.0 %; noise least, 80.0 %",
+            "Darkness hurts most at full strength: 90.0 % becomes 20.0 %; noise least, 80.0 %",
         ),
         ((0.95, 0.9), "No corruption lowers the accuracy of 90.0 %"),
     ],

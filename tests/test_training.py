@@ -5,6 +5,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 import warnings
 from functools import partial
 from types import SimpleNamespace
@@ -718,6 +719,27 @@ def test_the_self_test_compares_real_convolutions():
     )
     assert torch.allclose(exact, conv(images), atol=1e-5) and seconds > 0
     assert 0 < (rounded - exact).abs().max() < 0.05
+
+
+def test_the_self_test_does_not_mind_what_else_the_machine_does(monkeypatch):
+    """It measures CPU time, not waiting, and of one thread, which waits for no other."""
+    images, conv, threads = torch.randn(2, 3, 8, 8), torch.nn.Conv2d(3, 4, 3), []
+    conv.register_forward_pre_hook(lambda *_: time.sleep(0.5))
+    assert hardware.conv_seconds(images, conv, False)[1] < 0.4
+
+    def timed(_images, _conv, bf16):
+        threads.append(torch.get_num_threads())
+        return torch.ones(4), 1.0 - bf16 / 2
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(hardware, "conv_seconds", timed)
+    hardware.cpu_bf16_is_faster.cache_clear()
+    assert hardware.cpu_bf16_is_faster()
+    assert set(threads) == {1} and torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+    hardware.cpu_bf16_is_faster.cache_clear()
 
 
 # ---- range test ----

@@ -1,5 +1,6 @@
 """What this machine is, on which device it trains and in which precision."""
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -7,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -111,13 +113,24 @@ def conv_seconds(images: Tensor, conv: nn.Module, bf16: bool) -> tuple[Tensor, f
         bf16: whether to compute in bf16 instead of fp32.
 
     Returns:
-        The output in fp32, (N, out_channels, H, W), and the seconds.
+        The output in fp32, (N, out_channels, H, W), and the seconds of CPU time.
     """
-    start = time.perf_counter()
+    start = time.process_time()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         out = conv(images)
     out.float().square().mean().backward()
-    return out.detach().float(), time.perf_counter() - start
+    return out.detach().float(), time.process_time() - start
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in one thread within the block."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def cpu_has_bf16() -> bool:
@@ -135,8 +148,10 @@ def cpu_bf16_is_faster() -> bool:
         conv = nn.Conv2d(256, 256, 3, padding=1)
         conv.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         images = torch.randn(128, 256, 8, 8).contiguous(memory_format=torch.channels_last)
-    # In turn, and the best of seven each: whatever else the machine does meanwhile hits both alike.
-    rounds = [[conv_seconds(images, conv, bf16) for bf16 in (False, True)] for _ in range(7)]
+    # CPU time of one thread, in turn, and the best of seven each: on a busy machine, several
+    # threads would wait for each other most of the time.
+    with one_thread():
+        rounds = [[conv_seconds(images, conv, bf16) for bf16 in (False, True)] for _ in range(7)]
     (exact, _), (rounded, _) = rounds[0]
     slow, fast = (min(seconds for _, seconds in column) for column in zip(*rounds, strict=True))
     # bf16 keeps 8 bits: each product is off by up to 2**-8 of itself, their sum by less.

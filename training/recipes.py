@@ -52,7 +52,7 @@ class Recipe:
         warmup: the fraction of the steps before the peak.
         bn_momentum: the weight of a batch in BatchNorm's running statistics.
         fixed_bn_scale: keep BatchNorm's scales at 1, so that only its biases are learned: the
-            convolution behind it can scale its output.
+            convolution after it can scale its output.
         padding: pixels by which a training image is shifted at most.
         cutout: side of the square, in pixels, that is masked in half of the training images;
             0: none.
