@@ -451,8 +451,8 @@ def plot_deletion(
     axes[0].set_ylabel("probability of the predicted class")
     title = ". ".join(deletion_title(one) for one in tables)
     if inserted is not None and not any(compared(one)[1] for one in tables):
-        title = "Masked and shown, the heatmap's order beats every control"
-    title += " (by area; bands: 95 % intervals)"
+        title = "Masked and shown, the heatmap beats every control by area"
+    title += " (bands: 95 % intervals)"
     shows = "Curves of the confidence while an image is masked or shown in several orders"
     headline(fig, title, shows, note)
     return fig

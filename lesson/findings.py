@@ -109,7 +109,7 @@ MEANINGS = {
     "batch_size": "images per step",
     "micro_batch": "without a GPU, images that pass through the network together; the gradients of"
     " all micro-batches of a step are added up (0: the whole batch)",
-    "max_lr": "peak learning rate of SGD, for what the next two rows leave",
+    "max_lr": "peak learning rate of SGD, for what is no bias and no filter of Muon's (next rows)",
     "bias_lr": "SGD's peak learning rate for the biases (0: as for the rest)",
     "muon_lr": "peak learning rate of the filters that Muon trains (0: SGD trains them)",
     "momentum": "the part of the previous step that each step keeps",
@@ -217,7 +217,7 @@ def resolution_change(epochs: pd.DataFrame, values: Recipe) -> str:
     if after < before:
         return (
             f"The change {where} brings more detail: the training loss falls from"
-            f" {before:.2f} to {after:.2f} between these epochs."
+            f" {before:.2f} to {after:.2f} from the epoch before to the one after."
         )
     return f"The change {where} does not lower the training loss."
 
@@ -290,14 +290,15 @@ def confidence(logits: Tensor, labels: Tensor, temperature: float) -> str:
     after = expected_calibration_error(logits, labels, temperature)
     bins = reliability_bins(logits, labels, temperature)
     fullest = int(bins.total.argmax())
-    images, gap = float(bins.total[fullest]), float((bins.correct - bins.confidence)[fullest])
+    share = float(bins.total[fullest]) / len(labels)
+    gap = float((bins.correct - bins.confidence)[fullest].abs() / bins.total[fullest])
     kind = "overconfident" if temperature > 1 else "underconfident"
     change = "falls" if after < before else "does not fall: it goes"
     return (
         f"The temperature is {temperature:.2f}: the network was {kind}. The expected calibration"
         f" error (ECE) on the test images {change} from {percent(before, 2)} to"
-        f" {percent(after, 2)}: a single bar then holds {percent(images / len(labels), 0)} of the"
-        f" images, with a gap of {percent(abs(gap) / images)}; the gaps of the others count less."
+        f" {percent(after, 2)}: a single bar, with a gap of {percent(gap)}, then holds"
+        f" {percent(share, 0)} of the images; the others, whatever their gaps, hold the rest."
         " The accuracy stays the same, because no answer changes."
     )
 

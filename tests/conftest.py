@@ -8,6 +8,9 @@ from pathlib import Path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+# Threads that have nothing to do sleep, here and in all processes that are started. To wait in a
+# loop is faster where tensors are large; with the small ones of the tests it is a waste.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest

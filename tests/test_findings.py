@@ -94,7 +94,7 @@ def test_confidence_follows_the_temperature():
     # 3 of 4 are correct, all with a confidence of e^1.8 / (e^1.8 + 3) = 66.85 %.
     told = findings.confidence(logits, labels, 5.0)
     assert "was overconfident" in told
-    assert "a single bar then holds 100 % of the images, with a gap of 8.2 %" in told
+    assert "a single bar, with a gap of 8.2 %, then holds 100 % of the images" in told
     assert "does not fall" in findings.confidence(logits, labels, 0.1)
 
 
