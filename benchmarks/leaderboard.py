@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.accuracy import RESULTS
+from lesson.findings import table as markdown_table
 from models.errors import InvalidValue
 from training.files import write_json
 from training.recipes import RECIPES
@@ -32,6 +33,11 @@ def to94_name(precision: str) -> str:
 def last_row(path: Path = FILE) -> dict:
     """Read the leaderboard's last row: the one to beat."""
     return json.loads(path.read_text(encoding="utf-8"))[-1]
+
+
+def deviation_of(values: list[float]) -> float | None:
+    """Return the standard deviation of the values of single runs; None of one run."""
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def mean_and_deviation(mean: float, deviation: float | None, runs: int) -> str:
@@ -56,19 +62,21 @@ def accuracy_cell(row: dict) -> str:
 def table(rows: list[dict]) -> str:
     """Format rows of the leaderboard as a Markdown table."""
     names = ["step", "time", "precision", "accuracy with TTA", "what changed", "date", "commit"]
-    lines = [names, ["---"] * len(names)]
+    lines = []
     for number, row in enumerate(rows):
         cells = [number, f"{row['time']:.2f}", row["precision"], accuracy_cell(row)]
         lines.append([*cells, row["changed"], row["date"], f"`{row['commit']}`"])
-    return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
+    return markdown_table(names, lines) + "\n"
 
 
 def short_table(rows: list[dict]) -> str:
     """Format the leaderboard for the README: step, time, accuracy, what changed."""
-    lines = [["step", "time", "accuracy with TTA", "what changed"], ["---"] * 4]
-    for number, row in enumerate(rows):
-        lines.append([str(number), f"{row['time']:.2f}", accuracy_cell(row), row["changed"]])
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    names = ["step", "time", "accuracy with TTA", "what changed"]
+    lines = [
+        [number, f"{row['time']:.2f}", accuracy_cell(row), row["changed"]]
+        for number, row in enumerate(rows)
+    ]
+    return markdown_table(names, lines) + "\n"
 
 
 def compare(row: dict, ratio: float, precision: str, tta: float) -> str:
@@ -117,8 +125,7 @@ def measured_row(changed: str, recipe: str, folder: Path = RESULTS) -> dict:
         missing = "accuracy on 50,000 images" if timed else "time by `benchmarks.speed to94`"
         raise InvalidValue(f"expected a measured {missing} of {recipe}, got none in {folder}")
     (ratio, precision), row = timed[0], found[-1]
-    values = [run["tta"] for run in row["runs"]]
-    deviation = statistics.stdev(values) if len(values) > 1 else None
+    deviation = deviation_of([run["tta"] for run in row["runs"]])
     measured = {"tta": row["tta"], "tta_std": deviation, "n": row["n"]}
     return {"recipe": recipe, "time": ratio, "precision": precision, **measured, "changed": changed}
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import leaderboard, trust
 from benchmarks.accuracy import RESULTS
-from benchmarks.leaderboard import mean_and_deviation
+from benchmarks.leaderboard import deviation_of, mean_and_deviation
 from evaluation import saliency_checks
 from evaluation.drawing import (
     COLOURS,
@@ -32,6 +32,7 @@ from evaluation.drawing import (
     save_figure,
     styled,
 )
+from lesson.findings import table as markdown_table
 from models.errors import InvalidValue
 from models.registry import build
 from training.recipes import RECIPES, multiply_adds
@@ -47,7 +48,7 @@ TRICKS_NOTE = (
     " percentage points, the mean of n pairs of runs with equal seeds, ± its standard error. CPU"
     " time: of a run, evaluation included, relative to the one that the trick was added to."
 )
-CURVE, TRICKS = "fastnet-8", "fastnet-4"  # recipes that the two tables of ablations.json are about
+CURVE = "fastnet-8"  # the recipe that the curve of accuracy against time is about
 CURVE_NOTE = (
     "Time: as in the leaderboard; that of the other rows is the recipe's, times the ratio of the"
     " CPU seconds of a run, evaluation included. Accuracy: of the validation images, trained on"
@@ -146,11 +147,6 @@ def trick_cells(row: dict, base: dict) -> list[str]:
     return [*changes, f"{time:.2f}", str(len(pairs)), "kept" if row["kept"] else "dropped"]
 
 
-def is_trick(row: dict, recipe: str) -> bool:
-    """Tell whether a row of ablations.json is of a change to a recipe, or of that recipe itself."""
-    return row["recipe"] == recipe and "trick" in row
-
-
 def tricks_table(rows: list[dict]) -> str:
     """Format the tricks that were tried, kept or dropped, as a Markdown table.
 
@@ -158,33 +154,33 @@ def tricks_table(rows: list[dict]) -> str:
         rows: of ablations.json. Each trick names the one that it was added `to`.
     """
     names = ["trick", "added to", "no TTA", "with TTA", "CPU time", "n", ""]
-    lines = [names, ["---"] * len(names)]
-    tricks = {row["trick"]: row for row in rows if is_trick(row, TRICKS)}
-    for name, row in tricks.items():
-        if row["to"]:  # the recipe that the first ones were added to was added to nothing
-            lines.append([name, row["to"], *trick_cells(row, tricks[row["to"]])])
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    tricks = {row["trick"]: row for row in rows if "trick" in row}
+    lines = [
+        [name, row["to"], *trick_cells(row, tricks[row["to"]])]
+        for name, row in tricks.items()
+        if row["to"]  # the recipe that the first ones were added to was added to nothing
+    ]
+    return markdown_table(names, lines) + "\n"
 
 
 def curve_table(rows: list[dict], time: float) -> str:
     """Format accuracy against training time, of the recipe CURVE and others, as a Markdown table.
 
     Args:
-        rows: of ablations.json. The trick of the recipe itself is its name.
+        rows: of ablations.json. Those with a name in the curve, `curve`, are shown.
         time: that the recipe takes, as a fraction of the published schedule's.
     """
-    names = ["FastNet", "time", "accuracy", "accuracy with TTA"]
-    lines = [names, ["---"] * len(names)]
-    runs_of = {row["trick"]: row["runs"] for row in rows if is_trick(row, CURVE)}
+    names, lines = ["FastNet", "time", "accuracy", "accuracy with TTA"], []
+    runs_of = {row["curve"]: row["runs"] for row in rows if "curve" in row}
     seconds = {
         name: statistics.mean(run["cpu_seconds"] for run in runs) for name, runs in runs_of.items()
     }
     for name, runs in sorted(runs_of.items(), key=lambda item: seconds[item[0]]):
         lines.append([name, f"{time * seconds[name] / seconds[CURVE]:.2f}"])
         for values in ([run[key] for run in runs] for key in ("val_single", "val_tta")):
-            deviation = statistics.stdev(values) if len(values) > 1 else None
-            lines[-1].append(mean_and_deviation(statistics.mean(values), deviation, len(values)))
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+            mean = statistics.mean(values)
+            lines[-1].append(mean_and_deviation(mean, deviation_of(values), len(values)))
+    return markdown_table(names, lines) + "\n"
 
 
 def petaflop(row: dict) -> float:
@@ -215,13 +211,12 @@ def table(rows: list[dict]) -> str:
     """
     names = ["network", "parameters", "epochs", "training images", "PFLOP"]
     names += ["accuracy", "accuracy with TTA", "ECE", "runs"]
-    lines = [names, ["---"] * len(names)]
+    lines = []
     for row in sorted(rows, key=petaflop):
         parameters = sum(p.numel() for p in build(row["network"]).parameters())
         lines.append([row["network"], f"{parameters:,}", row["epochs"]])
         lines[-1] += [f"{row['train_images']:,}", f"{petaflop(row):.2f}", *result_cells(row)]
-    markdown = "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
-    return f"{markdown}\n\n{NOTE}\n"
+    return f"{markdown_table(names, lines)}\n\n{NOTE}\n"
 
 
 def result_cells(row: dict) -> list:
@@ -350,12 +345,12 @@ def readme_table(rows: list[dict], headline: dict) -> str:
         headline: what results.json says of the committed network.
     """
     names = ["network, epochs, training images", "accuracy", "with TTA", "ECE", "PFLOP"]
-    lines = [names, ["---"] * len(names)]
+    lines = []
     for row in [headline_row(rows, headline), *sorted(on_all_images(rows), key=petaflop)]:
         single, tta, ece = result_cells(row)[:3]
         name = f"{row['network']}, {row['epochs']}, {row['train_images']:,}"
         lines.append([name, f"{single} (n = {row['n']})", tta, ece, f"{petaflop(row):.2f}"])
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return markdown_table(names, lines) + "\n"
 
 
 def heatmaps_sentence(found: dict) -> str:

@@ -128,7 +128,7 @@ def test_a_trick_is_compared_with_what_it_was_added_to_seed_by_seed():
             {"seed": int(seed[1:]), "val_single": value, "val_tta": value, "cpu_seconds": seconds}
             for seed, value in values.items()
         ]
-        return {"recipe": "fastnet-4", "trick": name, "to": to, "kept": kept, "runs": runs}
+        return {"trick": name, "to": to, "kept": kept, "runs": runs}
 
     rows = [
         {"recipe": "fastnet-4", "without": "muon"},
@@ -147,12 +147,9 @@ def test_the_curve_names_each_training_s_time_and_accuracy_the_shortest_first():
 
     def row(name: str, seconds: float, *values: float) -> dict:
         runs = [{"val_single": v, "val_tta": v + 0.01, "cpu_seconds": seconds} for v in values]
-        return {"recipe": "fastnet-8", "trick": name, "to": None, "kept": False, "runs": runs}
+        return {"curve": name, "runs": runs}
 
-    others = [
-        {"recipe": "fastnet-8", "without": "muon"},
-        row("?", 1, 0.5) | {"recipe": "fastnet-4"},
-    ]
+    others = [{"recipe": "fastnet-8", "without": "muon"}, {"trick": "?", "runs": []}]
     rows = [row("fastnet-8", 100, 0.925, 0.935), row("4 epochs", 50, 0.91), *others]
     assert report.curve_table(rows, 0.6).splitlines()[2:] == [
         "| 4 epochs | 0.30 | 91.00 % (n = 1) | 92.00 % (n = 1) |",

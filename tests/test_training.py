@@ -731,14 +731,13 @@ def test_the_self_test_does_not_mind_what_else_the_machine_does(monkeypatch):
         threads.append(torch.get_num_threads())
         return torch.ones(4), 1.0 - bf16 / 2
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(hardware, "conv_seconds", timed)
     hardware.cpu_bf16_is_faster.cache_clear()
-    assert hardware.cpu_bf16_is_faster()
-    assert set(threads) == {1} and torch.get_num_threads() == 2
-    torch.set_num_threads(before)
+    with hardware.one_thread():  # gives the number of threads back, whatever happens
+        torch.set_num_threads(2)
+        assert hardware.cpu_bf16_is_faster()
+        assert set(threads) == {1} and torch.get_num_threads() == 2
     hardware.cpu_bf16_is_faster.cache_clear()
 
 
