@@ -18,7 +18,9 @@ from training.workload import batches_of_work
 
 
 @pytest.fixture(autouse=True)
-def plain_environment(monkeypatch):
+def plain_environment(monkeypatch, tmp_path):
+    """No switch is set outside, and no earlier run is in the folder for checkpoints."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SMOKE_TEST", raising=False)
     monkeypatch.delenv("DATA_DIR", raising=False)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
