@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from dataload import IMAGE_SIZE, normalize
 from evaluation.drawing import new_image_grid, show_image
+from evaluation.errors import confidence
 from models import explain
 from models.stage import Network
 
@@ -56,7 +57,7 @@ def look(
     fig, axes = new_image_grid(4, half, 10.5, 9.2)
     for i, (image, (cam,)) in enumerate(zip(images, cams, strict=True)):
         row, column = 2 * (i // half), i % half
-        said = f"{classes[preds[i]]} {probs[i]:.0%}"
+        said = f"{classes[preds[i]]} {confidence(float(probs[i]))}"
         show_image(axes[row, column], image, said)
         show_image(axes[row + 1, column], explain.overlay(image / 255, cam, 0.5).clip(0, 1))
     correct = sum(pred == label for label, pred in enumerate(preds))

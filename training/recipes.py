@@ -106,24 +106,24 @@ class Recipe:
 
 FASTNET = Recipe(
     "FastNet",
-    epochs=8,
-    batch_size=2000,
+    epochs=7,
+    batch_size=1000,
     micro_batch=250,
-    max_lr=0.0204,
-    bias_lr=106,
-    muon_lr=0.24,
+    max_lr=0.0102,
+    bias_lr=53,
+    muon_lr=0.17,
     momentum=0.85,
     weight_decay=0.196,
     label_smoothing=0.2,
     warmup=0,
-    bn_momentum=0.4,
+    bn_momentum=0.225,
     fixed_bn_scale=True,
     padding=2,
     cutout=0,
     low_res=0.4,
 )
 
-# Few epochs of batches of 2,000 are few steps: smaller batches make more of them. The rates of SGD
+# Fewer epochs of batches of 1,000 are few steps: smaller batches make more of them. The rates of SGD
 # fall in proportion, that of Muon with the square root.
 SHORT_FASTNET = replace(
     FASTNET, batch_size=500, max_lr=0.0051, bias_lr=26.5, muon_lr=0.12, bn_momentum=0.12
@@ -170,7 +170,7 @@ RECIPES = {
     "custom-10": CUSTOM,
     # More epochs allow more overfitting, so there is more augmentation.
     "custom-24": replace(CUSTOM, epochs=24, cutout=8),
-    "fastnet-8": FASTNET,
+    "fastnet-7": FASTNET,
     "fastnet-4": replace(SHORT_FASTNET, epochs=4),
     "fastnet-2": replace(SHORT_FASTNET, epochs=2),
 }
