@@ -1,11 +1,11 @@
 """Measure what a recipe reaches: accuracy with and without TTA, calibration, training time.
 
     # trained on 45,000 images, a temperature fitted on the other 5,000
-    python -m benchmarks.accuracy fastnet-8 --seeds 0 1 2
+    python -m benchmarks.accuracy fastnet-7 --seeds 0 1 2
     # trained on all 50,000 images
-    python -m benchmarks.accuracy fastnet-8 --seeds 0 1 2 --all-images
+    python -m benchmarks.accuracy fastnet-7 --seeds 0 1 2 --all-images
     # an ablation: one technique left out
-    python -m benchmarks.accuracy fastnet-8 --seeds 0 1 2 --without muon
+    python -m benchmarks.accuracy fastnet-7 --seeds 0 1 2 --without muon
     # a trial of other hyperparameters
     python -m benchmarks.accuracy custom-10 --change muon_lr=0.1 low_res=0.3
 

@@ -79,11 +79,12 @@ def short_table(rows: list[dict]) -> str:
     return markdown_table(names, lines) + "\n"
 
 
-def compare(row: dict, ratio: float, precision: str, tta: float) -> str:
-    """Compare a training with the leaderboard's row for its recipe.
+def compare(row: dict, recipe: str, ratio: float, precision: str, tta: float) -> str:
+    """Compare a training with a row of the leaderboard.
 
     Args:
         row: Of the leaderboard.
+        recipe: The name of the recipe that was trained.
         ratio: Our seconds over those of the published schedule.
         precision: Of both, by Lightning's name.
         tta: The accuracy with TTA that was reached, from 0 to 1.
@@ -91,9 +92,10 @@ def compare(row: dict, ratio: float, precision: str, tta: float) -> str:
     Returns:
         A sentence.
     """
-    told = f"{row['recipe']}: {ratio:.3f} of the published schedule's time in {precision}"
-    told += f" (leaderboard: {row['time']:.3f} in {row['precision']}), {100 * tta:.2f} % with TTA"
-    if row.get("tta_std") is None:
+    told = f"{recipe}: {ratio:.3f} of the published schedule's time in {precision}"
+    told += f" (leaderboard, {row['recipe']}: {row['time']:.3f} in {row['precision']})"
+    told += f", {100 * tta:.2f} % with TTA"
+    if row["recipe"] != recipe or row.get("tta_std") is None:
         return told
     away = abs(tta - row["tta"]) / row["tta_std"]
     verdict = "agrees with" if away <= AGREES else f"is {away:.1f} standard deviations away from"

@@ -1,6 +1,6 @@
 """Record what a network thinks of six validation images epoch by epoch, and draw it.
 
-    python -m benchmarks.learned_when                # FastNet's recipe of eight epochs
+    python -m benchmarks.learned_when                # FastNet's recipe of seven epochs
     python -m benchmarks.learned_when fastnet-2      # another one
 
 To be short, it trains on a part of the training images; the results say on how many.
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", nargs="?", default="fastnet-8", choices=list(RECIPES))
+    parser.add_argument("recipe", nargs="?", default="fastnet-7", choices=list(RECIPES))
     parser.add_argument("--images", type=int, default=10_000, help="training images")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--root", type=Path, default=Path("checkpoints/learned-when"))

@@ -64,16 +64,16 @@ def first_look(preds: Sequence[int], probs: Sequence[float], classes: Sequence[s
 def budgets(rows: Sequence[Mapping]) -> str:
     """Tabulate what recipes reached and how much training compute they need, the least first.
 
-    That of fastnet-8, or else of the first, counts as 1. Times of different machines cannot be
+    That of fastnet-7, or else of the first, counts as 1. Times of different machines cannot be
     compared, so only the time of that recipe is given.
 
     Args:
         rows: of benchmarks/results/accuracy.json.
     """
     if not rows:
-        return "Nothing was measured yet: `python -m benchmarks.accuracy fastnet-8`."
+        return "Nothing was measured yet: `python -m benchmarks.accuracy fastnet-7`."
     rows = sorted(rows, key=training_work)
-    one = next((row for row in rows if row["recipe"] == "fastnet-8"), rows[0])
+    one = next((row for row in rows if row["recipe"] == "fastnet-7"), rows[0])
     cells = [
         [
             row["network"],

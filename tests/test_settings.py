@@ -30,8 +30,8 @@ def plain_environment(monkeypatch, tmp_path):
 
 @pytest.fixture(autouse=True)
 def pace(monkeypatch) -> dict[str, float]:
-    """A CPU of known speed: network -> seconds of a batch. It needs 10 minutes for fastnet-8."""
-    known = {"FastNet": 600 / batches_of_work(RECIPES["fastnet-8"])}
+    """A CPU of known speed: network -> seconds of a batch. It needs 10 minutes for fastnet-7."""
+    known = {"FastNet": 600 / batches_of_work(RECIPES["fastnet-7"])}
     monkeypatch.setattr(budget, "seconds_per_batch", lambda recipe, _: known[recipe.network])
     return known
 
@@ -263,17 +263,17 @@ def test_auto_keeps_what_it_chose_when_the_run_began_on_another_machine(
     cell = SWITCHES | {"CHECKPOINT_DIR": str(tmp_path)}
     monkeypatch.setattr(settings, "choose_device", lambda: torch.device("cpu"))
     s = resolve(cell)
-    assert (s.recipe.network, s.options.auto.recipe_name) == ("FastNet", "fastnet-8")
+    assert (s.recipe.network, s.options.auto.recipe_name) == ("FastNet", "fastnet-7")
     data = runs.build_datamodule(s.recipe, tiny_splits, s.seed)
     monkeypatch.setattr(runs, "fit", lambda *_, **__: None)
     runs.train(s.recipe, data, s.checkpoint_dir, s.options)
     pace["FastNet"] *= 3  # now it is busy
-    assert resolve(cell).recipe_name == "fastnet-8"
+    assert resolve(cell).recipe_name == "fastnet-7"
     assert resolve(cell | {"FRESH": True}).recipe_name == "fastnet-4"
     monkeypatch.setattr(settings, "choose_device", lambda: torch.device("cuda"))
     capsys.readouterr()
     assert resolve(cell).recipe.network == "FastNet"
-    said = 'ARCH = "auto" chose fastnet-8 when this run began; FRESH = True chooses anew\n'
+    said = 'ARCH = "auto" chose fastnet-7 when this run began; FRESH = True chooses anew\n'
     assert capsys.readouterr().out == said
     assert resolve(cell | {"FRESH": True}).recipe.network == "ResNet18"  # as it was told
     assert resolve(cell | {"EPOCHS": 3}).recipe.network == "ResNet18"  # asked for something else
@@ -296,10 +296,10 @@ def measured_file(folder: Path, **accuracies: float) -> Path:
 
 @pytest.mark.parametrize(
     ("minutes", "name"),
-    [(14, "fastnet-8"), (16, "fastnet-4"), (33, "fastnet-2"), (99, "fastnet-2")],
+    [(14, "fastnet-7"), (16, "fastnet-4"), (33, "fastnet-2"), (99, "fastnet-2")],
 )
 def test_auto_takes_the_best_that_trains_in_a_quarter_of_an_hour(pace, minutes, name, capsys):
-    pace["FastNet"] = 60 * minutes / batches_of_work(RECIPES["fastnet-8"])
+    pace["FastNet"] = 60 * minutes / batches_of_work(RECIPES["fastnet-7"])
     assert resolve(SWITCHES).recipe_name == name
     first, *more = capsys.readouterr().out.splitlines()
     assert re.fullmatch(
@@ -312,13 +312,13 @@ def test_auto_takes_the_best_that_trains_in_a_quarter_of_an_hour(pace, minutes, 
 def test_auto_goes_by_validation_accuracy_and_says_how_to_ask_for_more(tmp_path, pace, capsys):
     accuracies = {"fastnet_8": 0.91, "fastnet_4": 0.92, "fastnet_2": 0.99, "custom_10": 0.995}
     measured = measured_file(tmp_path, resnet18_20=0.999, **accuracies)
-    pace["FastNet"] = 60 * 40 / batches_of_work(RECIPES["fastnet-8"])
+    pace["FastNet"] = 60 * 40 / batches_of_work(RECIPES["fastnet-7"])
     assert budget.choose_affordable("32-true", measured) == "fastnet-2"
     said = capsys.readouterr().out
     assert "More accurate, and slower: custom-10 (99.5%, about 3 h" in said
     assert ", resnet18-20 (99.9%, " in said
     assert 'set ARCH = "CustomResNet", RECIPE = "custom-10"' in said  # the next better one
-    assert "fastnet-8" not in said  # slower, and worse
+    assert "fastnet-7" not in said  # slower, and worse
 
 
 def test_a_larger_network_is_timed_only_where_it_may_be_affordable(tmp_path, pace):
@@ -331,7 +331,7 @@ def test_a_larger_network_is_timed_only_where_it_may_be_affordable(tmp_path, pac
 
 
 def test_without_measurements_auto_takes_fastnet(tmp_path):
-    assert budget.choose_affordable("32-true", tmp_path / "missing.json") == "fastnet-8"
+    assert budget.choose_affordable("32-true", tmp_path / "missing.json") == "fastnet-7"
 
 
 @pytest.mark.parametrize(

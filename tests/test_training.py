@@ -242,7 +242,7 @@ def trained_on(splits, tmp_path, fast=False, **changes) -> tuple[results.Run, li
         "max_lr": 0.01,
         "muon_lr": 0.1,
     }
-    recipe = dataclasses.replace(RECIPES["fastnet-8"], **settings | changes)
+    recipe = dataclasses.replace(RECIPES["fastnet-7"], **settings | changes)
     shapes, forward = [], FastNet.forward
 
     def recorded(self, images):
@@ -393,7 +393,7 @@ def test_a_slow_machine_is_offered_what_was_measured_and_fits(tmp_path):
     rows = [
         {
             "network": "FastNet",
-            "recipe": "fastnet-8",
+            "recipe": "fastnet-7",
             "epochs": 8,
             "val_single": 0.93,
             "single": 0.95,
@@ -775,7 +775,7 @@ def test_the_range_test_ends_where_the_loss_is_no_number(data, monkeypatch):
 
 
 def test_the_range_test_looks_at_small_images_where_the_training_begins_with_them(tiny_splits):
-    recipe = dataclasses.replace(RECIPES["fastnet-8"], batch_size=32, micro_batch=8)
+    recipe = dataclasses.replace(RECIPES["fastnet-7"], batch_size=32, micro_batch=8)
     table = range_test(
         recipe, build_datamodule(recipe, tiny_splits, 0), steps=3, precision="32-true"
     )

@@ -123,8 +123,8 @@ FASTNET = Recipe(
     low_res=0.4,
 )
 
-# Fewer epochs of batches of 1,000 are few steps: smaller batches make more of them. The rates of SGD
-# fall in proportion, that of Muon with the square root.
+# Fewer epochs are few steps: smaller batches make more of them. The rates of SGD fall in
+# proportion, that of Muon with the square root.
 SHORT_FASTNET = replace(
     FASTNET, batch_size=500, max_lr=0.0051, bias_lr=26.5, muon_lr=0.12, bn_momentum=0.12
 )
