@@ -102,12 +102,13 @@ def compare(row: dict, recipe: str, ratio: float, precision: str, tta: float) ->
     return f"{told}, which {verdict} {accuracy_cell(row)}"
 
 
-def measured_row(changed: str, recipe: str, folder: Path = RESULTS) -> dict:
+def measured_row(changed: str, recipe: str, precision: str = "", folder: Path = RESULTS) -> dict:
     """Make a row of what speed.json and accuracy.json hold of a recipe.
 
     Args:
         changed: What changed, for the table.
         recipe: Its name in RECIPES.
+        precision: Of the time, by Lightning's name; '' for bf16 if that was measured, else fp32.
         folder: Where the two files are.
 
     Raises:
@@ -118,18 +119,18 @@ def measured_row(changed: str, recipe: str, folder: Path = RESULTS) -> dict:
         for name in ("speed.json", "accuracy.json")
     )
     timed = [
-        (speed[f"time_to_94_ratio{name}"], precision)
-        for name, precision in (("", "bf16-mixed"), ("_fp32", "32-true"))
-        if speed.get(f"time_to_94{name}", {}).get("recipe") == recipe
+        (speed[f"time_to_94_ratio{to94_name(name)}"], name)
+        for name in ([precision] if precision else ["bf16-mixed", "32-true"])
+        if speed.get(f"time_to_94{to94_name(name)}", {}).get("recipe") == recipe
     ]
     found = [row for row in rows if row["recipe"] == recipe and row["train_images"] == 50_000]
     if not timed or not found:
         missing = "accuracy on 50,000 images" if timed else "time by `benchmarks.speed to94`"
         raise InvalidValue(f"expected a measured {missing} of {recipe}, got none in {folder}")
-    (ratio, precision), row = timed[0], found[-1]
+    (ratio, timed_in), row = timed[0], found[-1]
     deviation = deviation_of([run["tta"] for run in row["runs"]])
     measured = {"tta": row["tta"], "tta_std": deviation, "n": row["n"]}
-    return {"recipe": recipe, "time": ratio, "precision": precision, **measured, "changed": changed}
+    return {"recipe": recipe, "time": ratio, "precision": timed_in, **measured, "changed": changed}
 
 
 def main() -> None:
@@ -139,9 +140,10 @@ def main() -> None:
     )
     parser.add_argument("changed", help="what changed since the row before")
     parser.add_argument("--recipe", choices=list(RECIPES), default=last_row()["recipe"])
+    parser.add_argument("--precision", default="", help="of the time: bf16-mixed or 32-true")
     args = parser.parse_args()
     commit = subprocess.check_output(["git", "rev-parse", "--short=7", "HEAD"], text=True).strip()
-    row = measured_row(args.changed, args.recipe)
+    row = measured_row(args.changed, args.recipe, args.precision)
     row |= {"date": time.strftime("%Y-%m-%d"), "commit": commit}
     write_json(FILE, [*json.loads(FILE.read_text(encoding="utf-8")), row])
     print(table([row]))

@@ -29,6 +29,7 @@ from benchmarks.accuracy import RESULTS
 from benchmarks.report import write_between_marks
 from benchmarks.speed import epoch_seconds, first_images
 from dataload import load_splits
+from lesson.findings import table as markdown_table
 from training.classifier import LitClassifier
 from training.files import write_json
 from training.hardware import choose_precision, hardware, versions
@@ -171,12 +172,6 @@ def images_per_second(fast: bool) -> float:
     return count / median_seconds(lambda: [None for _ in batches], 3)
 
 
-def markdown_table(rows: list[list[str]]) -> str:
-    """Format rows of cells, the first of them the header, as a Markdown table."""
-    header, *body = (f"| {' | '.join(cells)} |\n" for cells in rows)
-    return "".join([header, f"|{' --- |' * len(rows[0])}\n", *body])
-
-
 def step_row(network: str, batch_size: int, layouts: dict[str, dict]) -> list[str]:
     """Format the steps of a network in each layout, what the formula predicts, and its error."""
     two = layouts["two processes"]
@@ -196,17 +191,17 @@ def part_row(network: str, layouts: dict[str, dict]) -> list[str]:
 
 def tables(found: dict) -> str:
     """Format results/scaling.json as the two tables and the sentences of docs/scaling.md."""
-    steps = [["network, images in a batch", *LAYOUTS, "formula", "error"]]
-    parts = [["network", "gradients", "all-reduce, 2 processes"]]
-    parts[0] += ["all-reduce, 8 processes, 10 Gbit/s", "optimiser step"]
-    for network, layouts in found["networks"].items():
-        steps.append(step_row(network, found["batch_sizes"][network], layouts))
-        parts.append(part_row(network, layouts))
+    step_names = ["network, images in a batch", *LAYOUTS, "formula", "error"]
+    part_names = ["network", "gradients", "all-reduce, 2 processes"]
+    part_names += ["all-reduce, 8 processes, 10 Gbit/s", "optimiser step"]
+    sizes, networks = found["batch_sizes"], found["networks"].items()
+    steps = [step_row(network, sizes[network], layouts) for network, layouts in networks]
+    parts = [part_row(network, layouts) for network, layouts in networks]
     rates = found["images_per_second"].items()
     loaders = ", ".join(f"{value:,.0f} with {name}" for name, value in rates)
     accuracies = ", ".join(f"{100 * x:.2f} % in {name}" for name, x in found["val_acc"].items())
     return (
-        f"{markdown_table(steps)}\n{markdown_table(parts)}\n"
+        f"{markdown_table(step_names, steps)}\n\n{markdown_table(part_names, parts)}\n\n"
         f"Validation accuracy of FastNet after two epochs of CIFAR-10, seed 42: {accuracies}."
         f" Images per second that one core loads and augments: {loaders}."
         f" Measured on {found['machine']}.\n"

@@ -1,7 +1,8 @@
 """Train a deep residual network with and without its shortcuts, and draw the losses.
 
     python -m benchmarks.shortcuts                       # three seeds of each network
-    python -m benchmarks.shortcuts --seeds 0 --epochs 2 --images 2000   # a quick trial
+    # a quick trial, which leaves the stored results as they are
+    python -m benchmarks.shortcuts --seeds 0 --epochs 2 --results trial.json --figure trial.png
 
 The network is that of He et al. 2015, section 4.2, for CIFAR-10: 56 layers of 16, 32 and 64
 channels, with shortcuts that have no parameters, and the plain network without them. To fit a CPU,
@@ -290,7 +291,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--depth", type=int, default=56)
     parser.add_argument("--images", type=int, default=10_000, help="training images")
     parser.add_argument("--pixels", type=int, default=16, choices=(8, 16, 32), help="their side")
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--root", type=Path, default=Path("checkpoints/shortcuts"))
     parser.add_argument("--results", type=Path, default=RESULTS)

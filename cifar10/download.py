@@ -239,6 +239,17 @@ def unpack(archive: Path, target: Path, checksums: dict[str, str]) -> None:
         folder.replace(target)
 
 
+def check_writable(folder: Path) -> None:
+    """Make a folder if it is missing; raise InvalidValue if nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InvalidValue(
+            f"cannot write into {folder} ({error.strerror}): set DATA_DIR to another folder"
+        ) from error
+
+
 def prepare_cifar10(
     data_dir: str | Path,
     checksums: dict[str, str] = CHECKSUMS,
@@ -260,12 +271,13 @@ def prepare_cifar10(
         timeout: seconds without a byte after which a host counts as stalled.
 
     Raises:
-        InvalidValue: if the folder exists but a file in it is missing or has another md5.
+        InvalidValue: if the folder exists but a file in it is missing or has another md5, or if it
+            cannot be made.
         DataUnavailable: if no mirror delivers the archive.
     """
     folder = Path(data_dir) / FOLDER
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(folder.parent)
         partial = folder.parent / "cifar-10-python.tar.gz.part"
         try:
             download(mirrors, partial, archive_md5, timeout, archive_bytes)

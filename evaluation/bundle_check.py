@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from models.errors import InvalidValue
@@ -56,7 +56,7 @@ def logits_of_bundle(folder: Path, images: Tensor) -> Tensor:
         if done.returncode:
             problem = done.stderr.strip()[-2000:]
             raise InvalidValue(f"the exported Space does not work on its own: {problem}")
-        return load_file(answered)["logits"]
+        return load(answered.read_bytes())["logits"]  # of a file that is not kept open
 
 
 def check_bundle(folder: Path, model: nn.Module, image_size: int) -> None:

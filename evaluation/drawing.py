@@ -127,11 +127,6 @@ def headline(fig: Figure, finding: str, shows: str, note: str = "") -> None:
     fig.set_label(f"{shows}. {finding}{' ' * bool(note)}{note}")
 
 
-def title_of(fig: Figure) -> str:
-    """Return a figure's title with its note, on one line."""
-    return " ".join(fig.get_suptitle().split())
-
-
 def alt_text(fig: Figure) -> str:
     """Return the text that describes a figure to those who cannot see it."""
     return str(fig.get_label())

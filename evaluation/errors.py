@@ -296,6 +296,12 @@ def plural(name: str) -> str:
     return name if name == "deer" else f"{name}s"
 
 
+def count_crossed(misclassified: Sequence[Misclassified], classes: Sequence[str]) -> int:
+    """Count the errors that confuse an animal with a vehicle."""
+    kinds = [[classes[i] in VEHICLES for i in (s.label, s.pred)] for s in misclassified]
+    return sum(true != pred for true, pred in kinds)
+
+
 def confusion_title(
     misclassified: Sequence[Misclassified], labels: np.ndarray, classes: Sequence[str]
 ) -> str:
@@ -308,8 +314,7 @@ def confusion_title(
     title += f" of {total:,} error{'s' * (total != 1)}"
     if {*classes} != {*VEHICLES, *ANIMALS}:
         return title
-    kinds = [[classes[i] in ANIMALS for i in (s.label, s.pred)] for s in misclassified]
-    crossed = sum(true != pred for true, pred in kinds)
+    crossed = count_crossed(misclassified, classes)
     return f"{title}. {percent(crossed / total, 0)} of the errors confuse an animal with a vehicle"
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from dataload import IMAGE_SIZE, Draw, Images, cutout_transform, normalize
 from evaluation.drawing import MAX_SAMPLES, new_image_grid, show_image, with_note
 from evaluation.errors import confidence
+from lesson.first_look import square
 from models import explain
 from models.errors import InvalidValue
 from models.stage import Network
@@ -192,10 +193,9 @@ def read_upload(value: Upload) -> np.ndarray:
         raise InvalidValue("Upload a picture first.")
     try:
         with Image.open(io.BytesIO(bytes(files[-1]["content"]))) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            return square(ImageOps.exif_transpose(image))
     except Exception as problem:  # a broken file makes Pillow raise nearly anything
         raise InvalidValue("This file is not a picture that can be read.") from problem
-    return np.array(ImageOps.fit(upright, (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS))
 
 
 class Sample(NamedTuple):

@@ -12,15 +12,14 @@ import pandas as pd
 from torch import Tensor
 
 from evaluation.calibration import expected_calibration_error, reliability_bins
+from evaluation.curves import change_of_resolution, what_the_change_did
 from evaluation.drawing import percent
-from evaluation.errors import Misclassified, class_accuracy, most_confused
+from evaluation.errors import Misclassified, class_accuracy, count_crossed, most_confused
 from models.registry import NETWORKS, build
-from training.classifier import LOW_RESOLUTION
 from training.console import format_duration
 from training.history import epoch_means, read_table
-from training.recipes import Recipe, multiply_adds, training_work
+from training.recipes import LOW_RESOLUTION, Recipe, multiply_adds, training_work
 
-VEHICLES = {"airplane", "automobile", "ship", "truck"}
 BRIGHT = "Bright colours mark the evidence for the answer above the picture."
 
 
@@ -209,17 +208,11 @@ def resolution_change(epochs: pd.DataFrame, values: Recipe) -> str:
         epochs: a row for each epoch, with train_loss.
         values: the recipe of the run.
     """
-    change = math.ceil(values.low_res * len(epochs))  # epochs before the first at full resolution
-    if not 0 < change < len(epochs):
+    change = change_of_resolution(values, len(epochs))
+    if change is None:
         return ""
-    before, after = epochs["train_loss"].iloc[change - 1], epochs["train_loss"].iloc[change]
-    where = f"from {LOW_RESOLUTION} to 32 pixels after epoch {values.low_res * len(epochs):g}"
-    if after < before:
-        return (
-            f"The change {where} brings more detail: the training loss falls from"
-            f" {before:.2f} to {after:.2f} from the epoch before to the one after."
-        )
-    return f"The change {where} does not lower the training loss."
+    told = what_the_change_did(epochs, change)
+    return f"{told[0].upper()}{told[1:]}."
 
 
 # ---- evaluation ----------------------------------------------------------------------------------
@@ -265,10 +258,7 @@ def confusions(wrong: Sequence[Misclassified], classes: Sequence[str]) -> str:
         return "Nothing is confused: every test image was classified correctly."
     pairs = most_confused(wrong, classes)
     top = pairs.iloc[0]
-    crossed = sum(
-        (classes[sample.label] in VEHICLES) != (classes[sample.pred] in VEHICLES)
-        for sample in wrong
-    )
+    crossed = count_crossed(wrong, classes)
     return (
         f"{str(top['pair']).capitalize()} are confused most: {top['images']} of {len(wrong)} errors"
         f" ({percent(top['images'] / len(wrong), 0)}). An animal and a vehicle are confused in"

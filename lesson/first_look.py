@@ -14,6 +14,17 @@ from models import explain
 from models.stage import Network
 
 
+def square(picture: Image.Image) -> np.ndarray:
+    """Return the square in a picture's middle as a network sees it: uint8 RGB (32, 32, 3).
+
+    What is transparent is white.
+    """
+    picture = picture.convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    opaque = Image.alpha_composite(white, picture).convert("RGB")
+    return np.array(ImageOps.fit(opaque, (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS))
+
+
 def read_pictures(folder: str | Path, classes: Sequence[str]) -> np.ndarray:
     """Read a picture of each class, <class>.png, as the square of pixels that a network sees.
 
@@ -24,13 +35,10 @@ def read_pictures(folder: str | Path, classes: Sequence[str]) -> np.ndarray:
     Returns:
         uint8 RGB (num_classes, 32, 32, 3); what is transparent is white.
     """
-    size, images = (IMAGE_SIZE, IMAGE_SIZE), []
+    images = []
     for name in classes:
         with Image.open(Path(folder) / f"{name}.png") as file:
-            picture = file.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        opaque = Image.alpha_composite(white, picture).convert("RGB")
-        images.append(np.array(ImageOps.fit(opaque, size, Image.Resampling.LANCZOS)))
+            images.append(square(file))
     return np.stack(images)
 
 

@@ -11,7 +11,7 @@ from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
 from evaluation.drawing import save_figure
-from training.settings import scratch_folder
+from training.files import scratch_folder
 
 PROJECT = Path(__file__).resolve().parent.parent
 PIXELS_PER_INCH = 80  # on a page; a file has more, for screens with small pixels

@@ -34,7 +34,9 @@ def build(arch: str, num_classes: int = 10) -> Network:
     model = NETWORKS[arch](num_classes)
     source_files(source_of(model))
     if getattr(type(model), "stages", Network.stages) is Network.stages:
-        raise ValueError(f"expected {arch} to name its stages for Grad-CAM, got no method stages()")
+        raise InvalidValue(
+            f"expected {arch} to name its stages for Grad-CAM, got no method stages()"
+        )
     return model
 
 

@@ -41,7 +41,7 @@ def colour_bar() -> str:
     """Return the colours of the heatmaps as HTML."""
     colours = np.round(255 * colorize(np.linspace(0, 1, 17)[None])[0]).astype(int)
     stops = ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in colours)
-    name = "The colours of the heatmaps: blue, cyan, green, yellow, red"
+    name = "The colours of the heatmaps: black, purple, red, orange, pale yellow"
     style = f"background: linear-gradient(90deg, {stops})"
     bar = f'<div role="img" aria-label="{name}" style="{style}"></div>'
     return f'<div class="colour-bar">least evidence {bar} most evidence</div>'

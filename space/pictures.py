@@ -90,11 +90,17 @@ def without_metadata(content: bytes) -> bytes:
     return b"".join(kept)
 
 
-def load(content: bytes) -> Image.Image:
-    """Decode the first frame; Pillow may raise nearly any error."""
+def open_picture(content: bytes) -> Image.Image:
+    """Read the head of a file, not yet its pixels; Pillow may raise nearly any error."""
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError
+    return image
+
+
+def load(content: bytes) -> Image.Image:
+    """Decode the first frame; Pillow may raise nearly any error."""
+    image = open_picture(content)
     image.load()
     return image
 
@@ -115,7 +121,9 @@ def load_truncated(content: bytes) -> Image.Image:
             image, missing = load(content), missing_of_png(content)
         else:  # pixels that depend on a filler behind the end of the file are missing in it
             content = content.rstrip(b"\xff")  # half of a JPEG's marker
-            ends = (content + JPEG_END.rjust(1 << 20, filler) for filler in (b"\0", b"\xaa"))
+            width, height = open_picture(content).size
+            length = max(1 << 20, 8 * width * height)  # bytes: no pixel has more
+            ends = (content + JPEG_END.rjust(length, filler) for filler in (b"\0", b"\xaa"))
             image, other = (load(content) for content in ends)
             missing = np.mean(np.asarray(image) != np.asarray(other))
     if missing > MAX_MISSING:
@@ -146,7 +154,8 @@ def missing_of_png(content: bytes) -> float:
     while at + 8 < len(content) and there < whole:
         length = int.from_bytes(content[at : at + 4])
         if content[at + 4 : at + 8] == b"IDAT":
-            there += len(pixels.decompress(content[at + 8 : at + 8 + length]))
+            # A few bytes can hold gigabytes: no more is unpacked than the picture has.
+            there += len(pixels.decompress(content[at + 8 : at + 8 + length], whole - there))
         at += 12 + length
     return 1 - there / whole
 

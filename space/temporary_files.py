@@ -7,7 +7,8 @@ import threading
 import time
 from pathlib import Path
 
-NAME = "cifar10-space"
+# On a machine that several people use, each has a folder of their own.
+NAME = f"cifar10-space-{os.getuid()}" if hasattr(os, "getuid") else "cifar10-space"
 
 
 def keep_seconds() -> float:

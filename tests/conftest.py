@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES, Images, Splits, denormalize, normalize
@@ -51,6 +52,11 @@ def tiny_splits() -> Splits:
         return Images(np.uint8(np.clip(noisy, 0, 255)), labels)
 
     return Splits(part(64), part(32), part(40), "built-in sample, not CIFAR-10")
+
+
+def title_of(fig: Figure) -> str:
+    """A figure's title with its note, on one line."""
+    return " ".join(fig.get_suptitle().split())
 
 
 def wrong_predictions(images: np.ndarray, labels: np.ndarray) -> list[Misclassified]:

@@ -393,6 +393,7 @@ def test_the_parts_of_speed_json_are_kept_beside_each_other(tmp_path, monkeypatc
 
 def test_the_bare_loop_takes_as_many_steps_as_ours(monkeypatch):
     calls = {"step": 0, "forward": 0}
+    monkeypatch.setattr(speed, "choose_precision", lambda: "32-true")  # not measured anew
     monkeypatch.setattr(
         optimizer.MuonWithSGD, "step", lambda self: calls.update(step=calls["step"] + 1)
     )
@@ -457,14 +458,19 @@ def test_a_row_is_made_of_what_was_measured_only(tmp_path, row):
     (tmp_path / "accuracy.json").write_text(json.dumps([row | {"runs": runs}]))
     speeds = {"time_to_94_ratio_fp32": 0.7, "time_to_94_fp32": {"recipe": "fastnet-7"}}
     (tmp_path / "speed.json").write_text(json.dumps(speeds))
-    made = leaderboard.measured_row("less work", "fastnet-7", tmp_path)
+    made = leaderboard.measured_row("less work", "fastnet-7", folder=tmp_path)
     assert (made["time"], made["precision"], made["n"]) == (0.7, "32-true", 2)
     assert made["tta_std"] == pytest.approx(0.001 * 2**0.5)
     with pytest.raises(ValueError, match="measured time by `benchmarks.speed to94` of fastnet-4"):
-        leaderboard.measured_row("", "fastnet-4", tmp_path)
+        leaderboard.measured_row("", "fastnet-4", folder=tmp_path)
+    both = speeds | {"time_to_94_ratio": 0.6, "time_to_94": {"recipe": "fastnet-7"}}
+    (tmp_path / "speed.json").write_text(json.dumps(both))
+    asked = {"": 0.6, "bf16-mixed": 0.6, "32-true": 0.7}
+    for precision, ratio in asked.items():
+        assert leaderboard.measured_row("", "fastnet-7", precision, tmp_path)["time"] == ratio
     (tmp_path / "accuracy.json").write_text("[]")
     with pytest.raises(ValueError, match="measured accuracy on 50,000 images of fastnet-7"):
-        leaderboard.measured_row("", "fastnet-7", tmp_path)
+        leaderboard.measured_row("", "fastnet-7", folder=tmp_path)
 
 
 @pytest.mark.numeric

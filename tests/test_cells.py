@@ -142,6 +142,8 @@ def test_the_transient_line_leaves_nothing_in_a_notebook():
 import time
 from training import console
 print('before')
+earlier = console.TransientLine()  # of a training, not yet gone
+earlier.show('epoch')
 line = console.TransientLine()
 for number in range(3):
     line.show(f'epoch {number}'); time.sleep(0.2)
@@ -151,6 +153,7 @@ print('after')"""
     where = {"metadata": {"path": cells.PROJECT}}
     NotebookClient(notebook, timeout=60, coalesce_streams=True, resources=where).execute()
     (output,) = notebook.cells[0].outputs
+    assert "\x1b" not in output.text  # which moves the cursor between lines
     assert output.text.split() == ["before", "after"] and "widgets" not in notebook.metadata
 
 

@@ -29,6 +29,7 @@ from cifar10.download import (
     read_cifar10,
     verify,
 )
+from models.errors import InvalidValue
 from tests.conftest import PROJECT
 
 PART = "cifar-10-python.tar.gz.part"
@@ -282,6 +283,13 @@ def test_the_error_names_each_mirror_its_problem_and_what_to_do(server, tmp_path
         assert f"http://127.0.0.1:{server.server_port}/{name}: {problem}" in str(error.value)
     assert f"put the seven files of {FOLDER} into {tmp_path / FOLDER}" in str(error.value)
     assert names(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_asked_for(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "data"):
+        with pytest.raises(InvalidValue, match=f"cannot write into {folder} .*DATA_DIR"):
+            prepare_cifar10(folder, CHECKSUMS, ("http://127.0.0.1:1/a",))
 
 
 def test_without_a_connection_the_data_are_unavailable(tmp_path, monkeypatch, faults):

@@ -193,6 +193,12 @@ def test_an_uploaded_picture_is_shown_with_its_classes(explorer, version):
     assert shown.label is None and float(shown.probs.sum()) == pytest.approx(1)
 
 
+def test_what_is_transparent_in_an_uploaded_picture_is_white():
+    buffer = io.BytesIO()
+    Image.new("RGBA", (40, 40), (0, 0, 0, 0)).save(buffer, "PNG")
+    assert (explorers.read_upload([{"content": buffer.getvalue()}]) == 255).all()
+
+
 def test_no_picture_and_a_broken_one_give_a_message(explorer):
     explorer.controls["source"].value = "my picture"
     assert "Upload a picture" in explorer.message.value and not explorer.picture.value

@@ -11,6 +11,7 @@ from dataload import CLASSES, normalize
 from evaluation import drawing, over_epochs
 from evaluation.over_epochs import Learned
 from models.registry import build
+from tests.conftest import title_of
 
 
 def runs(with_shortcuts: list[float], without: list[float]) -> dict:
@@ -149,7 +150,7 @@ def test_a_file_is_1680_pixels_wide_describes_itself_and_is_small(noisy):
     assert len(data) < 500_000 or noisy
     assert (picture.mode == "P") == noisy
     assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
-    assert drawing.title_of(fig) == "A finding a note"
+    assert title_of(fig) == "A finding a note"
 
 
 def test_no_text_is_smaller_than_12_pixels_where_a_figure_is_shown_840_pixels_wide():

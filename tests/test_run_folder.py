@@ -1,6 +1,7 @@
 """A run's folder holds one run: what was asked for, whole, trained by one process at a time."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -170,14 +171,13 @@ def test_a_machine_that_cannot_continue_says_so_and_trains_nothing(
 
 def test_what_auto_chose_is_known_when_the_same_is_asked_for_again(data, tmp_path):
     asked, name = {"ARCH": "auto", "EPOCHS": 0}, "fastnet-4"
-    assert earlier_auto_choice(tmp_path, asked) is None
+    assert earlier_auto_choice(tmp_path, asked, 42) is None
     auto = AutoChoice(asked, name)
     run = train(RECIPE, data, tmp_path, RunOptions(auto=auto))
     assert run.metrics_csv.parent.name.startswith("auto-")
-    assert (
-        earlier_auto_choice(tmp_path, asked) == name
-        and earlier_auto_choice(tmp_path, {"ARCH": "auto", "EPOCHS": 1}) is None
-    )
+    assert earlier_auto_choice(tmp_path, asked, 42) == name
+    assert earlier_auto_choice(tmp_path, {"ARCH": "auto", "EPOCHS": 1}, 42) is None
+    assert earlier_auto_choice(tmp_path, asked, 7) is None  # that seed's run is another one
     changed = dataclasses.replace(RECIPE, max_lr=0.02)  # in a later version of this project
     for state in ("finished", "interrupted"):
         with pytest.raises(ValueError, match="other hyperparameters than 'auto' chooses now"):
@@ -372,6 +372,27 @@ def test_where_the_file_system_has_no_locks_the_heartbeat_decides(tmp_path, monk
     with pytest.raises(RunInUse):
         RunLock(tmp_path / "run").__enter__()
     write_owner(tmp_path / "run", RunLock(tmp_path / "run").this_process["host"], age=400)
+    with RunLock(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_a_marker_that_a_killed_process_left_instead_of_a_lock_does_not_decide(
+    tmp_path, monkeypatch
+):
+    """On such a file system filelock makes a file, which stays when its process is killed."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def missing(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    monkeypatch.setattr(module, "LOCK_PATIENCE_SECONDS", 0.1)
+    Path(RunLock(tmp_path / "run").lock.lock_file).write_text("7\nelsewhere\n")
+    write_owner(tmp_path / "run", "elsewhere", age=10)
+    with pytest.raises(RunInUse):
+        RunLock(tmp_path / "run").__enter__()
+    write_owner(tmp_path / "run", "elsewhere", age=400)
     with RunLock(tmp_path / "run"):
         pass
 

@@ -71,7 +71,6 @@ def test_the_environment_overrides_the_cell_in_the_cell_s_type(monkeypatch):
         True,
         False,
     )
-    assert "seed            7" in str(s)
 
 
 def test_data_dir_may_be_set_without_the_prefix(monkeypatch):
@@ -302,8 +301,9 @@ def test_auto_takes_the_best_that_trains_in_a_quarter_of_an_hour(pace, minutes, 
     pace["FastNet"] = 60 * minutes / batches_of_work(RECIPES["fastnet-7"])
     assert resolve(SWITCHES).recipe_name == name
     first, *more = capsys.readouterr().out.splitlines()
+    why = "the best measured" if minutes < 99 else "nothing that was measured trains"
     assert re.fullmatch(
-        rf'ARCH = "auto" chose {name} \(\d\d\.\d%, about \d+ min\): the best .* 15 minutes .*',
+        rf'ARCH = "auto" chose {name} \(\d\d\.\d%, about \d+ min\): {why} .* 15 minutes .*',
         first,
     )
     assert more[0].startswith("More accurate, and slower: ")

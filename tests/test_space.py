@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -555,12 +556,16 @@ def upright_photo(kind: str = "JPEG", **options) -> bytes:
     return encoded(halves((64, 64), "black", "white").rotate(-90), kind, **options)
 
 
+def chunk(name: bytes, content: bytes, checksum: int | None = None) -> bytes:
+    """A chunk of a PNG, whose checksum is right or as given."""
+    checksum = zlib.crc32(name + content) if checksum is None else checksum
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+
 def with_chunk(name: bytes, content: bytes, checksum: int | None = None) -> bytes:
     """A PNG, black on top, with a chunk before its pixels, whose checksum is right or as given."""
     png, start = upright_photo("PNG"), 8 + 25  # behind its signature and header
-    checksum = zlib.crc32(name + content) if checksum is None else checksum
-    chunk = struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
-    return png[:start] + chunk + png[start:]
+    return png[:start] + chunk(name, content, checksum) + png[start:]
 
 
 def with_texts(count: int, length: int) -> bytes:
@@ -887,6 +892,7 @@ NO_PICTURES = {
     "half of one grey.jpg": encoded(ONE_GREY.resize((999, 999)), "JPEG")[:5000],
     "cut.bmp": encoded(NOISE, "BMP")[:5000],
     "cut.tif": encoded(NOISE, "TIFF")[:5000],
+    "a seventh of a large.bmp": encoded(NOISE.resize((1500, 1500)), "BMP")[:1_000_000],
     "hardly anything.jpg": encoded(NOISE, "JPEG")[:700],
     "hardly anything.png": encoded(NOISE, "PNG")[:60],
     "head.png": encoded(NOISE, "PNG")[:33],
@@ -927,6 +933,20 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(client, app, uploads, mo
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(gr.Error, match="25 million pixels"):
         app.answers.preprocess({"path": str(uploads / "bomb.png")}, 32)
+
+
+def test_no_more_of_a_truncated_picture_is_unpacked_than_it_has_pixels(app):
+    """One pixel, then 50 MB of zeros in 50 kB, then a part that is cut off."""
+    head = encoded(Image.new("L", (1, 1)), "PNG")[:33]
+    zeros = zlib.compress(bytes(50_000_000))
+    content = head + chunk(b"IDAT", zeros) + chunk(b"IDAT", b"cut off")[:-6]
+    tracemalloc.start()
+    try:
+        assert app.answers.preprocess(as_data(content), 32).shape == (32, 32, 3)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5_000_000  # bytes
 
 
 def test_no_picture_made_the_server_take_more_than_a_gigabyte_and_a_half(server, client, tmp_path):
@@ -1100,7 +1120,8 @@ def test_a_folder_of_another_user_is_named_with_its_variable(folder):
         command = [sys.executable, "-c", script]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
-        assert f"{place}/cifar10-space (Permission denied). Set GRADIO_TEMP_DIR to" in done.stderr
+        name = f"cifar10-space-{os.getuid() or 65534}"
+        assert f"{place}/{name} (Permission denied). Set GRADIO_TEMP_DIR to" in done.stderr
 
 
 # ---- hostile -------------------------------------------------------------------------------------

@@ -648,6 +648,23 @@ def test_an_apple_gpu_that_agrees_is_used_in_fp32(apple_gpu, monkeypatch):
         hardware.check_precision("bf16-mixed")
 
 
+@pytest.mark.parametrize(
+    ("device", "methods", "workers"),
+    [
+        ("cuda", ["fork", "spawn"], 2),
+        ("cuda", ["spawn"], 0),
+        ("mps", ["spawn", "fork"], 0),
+        ("cpu", ["fork", "spawn"], 0),
+    ],
+)
+def test_images_are_loaded_by_other_processes_only_where_these_start_at_once(
+    monkeypatch, tiny_splits, device, methods, workers
+):
+    monkeypatch.setattr(runs, "choose_device", lambda: torch.device(device))
+    monkeypatch.setattr(runs.multiprocessing, "get_all_start_methods", lambda: methods)
+    assert runs.build_datamodule(RECIPE, tiny_splits, 0).num_workers == workers
+
+
 def test_the_trainer_takes_the_device_that_was_chosen(monkeypatch, apple_gpu, data, tmp_path):
     given = []
 

@@ -32,7 +32,7 @@ from evaluation.errors import (
 from models import explain, registry
 from models.bundle import load_bundle
 from models.registry import build
-from tests.conftest import PROJECT, space_meta, wrong_predictions
+from tests.conftest import PROJECT, space_meta, title_of, wrong_predictions
 from tests.kill_export import kill_again_and_again
 from tests.warm import WarmProcess
 from training.whitening import whiten
@@ -110,8 +110,8 @@ def test_the_curves_hold_the_numbers_of_the_table(tmp_path):
         assert {line.get_label(): line.get_ydata().tolist() for line in axis.lines} == curves
         assert axis.lines[0].get_xdata().tolist() == [1, 2] and axis.get_xlabel() == "epoch"
         assert figure.get_suptitle().endswith("a note")
-    assert "1.200 after 2 epochs, training loss 1.000" in drawing.title_of(figures[0])
-    assert "70.0 % after 2 epochs, training accuracy 60.0 %" in drawing.title_of(figures[1])
+    assert "1.200 after 2 epochs, training loss 1.000" in title_of(figures[0])
+    assert "70.0 % after 2 epochs, training accuracy 60.0 %" in title_of(figures[1])
 
 
 def test_the_confusion_matrix_counts_every_image_once():

@@ -23,7 +23,9 @@ def run_to_publish(folder: str | Path | None) -> Path | None:
     Returns:
         The folder of a run on CIFAR-10 whose notebook holds no error, else None.
     """
-    candidates = [Path(folder)] if folder else sorted((PROJECT / "runs").glob("*"), reverse=True)
+    results = (PROJECT / "runs").glob("*/results.json")
+    newest_first = sorted(results, key=lambda path: path.stat().st_mtime, reverse=True)
+    candidates = [Path(folder)] if folder else [path.parent for path in newest_first]
     on_cifar10 = (path for path in candidates if read_results(path).get("data") == "CIFAR-10")
     source = next(on_cifar10, None)
     if source is None or not (source / NOTEBOOK).exists():

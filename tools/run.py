@@ -121,20 +121,24 @@ def announce(
 
 
 def port_is_free() -> bool:
-    """Tell whether a server can listen on HOST and PORT."""
+    """Tell whether a server can listen on HOST and PORT; say so if it cannot."""
     with socket.socket() as probe:
         if os.name != "nt":  # on Windows, this option allows to bind a port that is in use
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, int(PORT)))
         except OSError:
+            print(f"Port {PORT} is in use: stop what uses it, or set GRADIO_SERVER_PORT.")
             return False
     return True
 
 
 def serve(space: Path) -> int:
     """Serve a Space until Ctrl-C, print when it answers, and return its exit status."""
-    environment = os.environ | {"GRADIO_SERVER_NAME": HOST, "GRADIO_SERVER_PORT": str(PORT)}
+    if not port_is_free():  # it may have been taken since a training began
+        return 1
+    here = {"GRADIO_SERVER_NAME": HOST, "GRADIO_SERVER_PORT": PORT, "GRADIO_NUM_PORTS": "1"}
+    environment = os.environ | here
     app = subprocess.Popen(
         [sys.executable, "app.py"], cwd=space, env=environment, stdout=subprocess.DEVNULL
     )
@@ -165,9 +169,6 @@ def run() -> int:
     """
     forgive_output()  # cells may print what the terminal cannot show
     if not port_is_free():
-        print(
-            f"Port {PORT} is in use. Stop what uses it, or set GRADIO_SERVER_PORT to another one."
-        )
         return 1
     out = PROJECT / "runs" / time.strftime("%Y%m%d-%H%M%S")
     out.mkdir(parents=True)
@@ -200,8 +201,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=["run", "app"])
     command = parser.parse_args().command
-    if not PORT.isdecimal() or int(PORT) > 65535:
-        parser.error(f"GRADIO_SERVER_PORT: expected a number from 0 to 65535, got {PORT!r:.60}")
+    if not PORT.isdecimal() or not 1 <= int(PORT) <= 65535:
+        parser.error(f"GRADIO_SERVER_PORT: expected a number from 1 to 65535, got {PORT!r:.60}")
     return run() if command == "run" else serve(SPACE)
 
 

@@ -92,7 +92,7 @@ class LitClassifier(pl.LightningModule):
         correct = (logits.detach().argmax(1) == labels).sum()
         self.history.append((loss.detach().float(), correct, len(labels)))
         # Reading a number back makes a GPU wait: there, losses are checked at the epoch's end.
-        if self.trainer.is_last_batch or not loss.is_cuda:
+        if self.trainer.is_last_batch or loss.device.type == "cpu":
             self.check_finite()
         self.rates[self.global_step] = self.logged_rate()
         if self.trainer.is_last_batch:
@@ -190,23 +190,13 @@ class LitClassifier(pl.LightningModule):
 
     # ---- evaluation ----
 
-    def evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
-        """Log the loss and the accuracy of a batch.
+    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        """Log the loss and the accuracy of a batch of validation images, as val_loss and val_acc.
 
         Args:
             batch: images (N, 3, 32, 32) and labels (N,).
-            stage: 'val' or 'test', the first part of the metrics' names.
         """
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        metrics = {f"{stage}_loss": loss, f"{stage}_acc": self.acc(logits, labels)}
-        self.log_means(metrics, len(labels))
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
-        """Log val_loss and val_acc."""
-        self.evaluate(batch, "val")
-
-    def test_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
-        """Log test_loss and test_acc."""
-        self.evaluate(batch, "test")
+        self.log_means({"val_loss": loss, "val_acc": self.acc(logits, labels)}, len(labels))

@@ -49,7 +49,10 @@ class TransientLine:
 
     def __init__(self):
         shown = kernel_shell() or sys.stdout.isatty()
-        self.bar = tqdm(bar_format="{desc}", leave=False, file=sys.stdout, disable=not shown)
+        # At position 0, though the line of a training before may not be gone yet.
+        self.bar = tqdm(
+            bar_format="{desc}", leave=False, file=sys.stdout, disable=not shown, position=0
+        )
 
     def show(self, text: str) -> None:
         """Replace the line, or remove it where the text is empty."""

@@ -1,7 +1,19 @@
-"""JSON files that are written whole or not at all, and checked when read."""
+"""JSON files that are written whole or not at all, and checked when read; a temporary folder."""
 
+import functools
 import json
+import tempfile
 from pathlib import Path
+
+
+@functools.cache
+def _temporary() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="era-scratch-")
+
+
+def scratch_folder() -> Path:
+    """Return a temporary folder, the same one each time, that is removed when Python ends."""
+    return Path(_temporary().name)
 
 
 def write_json(path: str | Path, value: object) -> None:

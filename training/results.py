@@ -10,7 +10,7 @@ from models.bundle import load_bundle
 from models.errors import InvalidValue
 from models.stage import Network
 from training.checkpoints import load_checkpoint, newest_checkpoint
-from training.files import read_json
+from training.files import read_json, scratch_folder
 from training.history import read_finished_metrics, read_metrics, summarize_metrics
 from training.lightning_output import print_rank_zero
 from training.recipes import Recipe
@@ -129,6 +129,6 @@ def stored_run(space: str | Path, results: str | Path = "results.json") -> Run:
     metrics = None
     stored = read_json(Path(results), {"sha256", "metrics"})
     if stored and stored["sha256"] == meta["sha256"]["weights"]:
-        metrics = Path(tempfile.mkdtemp()) / "metrics.csv"
+        metrics = Path(tempfile.mkdtemp(dir=scratch_folder())) / "metrics.csv"
         pd.DataFrame(stored["metrics"]).to_csv(metrics, index=False)
     return Run(model, meta["training"], metrics)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 from torch import Tensor
 
 from dataload import CIFAR10DataModule, Splits
@@ -95,12 +95,13 @@ def run_folder(root: str | Path, identity: dict) -> Path:
     return Path(root) / f"{name}-{digest[:12]}"
 
 
-def earlier_auto_choice(root: str | Path, asked: dict) -> str | None:
+def earlier_auto_choice(root: str | Path, asked: dict, seed: int) -> str | None:
     """Find the recipe that 'auto' chose when the same switches began a run.
 
     Args:
         root: the folder of the runs.
         asked: the switches that 'auto' chooses from, name -> value.
+        seed: of the run.
 
     Returns:
         The recipe's name, of the latest such run, or None.
@@ -108,7 +109,8 @@ def earlier_auto_choice(root: str | Path, asked: dict) -> str | None:
     for path in sorted(Path(root).glob("auto-*/started.json"), key=os.path.getmtime, reverse=True):
         started = read_json(path, {"identity", "resolved"})
         archived = "-before-" in path.parent.name
-        if started and not archived and started["identity"]["recipe"] == asked:
+        identity = started["identity"] if started and not archived else {}
+        if (identity.get("recipe"), identity.get("seed")) == (asked, seed):
             return started["resolved"]["recipe_name"]
     return None
 
@@ -226,6 +228,8 @@ class RunLock(pl.Callback):
         try:
             self.lock.acquire(timeout=LOCK_PATIENCE_SECONDS)
         except Timeout:
+            if isinstance(self.lock, SoftFileLock):  # a mere file, which a killed process leaves
+                return False
             raise self.in_use(self.other_owner()) from None
         except (OSError, NotImplementedError):
             return False

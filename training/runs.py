@@ -5,6 +5,7 @@ where the last complete checkpoint ends, or loads the result if the run is finis
 """
 
 import contextlib
+import multiprocessing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -64,10 +65,12 @@ def build_datamodule(
         fast: whether the fast loader replaces Albumentations.
     """
     gpu = choose_device().type != "cpu"
+    # Where a worker does not begin as a copy of this process, it imports everything every epoch.
+    forks = multiprocessing.get_all_start_methods()[0] == "fork"  # the default is the first
     kind = FastDataModule if fast else CIFAR10DataModule
     return kind(
         batch_size=recipe.batch_size if gpu else recipe.micro_batch or recipe.batch_size,
-        num_workers=2 if gpu else 0,
+        num_workers=2 if gpu and forks else 0,
         seed=seed,
         splits=splits,
         augmentation=Augmentation(recipe.padding, recipe.cutout),

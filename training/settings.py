@@ -1,13 +1,12 @@
 """The settings of a run of the notebook, resolved from its switches."""
 
-import functools
 import os
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from training.budget import choose_affordable
+from training.files import scratch_folder
 from training.hardware import check_precision, choose_device, choose_precision
 from training.options import AutoChoice, RunOptions
 from training.recipe_check import check_recipe
@@ -60,21 +59,6 @@ class Settings:
     def seed(self) -> int:
         """Return the seed of the split, the loaders and the weights."""
         return self.options.seed
-
-    def __str__(self) -> str:
-        values = vars(self.options) | vars(self)
-        del values["options"]
-        return "\n".join(f"{name:15s} {value}" for name, value in values.items())
-
-
-@functools.cache
-def _temporary() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="era-scratch-")
-
-
-def scratch_folder() -> Path:
-    """Return a temporary folder, the same one each time, that is removed when Python ends."""
-    return Path(_temporary().name)
 
 
 def resolve(switches: dict) -> Settings:
@@ -133,7 +117,7 @@ def choose_automatically(
         smoke: whether this is a test run, which is short in any case.
     """
     asked = {name: getattr(chosen, name) for name in ("ARCH", "RECIPE", "EPOCHS", "BATCH_SIZE")}
-    before = None if chosen.FRESH else earlier_auto_choice(checkpoint_dir, asked)
+    before = None if chosen.FRESH else earlier_auto_choice(checkpoint_dir, asked, chosen.SEED)
     if before in RECIPES:
         print(f'ARCH = "auto" chose {before} when this run began; FRESH = True chooses anew')
         return AutoChoice(asked, before)
