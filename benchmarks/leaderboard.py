@@ -61,12 +61,12 @@ def accuracy_cell(row: dict) -> str:
 
 def table(rows: list[dict]) -> str:
     """Format rows of the leaderboard as a Markdown table."""
-    names = ["step", "time", "precision", "accuracy with TTA", "what changed", "date", "commit"]
+    names = ["step", "time", "precision", "on", "accuracy with TTA", "what changed", "date"]
     lines = []
     for number, row in enumerate(rows):
-        cells = [number, f"{row['time']:.2f}", row["precision"], accuracy_cell(row)]
-        lines.append([*cells, row["changed"], row["date"], f"`{row['commit']}`"])
-    return markdown_table(names, lines) + "\n"
+        cells = [number, f"{row['time']:.2f}", row["precision"], row["machine"]]
+        lines.append([*cells, accuracy_cell(row), row["changed"], row["date"], f"`{row['commit']}`"])
+    return markdown_table([*names, "commit"], lines) + "\n"
 
 
 def short_table(rows: list[dict]) -> str:
@@ -119,7 +119,7 @@ def measured_row(changed: str, recipe: str, precision: str = "", folder: Path = 
         for name in ("speed.json", "accuracy.json")
     )
     timed = [
-        (speed[f"time_to_94_ratio{to94_name(name)}"], name)
+        (name, to94_name(name))
         for name in ([precision] if precision else ["bf16-mixed", "32-true"])
         if speed.get(f"time_to_94{to94_name(name)}", {}).get("recipe") == recipe
     ]
@@ -127,10 +127,17 @@ def measured_row(changed: str, recipe: str, precision: str = "", folder: Path = 
     if not timed or not found:
         missing = "accuracy on 50,000 images" if timed else "time by `benchmarks.speed to94`"
         raise InvalidValue(f"expected a measured {missing} of {recipe}, got none in {folder}")
-    (ratio, timed_in), row = timed[0], found[-1]
-    deviation = deviation_of([run["tta"] for run in row["runs"]])
-    measured = {"tta": row["tta"], "tta_std": deviation, "n": row["n"]}
-    return {"recipe": recipe, "time": ratio, "precision": timed_in, **measured, "changed": changed}
+    (timed_in, mark), row = timed[0], found[-1]
+    return {
+        "recipe": recipe,
+        "time": speed[f"time_to_94_ratio{mark}"],
+        "precision": timed_in,
+        "machine": speed["machine"][f"to94{mark}"],
+        "tta": row["tta"],
+        "tta_std": deviation_of([run["tta"] for run in row["runs"]]),
+        "n": row["n"],
+        "changed": changed,
+    }
 
 
 def main() -> None:

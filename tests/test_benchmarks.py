@@ -418,7 +418,7 @@ def counted(function, calls):
 
 
 STEP = {"recipe": "fastnet-7", "time": 0.538, "precision": "bf16-mixed", "changed": "all"}
-STEP |= {"tta": 0.9411, "tta_std": 0.00129, "n": 3, "date": "2026-11-21", "commit": "344ba5d"}
+STEP |= {"machine": "a CPU", "tta": 0.9411, "tta_std": 0.00129, "n": 3, "date": "2026-11-21", "commit": "344ba5d"}
 
 
 def test_the_page_of_the_results_is_that_of_the_files():
@@ -438,10 +438,11 @@ def test_the_leaderboard_begins_with_the_plain_schedule_and_ends_with_what_was_m
 
 
 def test_a_row_of_the_leaderboard_shows_mean_deviation_and_number():
-    unmeasured = {key: STEP[key] for key in ("time", "precision", "changed", "date", "commit")}
+    keys = ("time", "precision", "machine", "changed", "date", "commit")
+    unmeasured = {key: STEP[key] for key in keys}
     _, _, first, second = leaderboard.table([STEP, unmeasured]).splitlines()
-    assert "| 0 | 0.54 | bf16-mixed | 94.11 % ± 0.13 (n = 3) | all |" in first
-    assert "| 1 | 0.54 | bf16-mixed | not measured | all | 2026-11-21 | `344ba5d` |" in second
+    assert "| 0 | 0.54 | bf16-mixed | a CPU | 94.11 % ± 0.13 (n = 3) | all |" in first
+    assert "| 1 | 0.54 | bf16-mixed | a CPU | not measured | all | 2026-11-21 | `344ba5d` |" in second
 
 
 @pytest.mark.parametrize(("tta", "verdict"), [(0.942, "agrees with"), (0.93, "is 8.6 standard")])
@@ -457,9 +458,11 @@ def test_a_row_is_made_of_what_was_measured_only(tmp_path, row):
     runs = [{"tta": 0.939}, {"tta": 0.941}]
     (tmp_path / "accuracy.json").write_text(json.dumps([row | {"runs": runs}]))
     speeds = {"time_to_94_ratio_fp32": 0.7, "time_to_94_fp32": {"recipe": "fastnet-7"}}
+    speeds["machine"] = {"to94_fp32": "a CPU", "to94": "another"}
     (tmp_path / "speed.json").write_text(json.dumps(speeds))
     made = leaderboard.measured_row("less work", "fastnet-7", folder=tmp_path)
     assert (made["time"], made["precision"], made["n"]) == (0.7, "32-true", 2)
+    assert made["machine"] == "a CPU"
     assert made["tta_std"] == pytest.approx(0.001 * 2**0.5)
     with pytest.raises(ValueError, match="measured time by `benchmarks.speed to94` of fastnet-4"):
         leaderboard.measured_row("", "fastnet-4", folder=tmp_path)

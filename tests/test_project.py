@@ -404,14 +404,17 @@ def project(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_publish_promotes_the_newest_run_on_cifar10(project, exported_space):
+def test_publish_promotes_the_newest_run_on_cifar10(project, exported_space, capsys):
     """The bundle, not the app, which is the project's; of another network nothing stays."""
+    older = a_run(project / "runs/with a name of its own", "CIFAR-10", exported_space)
+    os.utime(older / "results.json", (0, 0))
     a_run(project / "runs/20260101-000000", "CIFAR-10", exported_space)
     a_run(project / "runs/20260102-000000", "built-in sample, not CIFAR-10", exported_space)
     (project / "space/models").mkdir(parents=True)
     for name in ("app.py", "notes.txt", "models/fastnet.py"):
         (project / "space" / name).write_text("of the project")
     assert publish.publish(None) == 0
+    assert f"Published {project / 'runs/20260101-000000'}" in capsys.readouterr().out
     assert (project / "images/loss_metrics.png").read_text() == "curve"
     assert {"space", "results.json", run.NOTEBOOK} <= {path.name for path in project.iterdir()}
     assert load_bundle(project / "space")[1] == load_bundle(exported_space)[1]
@@ -647,13 +650,17 @@ def test_a_port_is_tried_without_reuse_on_windows(monkeypatch, system, options):
     assert run.port_is_free() and asked == options
 
 
-def test_a_port_in_use_is_seen(monkeypatch):
+def test_a_port_in_use_is_seen_and_nothing_is_served(monkeypatch, tmp_path, capsys):
+    """Not even the other process's app, as if it were ours."""
+    monkeypatch.setattr(run.subprocess, "Popen", lambda *_, **__: pytest.fail("it was started"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        monkeypatch.setattr(run, "PORT", str(listener.getsockname()[1]))
-        assert not run.port_is_free()
+        port = str(listener.getsockname()[1])
+        monkeypatch.setattr(run, "PORT", port)
+        assert not run.port_is_free() and run.serve(tmp_path) == 1
+    assert f"Port {port} is in use" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("port", ["seven", "70000", "-1"])
+@pytest.mark.parametrize("port", ["seven", "70000", "-1", "0"])
 def test_a_port_that_is_none_is_refused(monkeypatch, capsys, port):
     monkeypatch.setattr(run, "PORT", port)
     monkeypatch.setattr(sys, "argv", ["tools.run", "app"])
