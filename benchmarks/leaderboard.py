@@ -65,7 +65,8 @@ def table(rows: list[dict]) -> str:
     lines = []
     for number, row in enumerate(rows):
         cells = [number, f"{row['time']:.2f}", row["precision"], row["machine"]]
-        lines.append([*cells, accuracy_cell(row), row["changed"], row["date"], f"`{row['commit']}`"])
+        cells += [accuracy_cell(row), row["changed"], row["date"], f"`{row['commit']}`"]
+        lines.append(cells)
     return markdown_table([*names, "commit"], lines) + "\n"
 
 

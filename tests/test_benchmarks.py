@@ -417,8 +417,9 @@ def counted(function, calls):
 # ---- leaderboard ----
 
 
-STEP = {"recipe": "fastnet-7", "time": 0.538, "precision": "bf16-mixed", "changed": "all"}
-STEP |= {"machine": "a CPU", "tta": 0.9411, "tta_std": 0.00129, "n": 3, "date": "2026-11-21", "commit": "344ba5d"}
+STEP = {"recipe": "fastnet-7", "time": 0.538, "precision": "bf16-mixed", "machine": "a CPU"}
+STEP |= {"changed": "all", "tta": 0.9411, "tta_std": 0.00129, "n": 3}
+STEP |= {"date": "2026-11-21", "commit": "344ba5d"}
 
 
 def test_the_page_of_the_results_is_that_of_the_files():
@@ -442,7 +443,8 @@ def test_a_row_of_the_leaderboard_shows_mean_deviation_and_number():
     unmeasured = {key: STEP[key] for key in keys}
     _, _, first, second = leaderboard.table([STEP, unmeasured]).splitlines()
     assert "| 0 | 0.54 | bf16-mixed | a CPU | 94.11 % ± 0.13 (n = 3) | all |" in first
-    assert "| 1 | 0.54 | bf16-mixed | a CPU | not measured | all | 2026-11-21 | `344ba5d` |" in second
+    assert "| 1 | 0.54 | bf16-mixed | a CPU | not measured | all |" in second
+    assert second.endswith("| 2026-11-21 | `344ba5d` |")
 
 
 @pytest.mark.parametrize(("tta", "verdict"), [(0.942, "agrees with"), (0.93, "is 8.6 standard")])

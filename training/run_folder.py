@@ -108,9 +108,10 @@ def earlier_auto_choice(root: str | Path, asked: dict, seed: int) -> str | None:
     """
     for path in sorted(Path(root).glob("auto-*/started.json"), key=os.path.getmtime, reverse=True):
         started = read_json(path, {"identity", "resolved"})
-        archived = "-before-" in path.parent.name
-        identity = started["identity"] if started and not archived else {}
-        if (identity.get("recipe"), identity.get("seed")) == (asked, seed):
+        if not started or "-before-" in path.parent.name:
+            continue
+        identity = started["identity"]
+        if (identity["recipe"], identity["seed"]) == (asked, seed):
             return started["resolved"]["recipe_name"]
     return None
 
