@@ -243,7 +243,6 @@ def speed(results: dict) -> str:
         f" {min(steps):.2f} to {max(steps):.2f} times the speed of a bare PyTorch loop.\n"
         f"Training FastNet takes {results['time_to_94_ratio']:.2f} times as long as the published"
         f" schedule of airbench94 in a plain loop{also} (one pair of runs, `make bench`).\n"
-        "Each step that made it faster, and how to add one: [docs/results.md](docs/results.md).\n"
     )
 
 
