@@ -61,13 +61,14 @@ def accuracy_cell(row: dict) -> str:
 
 def table(rows: list[dict]) -> str:
     """Format rows of the leaderboard as a Markdown table."""
-    names = ["step", "time", "precision", "on", "accuracy with TTA", "what changed", "date"]
+    names = ["step", "time", "precision", "on", "accuracy with TTA", "what changed"]
+    names += ["date", "commit"]
     lines = []
     for number, row in enumerate(rows):
         cells = [number, f"{row['time']:.2f}", row["precision"], row["machine"]]
         cells += [accuracy_cell(row), row["changed"], row["date"], f"`{row['commit']}`"]
         lines.append(cells)
-    return markdown_table([*names, "commit"], lines) + "\n"
+    return markdown_table(names, lines) + "\n"
 
 
 def short_table(rows: list[dict]) -> str:
@@ -148,7 +149,7 @@ def main() -> None:
     )
     parser.add_argument("changed", help="what changed since the row before")
     parser.add_argument("--recipe", choices=list(RECIPES), default=last_row()["recipe"])
-    parser.add_argument("--precision", default="", help="of the time: bf16-mixed or 32-true")
+    parser.add_argument("--precision", choices=["bf16-mixed", "32-true"], default="")
     args = parser.parse_args()
     commit = subprocess.check_output(["git", "rev-parse", "--short=7", "HEAD"], text=True).strip()
     row = measured_row(args.changed, args.recipe, args.precision)

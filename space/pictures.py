@@ -196,7 +196,7 @@ def to_srgb(image: Image.Image, content: bytes) -> Image.Image:
             grey or CMYK, is ignored.
     """
     with contextlib.suppress(Exception):  # a damaged file makes Pillow raise nearly anything
-        profile = Image.open(io.BytesIO(content), formats=FORMATS).info["icc_profile"]
+        profile = open_picture(content).info["icc_profile"]
         srgb = ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(image, io.BytesIO(profile), srgb) or image
     return image
