@@ -32,7 +32,7 @@ publish: $(READY) ## promote the newest finished run on CIFAR-10 (or RUN=runs/..
 	@$(BIN)/python -m tools.publish $(RUN)
 
 push: $(READY) ## send the committed Space to Hugging Face, SPACE=user/name, its weights, MODEL=user/name, or both; DRY_RUN=1 only says what, YES=1 does not ask
-	@$(BIN)/python -m tools.push $(SPACE) $(if $(MODEL),--model $(MODEL)) $(if $(DRY_RUN),--dry-run) $(if $(YES),--yes)
+	@$(BIN)/python -m tools.push $(SPACE) $(if $(MODEL),--model $(MODEL)) $(if $(filter-out 0 no false,$(DRY_RUN)),--dry-run) $(if $(filter 1 yes true,$(YES)),--yes)
 
 space-check: $(READY) ## install and try the Space in an empty environment, as Hugging Face does
 	@$(BIN)/python -m tools.space_check

@@ -201,9 +201,9 @@ def check_image(index: int, image: np.ndarray, label: int) -> None:
     if shape != (IMAGE_SIZE, IMAGE_SIZE, 3) or image.dtype != np.uint8:
         got = f"{getattr(image, 'dtype', type(image).__name__)} {shape}"
         raise InvalidValue(f"image {index}: expected a uint8 array (32, 32, 3), got {got}")
-    if not 0 <= label < len(CLASSES):
+    if not isinstance(label, (int, np.integer)) or not 0 <= label < len(CLASSES):
         raise InvalidValue(
-            f"image {index}: expected a label from 0 to {len(CLASSES) - 1}, got {label}"
+            f"image {index}: expected a label from 0 to {len(CLASSES) - 1}, got {label!r:.60}"
         )
 
 
@@ -514,7 +514,7 @@ class Draw:
             cutout: as of Augmentation.
 
         Raises:
-            InvalidValue: for another number of images or labels.
+            InvalidValue: for another number of images or labels, and for what is none.
         """
         square = f", and masks a {cutout}x{cutout} square in half of them" if cutout else ""
         title = f"Augmentation shifts by up to {padding} pixels, mirrors half of the images{square}"
@@ -536,6 +536,10 @@ class Draw:
             raise InvalidValue(
                 f"expected 1 to 20 images and a label for each, got {len(images)} and {len(labels)}"
             )
+        if draws < 1:
+            raise InvalidValue(f"expected at least one augmentation of each image, got {draws}")
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            check_image(index, image, label)
         augment = A.Compose(list(transforms), seed=seed, strict=True)
         augmented = [[augment(image=image)["image"] for image in images] for _ in range(draws)]
         width = max(6.5, min(10.5, 1.1 * len(images)))  # inches

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dataload import CLASSES
 from evaluation.bundle_check import check_bundle
 from evaluation.curves import plot_metrics
 from evaluation.drawing import Plot, save_figure
@@ -54,14 +55,14 @@ APP_FILES = (
     "requirements.txt",
     ".gitattributes",
 )
-EXAMPLE_SUFFIXES = (".png", ".md", ".txt")  # of examples/: the pictures, their credits and licences
+EXAMPLES = (*(f"{name}.png" for name in CLASSES), "CREDITS.md", "LICENSE-*.txt")  # in examples/
 
 
 def app_files(space: Path) -> list[str]:
     """List the files of the app, which no training changes, relative to the folder of a Space."""
-    examples = [path for path in (space / "examples").glob("*") if path.suffix in EXAMPLE_SUFFIXES]
-    paths = [*(space / name for name in APP_FILES), *examples]
-    return sorted(path.relative_to(space).as_posix() for path in paths if path.is_file())
+    examples = (path for name in EXAMPLES for path in (space / "examples").glob(name))
+    files = [path for path in (*(space / name for name in APP_FILES), *examples) if path.is_file()]
+    return sorted(path.relative_to(space).as_posix() for path in files if not path.is_symlink())
 
 
 def space_files(space: Path, meta: dict) -> list[str]:
@@ -240,7 +241,7 @@ def load_app(space: str | Path) -> ModuleType:
     """Load the app of a Space anew, with the network and the sources that are in its folder now.
 
     `import app` would return the first one for as long as Python runs.
-    `load_app(space).demo.launch()` serves it.
+    `load_app(space).serve()` serves it.
     """
     space = Path(space).resolve()
     _, contents = bundle.read_bundle(space)

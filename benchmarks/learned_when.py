@@ -8,6 +8,7 @@ Before the training and after each of its epochs, the probabilities of all class
 heatmap for the true class go to benchmarks/results/learned_when.json. An interrupted run continues
 where it ended, as every training of the project does. At the end images/learned_when.png, a strip,
 and images/learned_when.gif, an animation, are drawn: the JSON holds no pixels of the images.
+With --results, all three files are written beside each other there.
 """
 
 import argparse
@@ -56,8 +57,11 @@ class Recorder(pl.Callback):
     def __init__(self, path: Path, metadata: dict, part: Images):
         self.path, self.metadata, self.part = path, metadata, part
 
-    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Record the network as it is before the training."""
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Record the network as it is before the training.
+
+        Not in on_fit_start: there, a run that continues has its weights back, not yet its epoch.
+        """
         if trainer.current_epoch == 0:
             self.record(0, module)
 
@@ -118,10 +122,10 @@ def record_run(recipe: Recipe, root: Path, results: Path, data: CIFAR10DataModul
     identity = run_identity(recipe, data, options)
     folder = run_folder(root, identity)
     root.mkdir(parents=True, exist_ok=True)
-    started = folder / "started.json"
-    if started.exists() and not epochs_of(read(results), metadata):
-        archive_run(folder, True, read(started))  # its epochs were not recorded
     with RunLock(folder) as lock:
+        begun = folder / "started.json"
+        if begun.exists() and not epochs_of(read(results), metadata):
+            archive_run(folder, True, read(begun))  # its epochs were not recorded
         started = start_or_resume(folder, identity, recipe, data, options)
         lock.started = started
         recorder = Recorder(results, metadata, data.splits.val)
@@ -210,7 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         record_run(recipe, args.root, args.results, data, metadata)
     found = read(args.results)
     assert found
-    draw(found, splits.val)
+    beside = [args.results.with_suffix(suffix) for suffix in (".png", ".gif")]
+    draw(found, splits.val, *([STRIP, ANIMATION] if args.results == RESULTS else beside))
     print(finding(found))
 
 

@@ -108,7 +108,7 @@ def ablation_table(recipe: str = "fastnet-4", folder: Path = RESULTS) -> str:
         the full recipe in percentage points, the seconds of training, n.
     """
     rows = json.loads((folder / "ablations.json").read_text())
-    rows = [row for row in rows if row["recipe"] == recipe and "trick" not in row]
+    rows = [row for row in rows if row["recipe"] == recipe and not {"trick", "curve"} & set(row)]
     (base,) = (row for row in rows if not row["without"])
     ablations = sorted((row for row in rows if row["without"]), key=lambda row: row["val_single"])
     lines = []
@@ -276,7 +276,9 @@ def plot(rows: list[dict]) -> Figure:
     axis.plot(work, tta, "o", label="ours, TTA", color=COLOURS[0])
     for row in rows:
         part = "" if row["train_images"] == 50_000 else f", {row['train_images']:,} images"
-        name = f"{row['network']}, {row['epochs']} epochs{part}"
+        # With both ends, for two rows may stand above each other.
+        ends = f"{100 * row['single']:.1f} to {percent(row['tta'])}"
+        name = f"{row['network']}, {row['epochs']} epochs{part}: {ends}"
         point = (petaflop(row), row["single"])  # there is more room than beside the upper one
         axis.annotate(name, point, (7, -4), textcoords="offset points", color=COLOURS[0])
     axis.set(xlabel="training compute (PFLOP)", ylabel="test accuracy")

@@ -200,6 +200,8 @@ def measure_to94(splits: Splits, images: int, precision: str, name: str) -> dict
         'time_to_94_ratio': our seconds over those of the published schedule; 'time_to_94': seconds
         and test accuracies of both. Both names end in '_fp32' where that is the precision.
     """
+    if DEVICE != "cpu":
+        raise InvalidValue(f"the published schedule runs on a CPU only, FastNet here on {DEVICE}")
     recipe = RECIPES[name]
     splits = all_images(splits) if not images else first_images(splits, images)
     reference, before = ReferenceProcess(images, precision), 3

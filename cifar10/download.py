@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cifar10.images import Images
-from models.errors import InvalidValue, ProjectError
+from models.errors import InvalidValue, ProjectError, StorageError
 
 FOLDER = "cifar-10-batches-py"
 TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
@@ -47,6 +47,7 @@ MIRRORS = (
 CHUNK = 1 << 16  # bytes read at a time
 # Enough to continue, to find that the earlier bytes were wrong, and to start anew.
 ATTEMPTS_PER_MIRROR = 3
+ROOM = 2.2  # times the archive's size: for itself and for its files
 
 
 class DataUnavailable(ProjectError, RuntimeError):
@@ -239,15 +240,26 @@ def unpack(archive: Path, target: Path, checksums: dict[str, str]) -> None:
         folder.replace(target)
 
 
-def check_writable(folder: Path) -> None:
-    """Make a folder if it is missing; raise InvalidValue if nothing can be written into it."""
+def check_room(folder: Path, needed: float) -> None:
+    """Make a folder if it is missing, and check that so many bytes can be written into it.
+
+    Raises:
+        InvalidValue: if nothing can be written.
+        StorageError: if the disk has too little room.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+        free = shutil.disk_usage(folder).free
     except OSError as error:
         raise InvalidValue(
             f"cannot write into {folder} ({error.strerror}): set DATA_DIR to another folder"
         ) from error
+    if free < needed:
+        raise StorageError(
+            f"{folder} has {free / 1e6:,.0f} MB left, CIFAR-10 needs {needed / 1e6:,.0f} MB: make"
+            " room, or set DATA_DIR to another folder"
+        )
 
 
 def prepare_cifar10(
@@ -273,12 +285,13 @@ def prepare_cifar10(
     Raises:
         InvalidValue: if the folder exists but a file in it is missing or has another md5, or if it
             cannot be made.
+        StorageError: if the disk has too little room.
         DataUnavailable: if no mirror delivers the archive.
     """
     folder = Path(data_dir) / FOLDER
     if not folder.exists():
-        check_writable(folder.parent)
         partial = folder.parent / "cifar-10-python.tar.gz.part"
+        check_room(folder.parent, ROOM * archive_bytes - size_of(partial))
         try:
             download(mirrors, partial, archive_md5, timeout, archive_bytes)
             unpack(partial, folder, checksums)

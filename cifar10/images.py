@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from models.errors import InvalidValue
+
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGE_SIZE = 32  # pixels
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)  # of the 50,000 training images / 255, per channel
@@ -29,12 +31,22 @@ class Augmentation:
     """The strengths of the augmentation of training images.
 
     Attributes:
-        padding: pixels by which an image is shifted at most; reflection fills the gap.
-        cutout: side in pixels of the square that is masked in half of the images; 0: none.
+        padding: pixels by which an image is shifted at most, 0 to 31; reflection fills the gap.
+        cutout: side in pixels of the square that is masked in half of the images, at most 32; 0:
+            none.
     """
 
     padding: int = 4
     cutout: int = 8
+
+    def __post_init__(self) -> None:
+        """Raise InvalidValue for what an image has no room for."""
+        # A reflection needs one pixel more than it adds.
+        if not (0 <= self.padding < IMAGE_SIZE and 0 <= self.cutout <= IMAGE_SIZE):
+            raise InvalidValue(
+                f"expected a padding from 0 to {IMAGE_SIZE - 1} and a cutout from 0 to"
+                f" {IMAGE_SIZE}, got {self.padding} and {self.cutout}"
+            )
 
 
 DEFAULT_AUGMENTATION = Augmentation()

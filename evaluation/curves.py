@@ -164,7 +164,8 @@ def plot_training(metrics_csv: str | Path, recipe: Recipe, note: str = "") -> Fi
     if changed:
         mark_resolution(axes, changed)
     axes[-1].set_xlabel("epoch")
-    shows = "Line charts of loss, accuracy and learning rate against the epoch"
+    drawn = "loss, accuracy and learning rate" if len(rates) else "loss and accuracy"
+    shows = f"Line charts of {drawn} against the epoch"
     headline(fig, training_title(table, recipe), shows, note)
     return fig
 
@@ -256,7 +257,7 @@ def plot_schedule(
 
 
 def range_test_title(best: float, peak: float) -> str:
-    """Say where the loss of a range test is lowest, and why a peak may lie right of it.
+    """Say where the loss of a range test is lowest, and why a peak can lie right of it.
 
     Args:
         best: the learning rate with the smallest smoothed loss.
@@ -267,10 +268,7 @@ def range_test_title(best: float, peak: float) -> str:
         f" {peak:.2g}"
     )
     if peak > 1.05 * best:
-        return (
-            f"{found}. It lies right of the minimum: a run is at its peak for a moment and then"
-            " lowers the rate, while the test only raises it"
-        )
+        return f"{found}, which a training reaches after a longer warm-up"
     return found
 
 

@@ -140,6 +140,11 @@ def percent(fraction: float, decimals: int = 1) -> str:
     return f"{100 * fraction:.{decimals}f} %"
 
 
+def listed(names: Sequence[str]) -> str:
+    """Join names, as in 'a, b and c'."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
 def percent_axis(axis: Axes, of: str = "y") -> None:
     """Label the ticks of an axis of fractions in percent."""
     axes = axis.xaxis if of == "x" else axis.yaxis

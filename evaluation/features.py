@@ -21,6 +21,7 @@ from evaluation.drawing import (
     show_image,
     styled,
 )
+from models.errors import InvalidValue
 from models.fastnet import FastNet
 from models.stage import Network, eval_mode
 
@@ -201,7 +202,12 @@ def top_patches(model: Network, images: Tensor) -> dict[str, TopPatches]:
 
     Returns:
         Name of the stage -> its channels' patches.
+
+    Raises:
+        ValueError: if there are fewer images.
     """
+    if len(images) < PATCHES:
+        raise InvalidValue(f"expected at least {PATCHES} images, got {len(images)}")
     values: dict[str, list[Tensor]] = {stage.name: [] for stage in model.stages()}
     places: dict[str, list[Tensor]] = {stage.name: [] for stage in model.stages()}
     for batch in images.split(BATCH):

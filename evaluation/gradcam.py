@@ -77,7 +77,7 @@ def display_gradcam_output(  # noqa: PLR0913
             show_image(axes[row + 1 + below, column], blended, f"evidence for {name}")
     draw_colour_bar(fig, axes)
     shows = "Test images above their Grad-CAM heatmaps for two classes"
-    headline(fig, gradcam_title(chosen, *cams), shows, note)
+    headline(fig, gradcam_title(chosen, *cams, given=targets is not None), shows, note)
     return fig
 
 
@@ -95,18 +95,23 @@ def sample_caption(sample: Misclassified, classes: Sequence[str]) -> str:
     return caption(sample, classes)
 
 
-def gradcam_title(samples: Sequence[Misclassified], first: np.ndarray, other: np.ndarray) -> str:
+def gradcam_title(
+    samples: Sequence[Misclassified], first: np.ndarray, other: np.ndarray, given: bool = False
+) -> str:
     """Say how alike the heatmaps of the misclassified samples for their two classes are.
 
     Args:
         samples: those that are shown; where all were predicted correctly, the title is of them.
-        first: heatmaps (N, H, W) for the predicted class.
+        first: heatmaps (N, H, W) for the predicted class, or the given one.
         other: heatmaps (N, H, W) for the other class.
+        given: whether the first class is not the predicted one.
     """
     errors = np.array([sample.label != sample.pred for sample in samples])
     used = errors if errors.any() else ~errors
     alike = float(rank_correlation(first[used], other[used]).mean())
     pair = "the predicted and the true class" if errors.any() else "the two most probable classes"
+    if given:
+        pair = "the two classes"
     where = "the same places" if alike > SAME else "partly the same places"
     if alike < OTHER:
         where = "different places"

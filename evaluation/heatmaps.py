@@ -21,7 +21,7 @@ def draw_colour_bar(fig: Figure, axes: np.ndarray) -> None:
     bar = fig.colorbar(
         mappable, ax=axes, location="bottom", aspect=60, shrink=0.6, pad=0.01, fraction=0.03
     )
-    bar.set_ticks([0, 1], labels=["no evidence", "most evidence in the image"])
+    bar.set_ticks([0, 1], labels=["least evidence", "most evidence in the image"])
     bar.ax.tick_params(labelsize=TEXT, length=0)
 
 

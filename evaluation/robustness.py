@@ -138,21 +138,20 @@ def corrupted_predictions(
 
 
 def robustness_title(table: pd.DataFrame) -> str:
-    """Say which corruption costs most accuracy and which least, each at the greatest strength.
+    """Say what the greatest strengths of the corruptions leave of the accuracy.
+
+    Strengths of different corruptions cannot be compared, so it names the range.
 
     Args:
         table: of `corrupted_accuracy`.
     """
-    clean, worst = float(table.iloc[0, 0]), table.iloc[-1]
-    most, least = str(worst.idxmin()), str(worst.idxmax())
-    if worst.min() >= clean:
+    clean, left = float(table.iloc[0, 0]), table.iloc[-1].sort_values()
+    if left.min() >= clean:
         return f"No corruption lowers the accuracy of {percent(clean)}"
-    named = {"dark": "darkness"}
-    most_name, least_name = (named.get(name, name) for name in (most, least))
-    first = most_name if most_name.isupper() else most_name.capitalize()
+    named = [{"dark": "darkness"}.get(str(name), str(name)) for name in left.index]
     return (
-        f"{first} hurts most at full strength: {percent(clean)} becomes {percent(worst.min())};"
-        f" {least_name} least, {percent(worst.max())}"
+        f"At full strength, {named[0]} leaves {percent(left.iloc[0])} of {percent(clean)} accuracy,"
+        f" {named[-1]} {percent(left.iloc[-1])} (guessing: 10 %)"
     )
 
 

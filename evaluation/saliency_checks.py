@@ -13,7 +13,7 @@ from which they are drawn.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ from evaluation.drawing import (
     WIDTH,
     headline,
     hide_frame,
+    listed,
     new_figure,
     percent_axis,
     show_image,
@@ -39,7 +40,7 @@ from evaluation.drawing import (
 from evaluation.heatmaps import rank_correlation
 from models import explain
 from models.errors import InvalidValue
-from models.stage import Network
+from models.stage import Network, eval_mode
 
 PATCH = 4  # pixels: images are masked in patches of 4x4
 STEPS = 16  # of a deletion curve
@@ -89,7 +90,8 @@ class Cascade(NamedTuple):
 @torch.no_grad()
 def predicted_classes(model: nn.Module, images: Tensor) -> list[int]:
     """Return the class that a network predicts for each image (N, 3, S, S)."""
-    return model.eval()(images.to(next(model.parameters()).device)).argmax(1).tolist()
+    with eval_mode(model):
+        return model(images.to(next(model.parameters()).device)).argmax(1).tolist()
 
 
 def cascading_randomization(
@@ -147,15 +149,19 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def cascade_title(cascade: Cascade) -> str:
-    """Say whether the heatmaps depend on what the network has learned."""
+    """Say whether the heatmaps depend on what the network has learned.
+
+    They do if the 95 % interval of the difference from the control, image by image, says so.
+    """
     (end, half), (control, _) = interval(cascade.correlation[-1]), interval(cascade.control)
+    lead, uncertainty = interval(cascade.control - cascade.correlation[-1])
     found = (
         f"rank correlation {end:.2f} ± {half:.2f} with all layers random; with another image's"
         f" heatmap {control:.2f}"
     )
-    if end + half < control:
+    if lead > uncertainty:
         return f"The heatmaps depend on what was learned: {found}"
-    if end - half <= control:
+    if lead >= -uncertainty:
         return f"Random networks' heatmaps are not measurably nearer than another image's: {found}"
     return f"Part of the heatmaps does not depend on what was learned: {found}"
 
@@ -259,9 +265,10 @@ def deletion_curves(
     """
     device, index = next(model.parameters()).device, torch.tensor(classes)[:, None]
     curves = []
-    for step in range(STEPS + 1):
-        logits = model.eval()(mask_patches(images, order, step / STEPS).to(device)).float().cpu()
-        curves.append(logits.softmax(1).gather(1, index)[:, 0].numpy())
+    with eval_mode(model):
+        for step in range(STEPS + 1):
+            logits = model(mask_patches(images, order, step / STEPS).to(device)).float().cpu()
+            curves.append(logits.softmax(1).gather(1, index)[:, 0].numpy())
     return np.stack(curves)
 
 
@@ -307,7 +314,7 @@ def deletion(model: Network, images: Tensor, draws: int = 1, seed: int = 0) -> p
     Raises:
         ValueError: if there are not enough images to give each the heatmaps of others.
     """
-    return masking_curves(model, images, draws, seed, "masked", deletion_curves)
+    return masking_curves(model, images, draws, seed, "masked")
 
 
 def insertion(model: Network, images: Tensor, draws: int = 1, seed: int = 0) -> pd.DataFrame:
@@ -316,40 +323,32 @@ def insertion(model: Network, images: Tensor, draws: int = 1, seed: int = 0) -> 
     Returns:
         As `deletion`, but a row for each fraction that is shown.
     """
-    return masking_curves(model, images, draws, seed, "shown", insertion_curves)
+    return masking_curves(model, images, draws, seed, "shown")
 
 
-def insertion_curves(
-    model: nn.Module, images: Tensor, classes: Sequence[int], order: np.ndarray
-) -> np.ndarray:
-    """Compute what `deletion_curves` computes, with 0, 1/16 ... 16/16 of each image shown.
-
-    What is shown last is masked first.
-    """
-    return deletion_curves(model, images, classes, order[:, ::-1])[::-1]
-
-
-def masking_curves(  # noqa: PLR0913
-    model: Network,
-    images: Tensor,
-    draws: int,
-    seed: int,
-    index: str,
-    curves_of: Callable[[nn.Module, Tensor, Sequence[int], np.ndarray], np.ndarray],
+def masking_curves(
+    model: Network, images: Tensor, draws: int, seed: int, part: str
 ) -> pd.DataFrame:
-    """Compute the curves of all orders; see `deletion`, of which this is the common part."""
+    """Compute the curves of all orders; see `deletion`, of which this is the common part.
+
+    The part whose fraction grows is 'masked' or 'shown'. What is shown last is masked first, so
+    insertion is deletion in reverse.
+    """
     if not 1 <= draws < len(images):
         raise InvalidValue(
             f"expected 1 <= draws < {len(images)}, the number of images, got {draws}"
         )
     classes = predicted_classes(model, images)
     cams = explain.gradcam(model, model.stages()[-1].module, images, classes)
+    way = 1 if part == "masked" else -1
     table = {
-        name: np.mean([curves_of(model, images, classes, o) for o in orders], axis=0).ravel()
+        name: np.mean(
+            [deletion_curves(model, images, classes, o[:, ::way])[::way] for o in orders], axis=0
+        ).ravel()
         for name, orders in mask_orders(cams, draws, seed).items()
     }
     fractions = np.arange(STEPS + 1) / STEPS
-    rows = pd.MultiIndex.from_product([fractions, range(len(images))], names=[index, "image"])
+    rows = pd.MultiIndex.from_product([fractions, range(len(images))], names=[part, "image"])
     return pd.DataFrame(table, index=rows)
 
 
@@ -396,11 +395,6 @@ def image_areas(curves: pd.DataFrame) -> np.ndarray:
     return np.trapezoid(curves.to_numpy(), curves.index.to_numpy(), axis=0)
 
 
-def join(names: Sequence[str]) -> str:
-    """List names as a sentence does: 'a, b and c'."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
 def compared(table: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Sort the controls by whether the heatmap's order is better than they are.
 
@@ -429,7 +423,7 @@ def deletion_title(table: pd.DataFrame) -> str:
         return f"{name}: the heatmap beats every control"
     if not beaten:
         return f"{name}: the heatmap beats no control"
-    return f"{name}: the heatmap beats {join(beaten)}, but not {join(rest)}"
+    return f"{name}: the heatmap beats {listed(beaten)}, but not {listed(rest)}"
 
 
 @styled

@@ -28,7 +28,7 @@ from evaluation.errors import confidence
 from lesson.first_look import square
 from models import explain
 from models.errors import InvalidValue
-from models.stage import Network
+from models.stage import Network, eval_mode
 
 ANY = "any class"
 TEST_ORDER, CONFIDENT_FIRST, UNCONFIDENT_FIRST = ORDERS = (
@@ -297,8 +297,8 @@ class ErrorExplorer(Explorer):
         """Let the network classify an uploaded picture, whose true class nobody knows."""
         image = read_upload(value)
         device = next(self.model.parameters()).device
-        with torch.no_grad():
-            logits = self.model.eval()(normalize(image[None]).to(device))
+        with eval_mode(self.model), torch.no_grad():
+            logits = self.model(normalize(image[None]).to(device))
         return Sample(image, None, (logits[0].float().cpu() / self.temperature).softmax(0))
 
     def compute_heatmap(self, pixels: bytes, label: int, stage: str, method: str) -> np.ndarray:

@@ -3,29 +3,33 @@
 Each function returns Markdown.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 from torch import Tensor
 
-from evaluation.calibration import expected_calibration_error, reliability_bins
-from evaluation.curves import change_of_resolution, what_the_change_did
-from evaluation.drawing import percent
+from evaluation.calibration import (
+    ReliabilityBins,
+    expected_calibration_error,
+    reliability_bins,
+)
+from evaluation.curves import (
+    change_of_resolution,
+    read_epochs,
+    what_the_change_did,
+    which_is_higher,
+)
+from evaluation.drawing import listed, percent
 from evaluation.errors import Misclassified, class_accuracy, count_crossed, most_confused
 from models.registry import NETWORKS, build
 from training.console import format_duration
-from training.history import epoch_means, read_table
+from training.optimizer import MUON_MOMENTUM
 from training.recipes import LOW_RESOLUTION, Recipe, multiply_adds, training_work
 
 BRIGHT = "Bright colours mark the evidence for the answer above the picture."
-
-
-def listed(names: Sequence[str]) -> str:
-    """Join names, as in 'a, b and c'."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def with_article(noun: str) -> str:
@@ -85,8 +89,8 @@ def budgets(rows: Sequence[Mapping]) -> str:
     ]
     head = ("network", "recipe", "epochs", "training compute", "validation accuracy")
     return (
-        f"{table(head, cells)}\n\nThe compute of `{one['recipe']}` is 1; that took"
-        f" {format_duration(one['seconds'])} on {one['machine']}."
+        f"{table(head, cells)}\n\nThe compute of `{one['recipe']}` is 1, all images counted as"
+        f" 32x32 pixels; that took {format_duration(one['seconds'])} on {one['machine']}."
     )
 
 
@@ -107,12 +111,15 @@ MEANINGS = {
     "epochs": "number of passes through all training images",
     "batch_size": "images per step",
     "micro_batch": "without a GPU, images that pass through the network together; the gradients of"
-    " all micro-batches of a step are added up (0: the whole batch)",
+    " all micro-batches of a step are added up, but BatchNorm's mean is that of each (0: the whole"
+    " batch)",
     "max_lr": "peak learning rate of SGD, for what is no bias and no filter of Muon's (next rows)",
     "bias_lr": "SGD's peak learning rate for the biases (0: as for the rest)",
     "muon_lr": "peak learning rate of the filters that Muon trains (0: SGD trains them)",
-    "momentum": "the part of the previous step that each step keeps",
-    "weight_decay": "how strongly weights are pulled towards zero, against overfitting",
+    "momentum": "the part of the previous step that each step of SGD keeps (of Muon:"
+    f" {MUON_MOMENTUM})",
+    "weight_decay": "how strongly SGD pulls what it trains towards zero, against overfitting (Muon"
+    " keeps the norm of its filters instead)",
     "label_smoothing": "the part of the target (true class 1, others 0) that is spread over all"
     " classes; if it is not 0, no loss can reach 0",
     "warmup": "fraction of the steps before the peak learning rate",
@@ -159,17 +166,17 @@ def curves(metrics_csv: str | Path, values: Recipe) -> str:
         metrics_csv: the table of the run; accuracies are fractions.
         values: the recipe of the run.
     """
-    epochs = epoch_means(read_table(metrics_csv)).dropna(subset=["train_loss", "val_loss"])
+    epochs = read_epochs(metrics_csv)
     first, last = epochs.iloc[0], epochs.iloc[-1]
+    if len(epochs) == 1:
+        return f"Validation accuracy is {percent(last['val_acc'])} after the only epoch."
+    verb = "rises" if last["val_acc"] > first["val_acc"] else "goes"
     sentences = [
-        f"Validation accuracy rises from {percent(first['val_acc'])} after the first epoch to"
-        f" {percent(last['val_acc'])} after the last."
+        f"Validation accuracy {verb} from {percent(first['val_acc'])} after the first epoch to"
+        f" {percent(last['val_acc'])} after the last.",
+        f"{which_is_higher(epochs)}.",
+        resolution_change(epochs, values),
     ]
-    above = sum(
-        val > train for val, train in zip(epochs["val_loss"], epochs["train_loss"], strict=True)
-    )
-    sentences.append(losses_compared(above, len(epochs)))
-    sentences.append(resolution_change(epochs, values))
     best = int(np.argmin(epochs["val_loss"].to_numpy()))
     if best == len(epochs) - 1:
         sentences.append(
@@ -184,21 +191,9 @@ def curves(metrics_csv: str | Path, values: Recipe) -> str:
     if gap > 0:
         sentences.append(
             f"In the last epoch the accuracy on training images is {100 * gap:.1f} percentage"
-            " points above that on validation images: augmentation and weight decay are there to"
-            " keep this gap small."
+            " points above that on validation images: augmentation is there to keep this gap small."
         )
     return " ".join(filter(None, sentences))
-
-
-def losses_compared(above: int, epochs: int) -> str:
-    """Say in how many epochs the validation loss is above the training loss, and why that is."""
-    if above == 0:
-        return (
-            f"Validation loss is below training loss in all {epochs} epochs: training images are"
-            " augmented, and their loss is measured while the network still improves."
-        )
-    counted = f"all {epochs}" if above == epochs else f"{above} of {epochs}"
-    return f"Validation loss is above training loss in {counted} epochs."
 
 
 def resolution_change(epochs: pd.DataFrame, values: Recipe) -> str:
@@ -227,11 +222,11 @@ def test_accuracy(errors: int, images: int, tta: float | None) -> str:
         tta: the accuracy with test-time augmentation; None: it was not measured.
     """
     correct = 1 - errors / images
-    half = 1.96 * math.sqrt(correct * (1 - correct) / images)
+    low, high = binomtest(images - errors, images).proportion_ci(method="wilson")
     sentences = [
         f"**{percent(correct, 2)}** of {images:,} test images are classified correctly. Other test"
-        f" images of the same kind would give a slightly different number: the 95 % interval is"
-        f" ± {100 * half:.1f} percentage points."
+        f" images of the same kind would give a slightly different number: the 95 % interval goes"
+        f" from {percent(low)} to {percent(high)}."
     ]
     if tta is not None:
         change = 100 * (tta - correct)
@@ -278,18 +273,33 @@ def confidence(logits: Tensor, labels: Tensor, temperature: float) -> str:
     """
     before = expected_calibration_error(logits, labels)
     after = expected_calibration_error(logits, labels, temperature)
-    bins = reliability_bins(logits, labels, temperature)
-    fullest = int(bins.total.argmax())
-    share = float(bins.total[fullest]) / len(labels)
-    gap = float((bins.correct - bins.confidence)[fullest].abs() / bins.total[fullest])
-    kind = "overconfident" if temperature > 1 else "underconfident"
+    raw = reliability_bins(logits, labels)
+    kind = "overconfident" if raw.confidence.sum() > raw.correct.sum() else "underconfident"
     change = "falls" if after < before else "does not fall: it goes"
     return (
-        f"The temperature is {temperature:.2f}: the network was {kind}. The expected calibration"
+        f"The network was {kind}; the temperature is {temperature:.2f}. The expected calibration"
         f" error (ECE) on the test images {change} from {percent(before, 2)} to"
-        f" {percent(after, 2)}: a single bar, with a gap of {percent(gap)}, then holds"
-        f" {percent(share, 0)} of the images; the others, whatever their gaps, hold the rest."
+        f" {percent(after, 2)}. {remaining_gaps(reliability_bins(logits, labels, temperature))}"
         " The accuracy stays the same, because no answer changes."
+    )
+
+
+def remaining_gaps(bins: ReliabilityBins) -> str:
+    """Say how far confidence and accuracy are apart in the fullest bin, and in all others."""
+    fullest, images = int(bins.total.argmax()), float(bins.total.sum())
+    excess, total = bins.confidence - bins.correct, bins.total  # summed over a bin's images
+    held = float(total[fullest])
+    said = (
+        f"The fullest bar then holds {percent(held / images, 0)} of the images, with a gap of"
+        f" {percent(abs(float(excess[fullest])) / held)}."
+    )
+    if held == images:
+        return said
+    others = (float(excess.sum()) - float(excess[fullest])) / (images - held)
+    kind = "overconfident" if others > 0 else "underconfident"
+    return (
+        f"{said} The other {percent(1 - held / images, 0)} are {kind}, by"
+        f" {100 * abs(others):.1f} percentage points on average: one number cannot correct both."
     )
 
 
@@ -368,12 +378,11 @@ def lessons(name: str, epochs: int, correct: float, temperature: float, top_pair
         temperature: fitted on the validation images.
         top_pair: the two classes that are confused most; '' without an error.
     """
-    kind = "overconfident" if temperature > 1 else "underconfident"
     points = [
         f"`{name}` classifies {percent(correct)} of the test images correctly after"
         f" {epochs} epochs. That is one run with one seed.",
-        f"It was {kind}; one number, the temperature {temperature:.2f}, brings its confidence"
-        " nearer to its accuracy and changes no answer.",
+        f"One number, the temperature {temperature:.2f}, brings its confidence nearer to its"
+        " accuracy on average, not in every bar, and changes no answer.",
         "A confident error can be an error in the label: look before you blame the network.",
         "A heatmap is a hint: a few cells, scaled to their own range, for one class at a time. How"
         " much it can be trusted has to be measured, with controls that are hard to beat.",

@@ -189,4 +189,6 @@ def model_summary(model: nn.Module) -> str:
 
     It is torchsummary's for ResNet18 and Lightning's for any other network.
     """
-    return torchsummary_table(model) if isinstance(model, ResNet18) else lightning_table(model)
+    # By name: the class of a network that came out of a bundle is the bundle's own.
+    is_resnet18 = type(model).__name__ == ResNet18.__name__
+    return torchsummary_table(model) if is_resnet18 else lightning_table(model)

@@ -51,11 +51,6 @@ def slider(
     return gr.Slider(low, high, value, step=step, label=label, info=info)
 
 
-def dropdown(choices: list, value: str, label: str, info: str | None = None) -> gr.Dropdown:
-    """Add a dropdown."""
-    return gr.Dropdown(choices, value=value, label=label, info=info)
-
-
 def heatmap_controls() -> list:
     """Add the controls for stage, method and opacity of heatmaps."""
     sizes = {
@@ -63,8 +58,12 @@ def heatmap_controls() -> list:
     }
     stages = [(text, name) for name, text in sizes.items()]
     return [
-        dropdown(stages, stages[-1][1], "Stage", "The layers whose output is explained"),
-        dropdown(list(METHODS), "GradCAM", "Method", "How feature maps are weighted"),
+        gr.Dropdown(
+            stages, value=stages[-1][1], label="Stage", info="The layers whose output is explained"
+        ),
+        gr.Dropdown(
+            list(METHODS), value="GradCAM", label="Method", info="How feature maps are weighted"
+        ),
         slider(
             0, 1, 0.4, "Opacity of the heatmap", "0: the image alone, 1: the heatmap alone", 0.05
         ),
@@ -146,8 +145,8 @@ with Blocks(
         with gr.Row():
             wrong_show = gr.Checkbox(True, label="Show misclassified images")
             wrong_count = slider(1, MAX_TILES, min(6, MAX_TILES), "Number of images")
-            wrong_true = dropdown([ANY, *CLASSES], ANY, "True class")
-            wrong_pred = dropdown([ANY, *CLASSES], ANY, "Predicted class")
+            wrong_true = gr.Dropdown([ANY, *CLASSES], value=ANY, label="True class")
+            wrong_pred = gr.Dropdown([ANY, *CLASSES], value=ANY, label="Predicted class")
         with gr.Row():
             wrong_maps = gr.Checkbox(
                 False, label="With Grad-CAM", info="For the predicted and the true class"
@@ -192,7 +191,13 @@ with Blocks(
     inputs = [wrong_seen, *options]
     gr.on(moves, answers.filtered, inputs, outputs, show_progress_on=wrong_gallery, **PAGE_EVENT)
 
-if __name__ == "__main__":
+
+def serve(**options) -> None:
+    """Serve the app within its limits, and delete old uploads meanwhile.
+
+    Args:
+        options: further ones of Gradio's launch.
+    """
     kept = set().union(
         *(block.keep_in_cache for block in demo.blocks.values() if hasattr(block, "keep_in_cache"))
     )
@@ -205,4 +210,9 @@ if __name__ == "__main__":
         theme=THEME,
         css_paths=HERE / "style.css",
         head_paths=HERE / "head.html",
+        **options,
     )
+
+
+if __name__ == "__main__":
+    serve()

@@ -8,6 +8,7 @@ import base64
 import contextlib
 import functools
 import io
+import math
 import struct
 import threading
 import zlib
@@ -17,12 +18,14 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 from gradio.utils import get_upload_folder
-from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin
 
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
 MAX_BYTES, MAX_PIXELS = 10_000_000, 25_000_000
+MAX_SIDE = 65_535  # pixels, as in a JPEG: a few bytes of a compressed BMP fill 255 rows
+MAX_SCANS = 100  # of a JPEG; cameras and optimisers write at most a dozen
 MAX_MISSING = 0.25  # of the pixels of a truncated file
-PNG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd9"
+PNG, JPEG_END, SCAN = b"\x89PNG\r\n\x1a\n", b"\xff\xd9", b"\xff\xda"
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -37,6 +40,7 @@ TURNS = {
 ONE_AT_A_TIME = threading.Lock()  # for Pillow's setting, and for the memory of large pictures
 
 refusal = functools.partial(gr.Error, print_exception=False)  # for the visitor, not for the log
+TOO_MANY_BYTES = "This picture has more than 10 MB; please make it smaller."
 
 
 def read_upload(path: str) -> bytes:
@@ -44,7 +48,11 @@ def read_upload(path: str) -> bytes:
     try:
         file = Path(path).resolve()
         if file.is_relative_to(Path(get_upload_folder()).resolve()):
+            if file.stat().st_size > MAX_BYTES:
+                raise refusal(TOO_MANY_BYTES)
             return file.read_bytes()
+    except gr.Error:  # it is a ValueError
+        raise
     except FileNotFoundError as error:
         raise refusal("This picture is no longer there, please upload it again.") from error
     except (OSError, ValueError):  # a folder, or an impossible file name
@@ -71,7 +79,7 @@ def content_of(picture: object) -> bytes:
         remark = " Nothing is fetched from an address." if url else ""
         raise refusal(f"Upload a picture or pick an example first.{remark}")
     if len(url) > MAX_BYTES * 4 / 3 + 100:
-        raise refusal("This picture has more than 10 MB; please make it smaller.")
+        raise refusal(TOO_MANY_BYTES)
     return base64.b64decode(url.partition("base64,")[2])
 
 
@@ -90,11 +98,23 @@ def without_metadata(content: bytes) -> bytes:
     return b"".join(kept)
 
 
+def decoded_pixels(image: Image.Image) -> int:
+    """Return how many pixels Pillow decodes: a TIFF's tiles may be larger than its picture."""
+    tags = getattr(image, "tag_v2", {})
+    tile = (tags.get(TiffImagePlugin.TILEWIDTH, 1), tags.get(TiffImagePlugin.TILELENGTH, 1))
+    return math.prod(-(-side // step) * step for side, step in zip(image.size, tile, strict=True))
+
+
 def open_picture(content: bytes) -> Image.Image:
     """Read the head of a file, not yet its pixels; Pillow may raise nearly any error."""
     image = Image.open(io.BytesIO(content), formats=FORMATS)
-    if image.width * image.height > MAX_PIXELS:
+    too_many = image.width * image.height > MAX_PIXELS or decoded_pixels(image) > 4 * MAX_PIXELS
+    if too_many or max(image.size) > MAX_SIDE:
         raise Image.DecompressionBombError
+    # Each scan passes over all pixels. A TIFF may hold JPEGs.
+    is_jpeg = "JPEG" in (image.format, str(image.info.get("compression")).upper())
+    if is_jpeg and content.count(SCAN) > MAX_SCANS:
+        raise OSError("a JPEG of too many scans")
     return image
 
 
@@ -238,7 +258,8 @@ def preprocess(picture: object, size: int) -> np.ndarray:
         raise
     except Image.DecompressionBombError as error:
         raise refusal(
-            "This picture has more than 25 million pixels; please make it smaller."
+            "This picture has more than 25 million pixels, or more than 65,535 in a row or column;"
+            " please make it smaller."
         ) from error
     except Exception as error:  # a broken file makes Pillow raise nearly anything
         raise refusal(

@@ -1,7 +1,9 @@
 """The folder for uploads and answers, whose old files are deleted while the app runs."""
 
 import contextlib
+import errno
 import os
+import stat
 import tempfile
 import threading
 import time
@@ -44,6 +46,7 @@ def own_folder() -> Path:
         if folder.name != NAME:  # it is NAME where this process has imported the app before
             folder = folder / NAME
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_owner(folder)
         tempfile.TemporaryFile(dir=folder).close()
     except (OSError, RuntimeError) as error:  # expanduser raises RuntimeError for an unknown user
         reason = getattr(error, "strerror", None) or error
@@ -52,6 +55,18 @@ def own_folder() -> Path:
             "Set GRADIO_TEMP_DIR to a folder that you may write."
         ) from None
     return folder
+
+
+def check_owner(folder: Path) -> None:
+    """Raise PermissionError for a link, and for a folder that other users own or may write in.
+
+    Its name can be guessed, so somebody else may have made it before.
+    """
+    found = folder.lstat()
+    if os.name != "nt" and (  # Windows: the temporary folder is the user's own
+        not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022
+    ):
+        raise PermissionError(errno.EPERM, "it is not this user's alone")
 
 
 def sweep(folder: Path, kept: set[str], seconds: float) -> None:

@@ -107,6 +107,7 @@ def test_the_ablations_are_listed_with_the_largest_loss_first(row, tmp_path):
 
     rows = [measured(0.93, None), measured(0.925, "dirac"), measured(0.91, "muon")]
     rows.append(measured(0.99, None) | {"trick": "none of the table's business"})
+    rows.append(measured(0.98, None) | {"curve": "neither is this"})
     (tmp_path / "ablations.json").write_text(json.dumps(rows))
     first, second, third = report.ablation_table("fastnet-7", tmp_path).splitlines()
     assert (
@@ -250,7 +251,7 @@ def test_a_measurement_stores_the_means_of_its_runs_and_what_none_could_measure(
 
 @pytest.mark.numeric
 def test_validation_and_test_are_measured_in_the_same_precision(tiny_splits, monkeypatch):
-    """In fp32, as the Space computes: on a machine that trains in bf16 too."""
+    """In fp32, as the Space computes."""
     recipe, seen = RECIPES["fastnet-2"], []
 
     class Noting(nn.Module):
@@ -263,7 +264,6 @@ def test_validation_and_test_are_measured_in_the_same_precision(tiny_splits, mon
 
     run = SimpleNamespace(model=Noting(), metadata={"seconds": 1.0})
     monkeypatch.setattr(accuracy, "train", lambda *_, **__: run)
-    monkeypatch.setattr(accuracy, "choose_precision", lambda: "bf16-mixed", raising=False)
     found = accuracy.measure("fastnet-2", recipe, tiny_splits, "nowhere", RunOptions(), fast=True)
     assert set(found) == {"seconds", "val_single", "val_tta", "temperature", "single", "tta", "ece"}
     assert {count for count, *_ in seen} == {32, 40}  # validation and test images
@@ -378,6 +378,13 @@ def test_both_sides_of_the_time_to_94_compute_in_the_same_precision(
     said = capsys.readouterr().out
     assert f"fastnet-2: 0.500 of the published schedule's time in {precision}" in said
     assert found[f"time_to_94{name}"]["recipe"] == "fastnet-2"
+
+
+def test_the_time_to_94_is_not_compared_across_devices(tiny_splits, monkeypatch):
+    monkeypatch.setattr(speed, "DEVICE", "cuda")
+    monkeypatch.setattr(speed, "ReferenceProcess", lambda *_: pytest.fail("it was started"))
+    with pytest.raises(ValueError, match="runs on a CPU only, FastNet here on cuda"):
+        speed.measure_to94(tiny_splits, 64, "16-mixed", "fastnet-2")
 
 
 def test_the_parts_of_speed_json_are_kept_beside_each_other(tmp_path, monkeypatch):

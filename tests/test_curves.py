@@ -84,7 +84,7 @@ def test_the_range_test_s_figure_marks_the_minimum_and_the_peak_in_absolute_rate
 @pytest.mark.parametrize(
     ("best", "peak", "says"),
     [
-        (0.02, 0.1, "right of the minimum"),
+        (0.02, 0.1, "0.1, which a training reaches after a longer"),
         (0.2, 0.1, "0.2; the recipe's peak is 0.1"),
         (0.1, 0.1, "is 0.1"),
     ],
@@ -92,7 +92,7 @@ def test_the_range_test_s_figure_marks_the_minimum_and_the_peak_in_absolute_rate
 def test_the_range_test_s_title_says_where_the_peak_lies(best, peak, says):
     title = curves.range_test_title(best, peak)
     assert title.startswith(f"The smoothed loss is lowest at a learning rate of {best}")
-    assert says in title and ("right of" in title) == (peak > best)
+    assert says in title and ("longer warm-up" in title) == (peak > best)
 
 
 def epochs(train: list[float], val: list[float]) -> pd.DataFrame:

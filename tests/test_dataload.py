@@ -140,11 +140,21 @@ def test_normalising_can_be_undone(image):
         ("cat.png", 0, "got str"),
         (np.zeros((32, 32, 3), np.uint8), 10, "got 10"),
         (np.zeros((32, 32, 3), np.uint8), -1, "got -1"),
+        (np.zeros((32, 32, 3), np.uint8), 3.7, "label from 0 to 9, got 3.7"),
+        (np.zeros((32, 32, 3), np.uint8), "3", "label from 0 to 9, got '3'"),
     ],
 )
 def test_what_is_no_image_or_no_label_is_refused(image, bad, label, message):
     with pytest.raises(ValueError, match=message):
         AlbumentationImageDataset([(image, 3), (bad, label)])
+    with pytest.raises(ValueError, match=message):
+        Draw.plotings([image, bad], [3, label])
+
+
+@pytest.mark.parametrize(("padding", "cutout"), [(-1, 0), (32, 0), (0, -1), (0, 33)])
+def test_what_an_image_has_no_room_for_is_refused(padding, cutout):
+    with pytest.raises(ValueError, match=f"got {padding} and {cutout}"):
+        Augmentation(padding, cutout)
 
 
 def test_a_batch_size_below_one_is_refused(tiny_splits):
@@ -385,3 +395,5 @@ def test_plotings_shows_each_image_above_its_augmentations(tiny_splits):
 def test_plotings_refuses_what_it_has_no_room_for(tiny_splits, count):
     with pytest.raises(ValueError, match=f"got {count}"):
         Draw.plotings(tiny_splits.train.images[:count], tiny_splits.train.labels[:count])
+    with pytest.raises(ValueError, match="at least one augmentation of each image, got 0"):
+        Draw.plotings(tiny_splits.train.images[:2], tiny_splits.train.labels[:2], draws=0)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -290,6 +291,15 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_asked_for(t
     for folder in (tmp_path / "file", tmp_path / "file" / "data"):
         with pytest.raises(InvalidValue, match=f"cannot write into {folder} .*DATA_DIR"):
             prepare_cifar10(folder, CHECKSUMS, ("http://127.0.0.1:1/a",))
+
+
+def test_a_disk_without_room_is_named_before_anything_is_asked_for(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=2_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    told = rf"{tmp_path} has 2 MB left, CIFAR-10 needs 375 MB: .*DATA_DIR"  # 2.2 x 170.5
+    with pytest.raises(OSError, match=told):
+        prepare_cifar10(tmp_path, mirrors=("http://127.0.0.1:1/a",))
+    assert names(tmp_path) == []
 
 
 def test_without_a_connection_the_data_are_unavailable(tmp_path, monkeypatch, faults):

@@ -25,7 +25,7 @@ import training.classifier
 from dataload import CLASSES, CIFAR10DataModule, Images, Splits, denormalize
 from evaluation import bundle_check
 from evaluation.errors import plot_confusion
-from models.bundle import load_bundle
+from models.bundle import TrainingSchema, load_bundle
 from models.registry import build
 from tests.conftest import space_meta, wrong_predictions
 from tests.warm import WarmProcess
@@ -34,7 +34,6 @@ from training.checkpoints import newest_checkpoint, sidecar
 from training.classifier import LitClassifier
 from training.options import RunOptions
 from training.recipes import Recipe
-from training.results import unfinished_run
 from training.runs import train
 from utils import display_gradcam_output, export_to_space
 
@@ -184,12 +183,15 @@ def test_an_interrupt_says_how_to_go_on_and_leaves_a_usable_network(
     with monkeypatch.context() as patch:
         patch.setattr(training.classifier.LitClassifier, "training_step", interrupted)
         with pytest.raises(
-            KeyboardInterrupt, match=r"in epoch 3 of 3; run again .* unfinished_run\('(.*)'\)"
+            KeyboardInterrupt, match=r"in epoch 3 of 3; run again .*: from training\.results"
         ) as caught:
             train(RECIPE, data, tmp_path, OPTIONS)
     assert signal.getsignal(signal.SIGINT) is handler  # the next interrupt is heard as before
-    folder = str(caught.value).split("'")[1]
-    so_far = unfinished_run(folder)
+    advice = str(caught.value).partition("learned: ")[2]
+    names = {}
+    exec(advice, names)  # as it says
+    so_far = names["run"]
+    TrainingSchema(**so_far.metadata)  # it can be exported
     assert (
         so_far.metadata["epochs"] == 2
         and so_far.metadata["train_images"] == 64
@@ -279,14 +281,15 @@ def test_a_file_in_the_place_of_the_folder_is_said(data, tmp_path, faults):
     )
 
 
-def test_a_folder_removed_meanwhile_is_made_again_with_what_is_known(
-    data, tmp_path, capsys, monkeypatch, faults
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_folder_removed_meanwhile_is_made_again_with_what_is_known(  # noqa: PLR0913
+    data, tmp_path, capsys, monkeypatch, faults, epoch
 ):
     wanted = train(RECIPE, data, tmp_path / "quiet", OPTIONS)
     log_epoch = training.classifier.LitClassifier.log_epoch
 
     def removed(self):
-        if self.current_epoch == 1:
+        if self.current_epoch == epoch:
             shutil.rmtree(tmp_path / "removed")
         log_epoch(self)
 
@@ -338,16 +341,24 @@ def test_a_rate_a_thousand_times_too_high_stops_in_words_and_keeps_the_checkpoin
     faults("learning rate far too high", 1)
 
 
-def test_a_gpu_without_memory_says_which_setting_to_halve(data, tmp_path, monkeypatch, faults):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't"),
+    ],
+    ids=["GPU", "CPU"],
+)
+def test_too_little_memory_says_which_setting_to_halve(data, tmp_path, monkeypatch, faults, error):
     def full(self, *_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise error
 
     monkeypatch.setattr(training.classifier.LitClassifier, "training_step", full)
     with pytest.raises(
         RuntimeError, match="too small for batches of 32 images; set BATCH_SIZE to 16"
     ):
         train(RECIPE, data, tmp_path, OPTIONS)
-    faults("GPU out of memory (simulated)", 1)
+    faults(f"{type(error).__name__} for too little memory (simulated)", 1)
 
 
 def megabytes() -> float:

@@ -11,14 +11,14 @@ from tests.conftest import wrong_predictions
 from training.recipes import RECIPES, Recipe, multiply_adds
 
 
-def csv_of(tmp_path, train, val, gap=0.1) -> str:
+def csv_of(tmp_path, train, val, gap=0.1, slope=0.05) -> str:
     rows = [
         {
             "epoch": e,
             "train_loss": t,
             "val_loss": v,
-            "train_acc": 0.5 + gap + e / 20,
-            "val_acc": 0.5 + e / 20,
+            "train_acc": 0.5 + gap + slope * e,
+            "val_acc": 0.5 + slope * e,
         }
         for e, (t, v) in enumerate(zip(train, val, strict=True))
     ]
@@ -38,7 +38,8 @@ def test_recipes_are_tabulated_by_their_work():
     assert second == "| FastNet | `fastnet-7` | 7 | 1 | 93.0 % |"
     times = 10 * multiply_adds("CustomResNet") / (7 * multiply_adds("FastNet"))
     assert f" {times:.3g} | 94.0 %" in third
-    assert unit == "The compute of `fastnet-7` is 1; that took 5 min on a CPU."
+    counted = "The compute of `fastnet-7` is 1, all images counted as 32x32 pixels"
+    assert unit == f"{counted}; that took 5 min on a CPU."
     assert "Nothing was measured" in findings.budgets([])
 
 
@@ -46,7 +47,7 @@ def test_the_curves_say_which_loss_is_higher_and_where_the_images_grow(tmp_path)
     recipe = Recipe("FastNet", epochs=4, low_res=0.5)
     told = findings.curves(csv_of(tmp_path, [2, 1.5, 1, 0.9], [2.5, 2, 1.9, 1.8]), recipe)
     assert "from 50.0 % after the first epoch to 65.0 %" in told
-    assert "above training loss in all 4 epochs" in told
+    assert "Validation loss stays above training loss." in told
     assert "Training loss falls from 1.50 to 1.00 where 24 pixels become 32" in told
     assert "no overfitting" in told and "10.0 percentage points above" in told
 
@@ -57,7 +58,11 @@ def test_other_curves_get_other_sentences(tmp_path):
     assert "above training loss in 1 of 3 epochs" in told and "pixels" not in told
     assert "lowest in epoch 2 and higher at the end" in told and "percentage points" not in told
     below = findings.curves(csv_of(tmp_path, [2, 1.5], [1.9, 0.9]), recipe)
-    assert "below training loss in all 2 epochs" in below
+    assert "Validation loss stays below training loss." in below
+    falling = csv_of(tmp_path, [2, 1.5], [1.9, 0.9], slope=-0.1)
+    assert "goes from 50.0 % after the first epoch to 40.0 %" in findings.curves(falling, recipe)
+    only = findings.curves(csv_of(tmp_path, [2], [1.9]), recipe)
+    assert only == "Validation accuracy is 50.0 % after the only epoch."
     rising = pd.DataFrame({"train_loss": [1, 1.1]})
     late = findings.resolution_change(rising, Recipe("FastNet", epochs=2, low_res=0.5))
     assert late.startswith("Training loss rises from 1.00 to 1.10")
@@ -65,7 +70,9 @@ def test_other_curves_get_other_sentences(tmp_path):
 
 def test_the_accuracy_has_an_interval():
     told = findings.test_accuracy(500, 10_000, 0.956)
-    assert "**95.00 %** of 10,000" in told and "± 0.4 percentage points" in told
+    # Wilson's interval, (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n), by hand.
+    assert "**95.00 %** of 10,000" in told and "goes from 94.6 % to 95.4 %." in told
+    assert "goes from 99.2 % to 100.0 %." in findings.test_accuracy(0, 500, None)
     assert "95.60 %, +0.60 percentage points on the same images" in told
     assert "test-time" not in findings.test_accuracy(500, 10_000, None)
 
@@ -90,9 +97,15 @@ def test_confidence_follows_the_temperature():
     logits, labels = 9 * torch.eye(4)[[0, 1, 2, 3]], torch.tensor([0, 1, 2, 0])
     # 3 of 4 are correct, all with a confidence of e^1.8 / (e^1.8 + 3) = 66.85 %.
     told = findings.confidence(logits, labels, 5.0)
-    assert "was overconfident" in told
-    assert "a single bar, with a gap of 8.2 %, then holds 100 % of the images" in told
+    assert told.startswith("The network was overconfident; the temperature is 5.00.")
+    assert "The fullest bar then holds 100 % of the images, with a gap of 8.2 %." in told
+    assert "The other" not in told
     assert "does not fall" in findings.confidence(logits, labels, 0.1)
+    # Three correct ones with nearly 100 %; one of 1 / (1 + e^0) = 50 % between two classes, wrong.
+    unsure = torch.cat([99 * torch.eye(4)[:3], torch.tensor([[9.0, 9, -99, -99]])])
+    told = findings.confidence(unsure, torch.tensor([0, 1, 2, 3]), 1.0)
+    assert "holds 75 % of the images, with a gap of 0.0 %. The other 25 % are overconfident" in told
+    assert "by 50.0 percentage points on average" in told
 
 
 def areas(centre: float, other: float, random: float = 0.2, half: float = 0.05) -> pd.DataFrame:
@@ -138,8 +151,8 @@ def test_the_table_of_networks_has_their_parameters():
 def test_the_lessons_are_of_this_run():
     told = findings.lessons("FastNet", 8, 0.9319, 0.49, "cat and dog")
     assert "`FastNet` classifies 93.2 %" in told and "8 epochs" in told
-    assert "underconfident" in told and "confuses cat and dog" in told
-    assert "overconfident" in findings.lessons("FastNet", 8, 0.9, 1.5, "")
+    assert "the temperature 0.49" in told and "confuses cat and dog" in told
+    assert "confuses" not in findings.lessons("FastNet", 8, 0.9, 1.5, "")
 
 
 # ---- the first look, and what is not measured twice ----

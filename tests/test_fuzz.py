@@ -257,17 +257,15 @@ def test_facts_of_a_finished_run(tmp_path, edits):
         "train_images": 64,
         "data": "CIFAR-10",
         "val_acc": 0.5,
+        "weights_sha256": "0" * 64,
     }
-    (tmp_path / "finished.json").write_bytes(edited(json.dumps(metadata).encode(), edits))
+    path = tmp_path / "finished.json"
+    path.write_text(json.dumps(metadata))
+    assert read_json(path, METADATA_KEYS) == metadata
+    path.write_bytes(edited(json.dumps(metadata).encode(), edits))
 
     def check(found):
-        assert found is None or set(found) >= {
-            "seconds",
-            "hardware",
-            "train_images",
-            "data",
-            "val_acc",
-        }
+        assert found is None or set(found) >= METADATA_KEYS
 
     refused_or("finished.json", lambda: read_json(tmp_path / "finished.json", METADATA_KEYS), check)
 

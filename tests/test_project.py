@@ -21,6 +21,8 @@ import dataload
 from benchmarks import leaderboard, learned_when, report, scaling, shortcuts, trust
 from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES
 from models.bundle import load_bundle
+from models.registry import build
+from models.resnet import model_summary
 from tests.conftest import PROJECT
 from tests.warm import WarmProcess
 from tools import publish, run
@@ -318,6 +320,13 @@ def test_the_summary_of_the_readme_is_the_reference_s():
     ]
 
 
+@pytest.mark.parametrize("network", ["CustomResNet", "FastNet"])
+def test_the_parts_of_the_other_networks_in_the_readme_are_theirs(network):
+    table = re.search(rf"`{network}`, .*?```\n(.*?)```", README[README.index("-49") :], re.S)
+    lines = model_summary(build(network)).splitlines()
+    assert [line.split() for line in table[1].splitlines()] == [line.split() for line in lines]
+
+
 def test_pictures_exist_are_small_and_are_drawn_by_a_notebook_or_a_command():
     """Those of the README and of the page of results; no other picture is in images/."""
     page = (PROJECT / "docs/results.md").read_text(encoding="utf-8")
@@ -408,6 +417,8 @@ def test_publish_promotes_the_newest_run_on_cifar10(project, exported_space, cap
     """The bundle, not the app, which is the project's; of another network nothing stays."""
     older = a_run(project / "runs/with a name of its own", "CIFAR-10", exported_space)
     os.utime(older / "results.json", (0, 0))
+    (project / "runs/damaged").mkdir()
+    (project / "runs/damaged/results.json").write_text('{"data": "CIF')
     a_run(project / "runs/20260101-000000", "CIFAR-10", exported_space)
     a_run(project / "runs/20260102-000000", "built-in sample, not CIFAR-10", exported_space)
     (project / "space/models").mkdir(parents=True)
@@ -543,13 +554,46 @@ def run_module(send, folder: Path, encoding: str, *arguments: str) -> None:
 
 def train_where_loading_fails(send, folder: Path, encoding: str) -> None:
     """The training's script, which prints a block and exits where it would load the images."""
-    dataload.load_splits = lambda *_: sys.exit(print("\u2588"))
+    dataload.load_splits = dataload.sample_splits = lambda *_: sys.exit(print("\u2588"))
     run_module(send, folder, encoding, "training")
 
 
 def train_with_a_wrong_switch(send, folder: Path, encoding: str) -> None:
     os.environ["ERA_EPOCHS"] = "many"
     run_module(send, folder, encoding, "training")
+
+
+def test_the_training_script_explains_itself_and_takes_no_other_arguments():
+    for argument, code, words in (("--help", 0, "The switches are the"), ("--epochs=5", 2, "--ep")):
+        command = [sys.executable, "-m", "training", argument]
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+        assert done.returncode == code and words in done.stdout + done.stderr
+
+
+def test_a_smoke_test_of_the_training_script_needs_no_cifar10(tmp_path):
+    environment = {"SMOKE_TEST": "1", "ERA_ARCH": "FastNet", "DATA_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "training"]
+    done = subprocess.run(
+        command, cwd=PROJECT, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "epoch   2/2" in done.stdout, done.stderr[-2000:]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("answers", "asks", "sends"),
+    [
+        ([], True, True),
+        (["YES=0", "DRY_RUN=0"], True, True),
+        (["YES=no", "DRY_RUN=no"], True, True),
+        (["YES=1"], False, True),
+        (["DRY_RUN=1"], True, False),
+    ],
+)
+def test_make_push_takes_no_for_a_no(answers, asks, sends):
+    command = ["make", "-n", "push", "SPACE=a/b", *answers]
+    told = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    assert ("--yes" not in told, "--dry-run" not in told) == (asks, sends)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
@@ -572,10 +616,10 @@ def push_without_a_network(send, folder: Path, encoding: str, *command: str) -> 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_the_pushing_script_prints_what_it_can(exported_space, tmp_path, encoding):
     space = shutil.copytree(exported_space, tmp_path / "space")
-    shutil.copyfile(PROJECT / "space/examples/cat.png", space / "examples/\u732b.png")
+    (space / "examples/LICENSE-\u732b.txt").write_text("a licence", encoding="utf-8")
     command = ["tools.push", "me/mine", "--dry-run", "--space", str(space)]
     assert list(WarmProcess(push_without_a_network, tmp_path, encoding, *command)) == [0]
-    assert "?.png" in (tmp_path / "out.txt").read_text(encoding)
+    assert "LICENSE-?.txt" in (tmp_path / "out.txt").read_text(encoding)
 
 
 def test_a_reader_that_has_gone_does_not_end_a_program(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import ModelCard, SpaceCard
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from dataload import CLASSES
 from models.bundle import load_bundle
 from tests.conftest import PROJECT
 from tools import push
@@ -98,8 +99,12 @@ def test_a_dry_run_shows_every_file_with_its_size_and_asks_nothing(space, capsys
 
 def test_a_yes_creates_the_space_and_sends_the_allowed_files_only(exported_space, tmp_path, capsys):
     space = shutil.copytree(exported_space, tmp_path / "space")
-    for name in (".env", "notes.txt", "models/extra.py", "models/notes.txt"):
+    private = (".env", "notes.txt", "models/extra.py", "models/notes.txt")
+    private += ("examples/me.png", "examples/passwords.txt")
+    for name in private:
         (space / name).write_text("private")
+    (space / "examples/frog.png").unlink()
+    (space / "examples/frog.png").symlink_to(space / ".env")
     (space / "models/__pycache__").mkdir(exist_ok=True)
     api = Recorder(NOT_THERE)
     address = push_space(
@@ -121,7 +126,10 @@ def test_a_yes_creates_the_space_and_sends_the_allowed_files_only(exported_space
     assert {name for name in sent if not name.startswith("examples/")} == (
         {*APP_FILES} | BUNDLE_FILES | SOURCES
     )
-    assert len([name for name in sent if name.startswith("examples/")]) >= 10
+    examples = {name.removeprefix("examples/") for name in sent if name.startswith("examples/")}
+    pictures = {f"{name}.png" for name in CLASSES if name != "frog"}
+    licences = {"LICENSE-CC-BY-SA-3.0.txt", "LICENSE-CC0-1.0.txt", "LICENSE-GPL-2.txt"}
+    assert examples == pictures | licences | {"CREDITS.md"}
     for name in set(sent) - {"README.md"}:
         assert sent[name] == (space / name).read_bytes(), name
 

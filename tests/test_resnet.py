@@ -7,8 +7,10 @@ import pytest
 import torch
 from pytorch_lightning.utilities.model_summary import ModelSummary
 
+from models.bundle import load_bundle
 from models.registry import NETWORKS, build
 from models.resnet import model_summary
+from tests.conftest import PROJECT
 from training.classifier import LitClassifier
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -48,6 +50,11 @@ def test_custom_resnet_has_the_children_of_the_reference():
     assert [
         [row[0].removeprefix("model."), *row[1:]] for row in shown if row[0] != "model"
     ] == expected
+
+
+def test_the_network_of_a_bundle_has_the_same_summary():
+    network, _ = load_bundle(PROJECT / "space")
+    assert model_summary(network) == model_summary(build("ResNet18"))
 
 
 @pytest.mark.parametrize("arch", ARCHS)

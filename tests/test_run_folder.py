@@ -186,17 +186,6 @@ def test_what_auto_chose_is_known_when_the_same_is_asked_for_again(data, tmp_pat
             (run.metrics_csv.parent / "finished.json").unlink()
 
 
-def test_runs_of_an_earlier_version_are_named_and_not_loaded(folder, data, tmp_path, capsys):
-    old = folder.rename(tmp_path / "FastNet-3-0badcafe")
-    (old / "started.json").write_text('{"epochs": 3, "precision": "32-true"}')
-    again(folder, data)
-    printed = capsys.readouterr().out
-    assert (
-        "an earlier version left them: FastNet-3-0badcafe" in printed
-        and "loaded the finished run" not in printed
-    )
-
-
 # ---- integrity -----------------------------------------------------------------------------------
 
 

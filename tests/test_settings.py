@@ -121,6 +121,7 @@ def test_a_switch_out_of_its_range_is_refused_by_name(switch, value, message):
         ("OPACITY", "half", "ERA_OPACITY: expected a number from 0 to 1, got 'half'"),
         ("OPACITY", "nan", "OPACITY: expected a number from 0 to 1, got nan"),
         ("FRESH", "perhaps", "ERA_FRESH: expected true or false, got 'perhaps'"),
+        ("EPOCH", "3", r"unknown environment variables \['ERA_EPOCH'\], expected ERA_ and one of"),
     ],
 )
 def test_text_of_another_kind_is_refused_by_name(monkeypatch, name, text, message):

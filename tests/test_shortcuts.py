@@ -1,6 +1,7 @@
 """Two networks that differ in their shortcuts only; runs continue; titles are what was measured."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from PIL import Image
 from benchmarks import learned_when, shortcuts
 from dataload import CLASSES, Images
 from training.classifier import LitClassifier
+from training.recipes import RECIPES
+from training.runs import build_datamodule
 
 SETTINGS = {"depth": 8, "images": 64, "pixels": 8, "epochs": 2, "batch_size": 32}
 
@@ -140,7 +143,7 @@ def test_epochs_are_recorded_once_each_however_often_a_run_continues(tiny_splits
     metadata = {"recipe": "a", "seed": 1, "images": images, "labels": labels}
     recorder = learned_when.Recorder(path, metadata, tiny_splits.val)
     module, trainer = LitClassifier(network="FastNet"), Trainer()
-    recorder.on_fit_start(trainer, module)
+    recorder.on_train_start(trainer, module)
     for epoch in (0, 1, 1):  # the second one is repeated: its checkpoint was lost
         trainer.current_epoch = epoch
         recorder.on_train_epoch_end(trainer, module)
@@ -150,6 +153,28 @@ def test_epochs_are_recorded_once_each_however_often_a_run_continues(tiny_splits
     assert sum(found["epochs"][0]["probabilities"][0]) == pytest.approx(1, abs=0.01)
     assert path.read_text().count("\n") == 5  # a line for each epoch
     assert learned_when.epochs_of(found, metadata | {"recipe": "b"}) == []
+
+
+def test_a_recorded_run_that_is_interrupted_keeps_what_it_recorded(
+    tiny_splits, tmp_path, monkeypatch
+):
+    recipe = replace(RECIPES["fastnet-2"], batch_size=32, micro_batch=0)
+    data = build_datamodule(recipe, tiny_splits, 0, fast=True)
+    metadata = learned_when.metadata_of("fastnet-2", data)
+    arguments = (recipe, tmp_path / "runs", tmp_path / "found.json", data, metadata)
+
+    def interrupt(_, trainer, module):
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(learned_when.Recorder, "on_train_epoch_start", interrupt)
+        learned_when.record_run(*arguments)
+    before = learned_when.epochs_of(learned_when.read(tmp_path / "found.json"), metadata)
+    assert [seen["epoch"] for seen in before] == [0, 1]
+    learned_when.record_run(*arguments)
+    after = learned_when.epochs_of(learned_when.read(tmp_path / "found.json"), metadata)
+    assert after[:2] == before and [seen["epoch"] for seen in after] == [0, 1, 2]
 
 
 def recorded(*answers: str) -> dict:

@@ -512,13 +512,7 @@ def palette_with_hole() -> Image.Image:
     return image
 
 
-SHORT, SLOW_RUN_MINUTES, RATIONAL, SIGNED_SHORT, SIGNED_RATIONAL = (
-    3,
-    4,
-    5,
-    8,
-    10,
-)  # types of EXIF's values
+SHORT, LONG, RATIONAL, SIGNED_SHORT, SIGNED_RATIONAL = 3, 4, 5, 8, 10  # types of EXIF's values
 
 
 def exif(*entries: tuple[int, int, bytes]) -> bytes:
@@ -535,7 +529,7 @@ def exif(*entries: tuple[int, int, bytes]) -> bytes:
 
 SIDEWAYS = (0x0112, SHORT, b"\x06\0")  # turn it clockwise
 MINUS_ONE, BY_ZERO = b"\xff\xff", struct.pack("<iI", -1, 0)
-GPS = (0x8825, SLOW_RUN_MINUTES, struct.pack("<I", 8 + 2 + 2 * 12 + 4))  # what follows is its table
+GPS = (0x8825, LONG, struct.pack("<I", 8 + 2 + 2 * 12 + 4))  # what follows is its table
 ALTITUDE = struct.pack(
     "<HHHIII", 1, 6, SIGNED_RATIONAL, 1, 8 + 2 + 2 * 12 + 4 + 18, 0
 ) + struct.pack("<ii", -5, 1)
@@ -704,7 +698,7 @@ PICTURES = {  # name of the file, its bytes, colour of what is seen: at the top,
     "EXIF, below the sea": ("p.jpg", photo(exif(SIDEWAYS, GPS) + ALTITUDE), BLACK, WHITE),
     "EXIF, a table nowhere": (
         "p.jpg",
-        photo(exif(SIDEWAYS, (0x8769, SLOW_RUN_MINUTES, b"\xff" * 4))),
+        photo(exif(SIDEWAYS, (0x8769, LONG, b"\xff" * 4))),
         BLACK,
         WHITE,
     ),
@@ -924,15 +918,62 @@ def test_what_is_no_picture_is_refused_in_words(client, tmp_path, name):
         format_error(caught.value)
 
 
-def test_a_huge_picture_is_refused_before_it_is_decoded(client, app, uploads, monkeypatch):
-    Image.new("1", (13000, 13000)).save(uploads / "bomb.png", optimize=True)
-    assert (uploads / "bomb.png").stat().st_size < 100_000
-    with pytest.raises(Exception, match="25 million pixels"):
-        client.predict(handle_file(uploads / "bomb.png"), 3, api_name="/classify")
+def compressed_bmp(width: int, height: int) -> bytes:
+    """A BMP of a code that skips 255 rows, then its end."""
+    body, colours = bytes([0, 2, 0, 255, 0, 1]), bytes(4 * 256)
+    size = (40, width, height, 1, 8, 1, len(body), 2835, 2835, 256, 0)
+    start = 14 + 40 + len(colours)
+    head = b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start)
+    return head + struct.pack("<IiiHHIIiiII", *size) + colours + body
+
+
+def tiled_tiff(side: int, tile: int) -> bytes:
+    """A square TIFF in tiles of that side, without their content."""
+    tags = ((256, side), (257, side), (258, 8), (259, 8), (262, 1), (277, 1))
+    tags += ((322, tile), (323, tile), (324, 0), (325, 9))
+    entries = b"".join(struct.pack("<HHII", tag, LONG, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+
+
+def repeated_scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan comes so many times."""
+    content = encoded(Image.new("L", (64, 64), 99), "JPEG", progressive=True)
+    return content[:-2] + content[content.rindex(b"\xff\xda") : -2] * count + content[-2:]
+
+
+HUGE = "25 million pixels, or more than 65,535 in a row or column"
+BOMBS = {
+    "pixels.png": (encoded(Image.new("1", (13000, 13000)), "PNG", optimize=True), HUGE),
+    "rows.bmp": (compressed_bmp(3_000_000, 8), HUGE),
+    "tile.tif": (tiled_tiff(16, 46_336), HUGE),
+    "scans.jpg": (repeated_scans(100), "not a picture that can be read"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_what_is_far_larger_than_its_file_is_refused_before_it_is_decoded(
+    client, app, uploads, monkeypatch, name
+):
+    content, words = BOMBS[name]
+    (uploads / name).write_bytes(content)
+    assert len(content) < 100_000
+    with pytest.raises(Exception, match=words):
+        client.predict(handle_file(uploads / name), 3, api_name="/classify")
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("it was decoded"))
-    with pytest.raises(gr.Error, match="25 million pixels"):
-        app.answers.preprocess({"path": str(uploads / "bomb.png")}, 32)
+    with pytest.raises(gr.Error, match=words):
+        app.answers.preprocess({"path": str(uploads / name)}, 32)
+
+
+def test_as_many_scans_as_programs_write_are_read(app):
+    assert app.answers.preprocess(as_data(repeated_scans(50)), 32).shape == (32, 32, 3)
+
+
+def test_a_file_that_is_too_large_is_refused_whoever_took_it(app, uploads):
+    """Gradio's own limit may not hold where another program serves the app."""
+    (uploads / "large.bmp").write_bytes(bytes(10_000_001))
+    with pytest.raises(gr.Error, match="more than 10 MB"):
+        app.answers.preprocess({"path": str(uploads / "large.bmp")}, 32)
 
 
 def test_no_more_of_a_truncated_picture_is_unpacked_than_it_has_pixels(app):
@@ -1014,6 +1055,16 @@ def test_no_address_is_fetched(server, key, meta):
             assert is_sentence(answer), answer
         other.shutdown()
     assert asked == []
+
+
+def test_the_notebook_serves_the_app_within_the_same_limits(app):
+    app.serve(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    try:
+        big = {"files": ("big.png", bytes(11_000_000))}
+        answer = httpx.post(f"{app.demo.local_url}gradio_api/upload", files=big)
+        assert answer.status_code == 413 and app.demo.state_session_capacity == 200
+    finally:
+        app.demo.close()
 
 
 def test_a_file_over_ten_megabytes_is_refused(server):
@@ -1108,6 +1159,20 @@ def test_a_folder_that_cannot_be_written_is_named_with_its_variable(folder, tmp_
     )
     with serve(folder, tmp_path):  # as it says
         pass
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows gives each user a folder")
+@pytest.mark.parametrize("kind", ["link", "open to all"])
+def test_a_folder_that_somebody_else_may_have_made_is_refused(folder, tmp_path, kind):
+    made = tmp_path / f"cifar10-space-{os.getuid()}"
+    if kind == "link":
+        (tmp_path / "elsewhere").mkdir()
+        made.symlink_to(tmp_path / "elsewhere")
+    else:
+        made.mkdir()
+        made.chmod(0o777)
+    said = start_fails(folder, env=os.environ | {"GRADIO_TEMP_DIR": str(tmp_path)})
+    assert f"{made} (it is not this user's alone)" in said
 
 
 def test_a_folder_of_another_user_is_named_with_its_variable(folder):

@@ -791,6 +791,21 @@ def test_the_range_test_ends_where_the_loss_is_no_number(data, monkeypatch):
     assert len(range_test(RECIPE, data, steps=7, precision="32-true")) == 3
 
 
+def test_the_range_test_leaves_out_a_step_that_it_has_not_finished(tiny_splits, monkeypatch):
+    """Of four micro-batches of the second step, one has a loss."""
+    right, calls = torch.nn.functional.cross_entropy, []
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "cross_entropy",
+        lambda *a, **k: right(*a, **k) * (1 if calls.append(0) or len(calls) < 6 else float("nan")),
+    )
+    recipe = dataclasses.replace(RECIPES["fastnet-7"], batch_size=32, micro_batch=8)
+    table = range_test(
+        recipe, build_datamodule(recipe, tiny_splits, 0), steps=3, precision="32-true"
+    )
+    assert len(table) == 1
+
+
 def test_the_range_test_looks_at_small_images_where_the_training_begins_with_them(tiny_splits):
     recipe = dataclasses.replace(RECIPES["fastnet-7"], batch_size=32, micro_batch=8)
     table = range_test(

@@ -197,6 +197,11 @@ def test_every_sample_has_its_two_heatmaps_below_it(model, wrong, count):
     assert sum(bool(axis.images) for axis in figure.axes) == 3 * count
     titles = [axis.get_title() for axis in figure.axes]
     columns = min(5, count)
+    assert "the predicted and the true class" in " ".join(figure.get_suptitle().split())
+    given = display_gradcam_output(
+        wrong, CLASSES, denormalize, model, [layer], [0] * count, number_of_samples=count
+    )
+    assert "the two classes" in " ".join(given.get_suptitle().split())
     assert titles[columns] == "evidence for automobile"
     assert titles[2 * columns] == "evidence for airplane"
 

@@ -18,7 +18,9 @@ BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{}/blob/main/{})"
 )
-NO_BADGE = "For a badge here that opens your copy on Colab, run `python -m tools.colab_badge`."
+NO_BADGE = (
+    "For a badge here that opens your copy on Colab, run `.venv/bin/python -m tools.colab_badge`."
+)
 
 
 def github_repository(project: Path = PROJECT) -> str | None:

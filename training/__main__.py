@@ -9,20 +9,28 @@ A run that was interrupted is continued. The notebook, run with the same switche
 More in docs/scaling.md.
 """
 
+import argparse
 import sys
 
-from dataload import load_splits
+from dataload import load_splits, sample_splits
 from models.errors import EXPLAINED
 from training.console import forgive_output
 from training.runs import build_datamodule, train
-from training.settings import SWITCHES, resolve
+from training.settings import PROJECT, SWITCHES, resolve
 
 
 def main() -> None:
     """Train as the switches of the environment say."""
     forgive_output()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     s = resolve(SWITCHES)
-    data = build_datamodule(s.recipe, load_splits(s.data_dir, s.seed), s.seed, s.fast_loader)
+    if s.smoke:
+        splits = sample_splits(PROJECT / "space/examples", s.seed, 0.3)
+    else:
+        splits = load_splits(s.data_dir, s.seed)
+    data = build_datamodule(s.recipe, splits, s.seed, s.fast_loader)
     train(s.recipe, data, s.checkpoint_dir, s.options)
 
 

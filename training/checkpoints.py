@@ -92,12 +92,13 @@ def load_checkpoint(path: Path, arch: str) -> tuple[LitClassifier, int]:
     return classifier.eval(), epochs
 
 
-def check_disk_space(folder: Path, parameters: int) -> None:
+def check_disk_space(folder: Path, parameters: int, fresh: bool = False) -> None:
     """Check that a folder has room for the checkpoints of a network.
 
     Args:
         folder: of the run; it is made.
         parameters: of the network.
+        fresh: whether the checkpoints that are there are kept beside the new ones.
 
     Raises:
         StorageError: if the folder cannot be written to, or the disk is too small.
@@ -107,7 +108,8 @@ def check_disk_space(folder: Path, parameters: int) -> None:
     needed = 4 * 2 * 4 * parameters
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        needed -= sum(path.stat().st_size for path in folder.glob("*.ckpt"))
+        if not fresh:
+            needed -= sum(path.stat().st_size for path in folder.glob("*.ckpt"))
         with tempfile.TemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free
     except OSError as error:

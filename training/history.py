@@ -93,7 +93,7 @@ def summarize_metrics(table: pd.DataFrame) -> dict:
 
 
 def epoch_means(table: pd.DataFrame) -> pd.DataFrame:
-    """Average the rows of each epoch: training and validation are logged as rows of their own.
+    """Average the rows of each epoch: each step logs its learning rate in a row of its own.
 
     Returns:
         A row for each epoch, in their order.
@@ -166,8 +166,9 @@ def write_epoch(
             " is still known"
         )
         folder.mkdir(parents=True)
-        for known in rows_of(earlier.dropna(subset="train_loss")):
-            logger.log_metrics({**known}, int(known["step"]))
+        for known in rows_of(earlier):
+            if "train_loss" in known:
+                logger.log_metrics({**known}, int(known["step"]))
     for step, rate in rates.items():
         logger.log_metrics({"epoch": metrics["epoch"], "lr_step": rate}, step)
     logger.log_metrics({**metrics}, int(metrics["step"]))

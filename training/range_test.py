@@ -1,6 +1,5 @@
 """The learning-rate range test (Smith 2015, arXiv:1506.01186)."""
 
-import contextlib
 from dataclasses import replace
 from typing import cast
 
@@ -90,10 +89,13 @@ def range_test(
         limit_val_batches=0,
         num_sanity_val_steps=0,
     )
-    with contextlib.suppress(FloatingPointError):
+    losses = classifier.losses
+    try:
         trainer.fit(classifier, datamodule=data)
+    except FloatingPointError:
+        losses.pop(classifier.global_step, None)  # some of its micro-batches are missing
     rows = [
-        (exponential_lr_factor(step / steps), sum(losses) / micro_batches)
-        for step, losses in classifier.losses.items()
+        (exponential_lr_factor(step / steps), sum(of_step) / micro_batches)
+        for step, of_step in losses.items()
     ]
     return pd.DataFrame(rows, columns=["factor", "loss"])

@@ -11,7 +11,8 @@ from models.errors import InvalidValue
 from models.stage import Network
 from training.checkpoints import load_checkpoint, newest_checkpoint
 from training.files import read_json, scratch_folder
-from training.history import read_finished_metrics, read_metrics, summarize_metrics
+from training.hardware import hardware, versions
+from training.history import read_metrics, summarize_metrics
 from training.lightning_output import print_rank_zero
 from training.recipes import Recipe
 from training.run_folder import METADATA_KEYS, weights_sha256
@@ -83,7 +84,6 @@ def finished_run(folder: Path, recipe: Recipe) -> Run | None:
             " training continues"
         )
         return None
-    read_finished_metrics(folder)
     return Run(round_to_fp16(classifier.model), metadata, folder / "metrics.csv")
 
 
@@ -114,6 +114,7 @@ def unfinished_run(folder: str | Path) -> Run:
     table = table.loc[table["epoch"] < epochs]  # the log may be an epoch ahead of the checkpoint
     table.to_csv(folder / "metrics.csv", index=False)
     metadata = run_metadata(started) | {"epochs": epochs} | summarize_metrics(table)
+    metadata |= {"versions": versions(), "hardware": hardware()}
     return Run(round_to_fp16(classifier.model), metadata, folder / "metrics.csv")
 
 

@@ -116,16 +116,6 @@ def earlier_auto_choice(root: str | Path, asked: dict, seed: int) -> str | None:
     return None
 
 
-def runs_of_earlier_versions(root: str | Path) -> list[str]:
-    """List the folders of the runs in `root` that were left by versions that wrote no identity."""
-    names = []
-    for path in sorted(Path(root).glob("*/started.json")):
-        with contextlib.suppress(OSError, ValueError):
-            if "identity" not in json.loads(path.read_text(encoding="utf-8")):
-                names.append(path.parent.name)
-    return names
-
-
 # ---- integrity -----------------------------------------------------------------------------------
 
 

@@ -44,7 +44,6 @@ from training.run_folder import (
     RunLock,
     run_folder,
     run_identity,
-    runs_of_earlier_versions,
     weights_sha256,
 )
 from training.whitening import whiten
@@ -143,18 +142,13 @@ def train(
     data.setup()
     identity = run_identity(recipe, data, options)
     folder = run_folder(root, identity)
-    unused = runs_of_earlier_versions(root)
-    if unused:
-        print_rank_zero(
-            f"not used, for an earlier version left them: {', '.join(unused)} in {root}"
-        )
     finished = None if options.fresh else finished_run(folder, recipe)
     if finished:
         print_finished(folder, finished)
         return finished
     network = build(recipe.network)
     check_rates(network, recipe)
-    check_disk_space(folder, sum(p.numel() for p in network.parameters()))
+    check_disk_space(folder, sum(p.numel() for p in network.parameters()), options.fresh)
     with RunLock(folder) if rank_zero_only.rank == 0 else contextlib.nullcontext() as lock:
         started = start_or_resume(folder, identity, recipe, data, options)
         if lock:
@@ -215,13 +209,15 @@ def fit(
         print_rank_zero(f"continuing the interrupted run in {folder}")
     try:
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except (torch.OutOfMemoryError, ProcessRaisedException) as error:
-        raise training_failed(error, recipe.batch_size) from error
+    except (RuntimeError, ProcessRaisedException) as error:
+        if isinstance(error, ProcessRaisedException) or is_out_of_memory(error):
+            raise training_failed(error, recipe.batch_size) from error
+        raise
     except SystemExit:  # what Lightning makes of an interrupt
         raise Interrupted(
             f"training was interrupted in epoch {trainer.current_epoch + 1} of {recipe.epochs}; run"
-            f" again to continue from {folder}, or take what it has learned:"
-            f" run = unfinished_run({str(folder)!r})"
+            f" again to continue from {folder}, or take what it has learned: from training.results"
+            f" import unfinished_run; run = unfinished_run({str(folder)!r})"
         ) from None
     return finish_run(folder, started, trainer)
 
@@ -270,19 +266,22 @@ def make_trainer(
     )
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error is torch's for too little memory, of a GPU or of the computer."""
+    return "OutOfMemoryError" in repr(error) or "DefaultCPUAllocator" in str(error)
+
+
 def training_failed(error: Exception, batch_size: int) -> TrainingFailed:
     """Make the error that says what failed in this process or another, and what to do.
 
     Args:
-        error: an OutOfMemoryError, or what one of several processes raised.
+        error: for too little memory, or what one of several processes raised.
         batch_size: of the recipe.
     """
-    if "OutOfMemoryError" not in repr(error):
+    if not is_out_of_memory(error):
         return TrainingFailed(str(error).strip().splitlines()[-1])
     smaller = f"set BATCH_SIZE to {batch_size // 2}" if batch_size > 1 else "take a smaller network"
-    return TrainingFailed(
-        f"the GPU's memory is too small for batches of {batch_size} images; {smaller}"
-    )
+    return TrainingFailed(f"the memory is too small for batches of {batch_size} images; {smaller}")
 
 
 def finish_run(folder: Path, started: dict, trainer: pl.Trainer) -> Run:

@@ -137,8 +137,15 @@ def validate(switches: dict) -> Switches:
 
     Raises:
         InvalidValue: for the first switch that is missing, unknown, of another type or out of
-            range.
+            range, and for a variable ERA_... of no switch.
     """
+    unknown = {name for name in os.environ if name.startswith("ERA_")}
+    unknown -= {f"ERA_{name}" for name in SWITCHES}
+    if unknown:
+        raise InvalidValue(
+            f"unknown environment variables {sorted(unknown)}, expected ERA_ and one of"
+            f" {sorted(SWITCHES)}"
+        )
     if set(switches) != set(SWITCHES):
         raise InvalidValue(f"expected the switches {sorted(SWITCHES)}, got {sorted(switches)}")
     try:
