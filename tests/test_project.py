@@ -530,6 +530,15 @@ def test_a_line_that_replaces_itself_is_not_written_into_a_file(tmp_path):
         time.sleep(1)  # a run's folder is named by the second
 
 
+def test_another_notebook_is_executed_in_its_place(project, monkeypatch):
+    cell = nbformat.v4.new_code_cell("print('1 %', end='\\r', flush=True); print('done')")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), project / "more.ipynb")
+    monkeypatch.setattr(sys, "argv", ["tools.run", "execute", "more.ipynb"])
+    assert run.main() == 0
+    (executed,) = nbformat.read(project / "more.ipynb", as_version=4).cells
+    assert [output["text"] for output in executed["outputs"]] == ["done\n"]  # in one piece
+
+
 def run_module(send, folder: Path, encoding: str, *arguments: str) -> None:
     """Run a module as `python -m` does, where standard output has this encoding.
 

@@ -1,4 +1,7 @@
-"""`make run`: execute the notebook into runs/, serve its Space; `make app`: the committed one."""
+"""`make run`: execute the notebook into runs/, serve its Space; `make app`: the committed one.
+
+`python -m tools.run execute more.ipynb` executes a notebook in its place.
+"""
 
 import argparse
 import os
@@ -69,17 +72,18 @@ def cause_of_death(exit_code: int) -> str:
     return f"its exit code is {exit_code}"
 
 
-def execute(out: Path) -> None:
+def execute(out: Path, name: str = NOTEBOOK) -> None:
     """Run all cells in the project folder and write the executed notebook, after an error as well.
 
     Args:
         out: the folder for the executed notebook.
+        name: of the notebook.
 
     Raises:
         CellExecutionError: if a cell fails.
         KernelDied: if the kernel ends in the middle of a cell.
     """
-    notebook = nbformat.read(PROJECT / NOTEBOOK, as_version=4)
+    notebook = nbformat.read(PROJECT / name, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     client = TalkingClient(
         notebook,
@@ -100,7 +104,7 @@ def execute(out: Path) -> None:
     finally:
         # GitHub may not show a notebook that holds the state of widgets.
         notebook.metadata.pop("widgets", None)
-        nbformat.write(notebook, out / NOTEBOOK)
+        nbformat.write(notebook, out / name)
 
 
 def announce(
@@ -199,11 +203,15 @@ def main() -> int:
     """Parse the command line and do what it says."""
     forgive_output()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=["run", "app"])
-    command = parser.parse_args().command
+    parser.add_argument("command", choices=["run", "app", "execute"])
+    parser.add_argument("notebook", nargs="?", default="more.ipynb", help="to execute in its place")
+    args = parser.parse_args()
     if not PORT.isdecimal() or not 1 <= int(PORT) <= 65535:
         parser.error(f"GRADIO_SERVER_PORT: expected a number from 1 to 65535, got {PORT!r:.60}")
-    return run() if command == "run" else serve(SPACE)
+    if args.command == "execute":
+        execute(PROJECT, args.notebook)
+        return 0
+    return run() if args.command == "run" else serve(SPACE)
 
 
 if __name__ == "__main__":
