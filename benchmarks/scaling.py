@@ -40,7 +40,7 @@ from training.runs import build_datamodule, train
 from training.settings import resolve_placement
 from training.switches import SWITCHES
 
-STEPS = {"FastNet": 4, "ResNet18": 6}  # of an epoch, which then takes about half a minute on a core
+STEPS = {"FastNet": 4, "ResNet18": 6}  # of an epoch, which then takes up to a minute on a core
 LAYOUTS = {  # (processes, cores of each process)
     "one core": (1, 1),
     "two cores": (1, 2),

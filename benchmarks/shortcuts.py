@@ -214,7 +214,7 @@ class Store:
         path = self.state_of(shortcuts, seed)
         if not path.exists():
             return []
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         self.write(shortcuts, seed, state["epochs"])

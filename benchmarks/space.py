@@ -102,6 +102,8 @@ def serve(space: Path, uploads: str):
             with contextlib.suppress(httpx.HTTPError):
                 httpx.get(f"http://127.0.0.1:{port}/config").raise_for_status()
                 break
+            if app.poll() is not None:
+                raise RuntimeError(f"the app ended with status {app.returncode}")
             time.sleep(0.02)
         yield f"http://127.0.0.1:{port}", app, start
     finally:

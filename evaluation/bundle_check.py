@@ -44,15 +44,18 @@ def logits_of_bundle(folder: Path, images: Tensor) -> Tensor:
     with tempfile.TemporaryDirectory() as scratch:
         asked, answered = Path(scratch) / "images", Path(scratch) / "logits"
         save_file({"images": images.contiguous()}, asked)
-        done = subprocess.run(
-            [sys.executable, "-c", TRIAL, asked, answered],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TRIAL_SECONDS,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", TRIAL, asked, answered],
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=TRIAL_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise InvalidValue(f"the exported Space did not answer: {error}") from error
         if done.returncode:
             problem = done.stderr.strip()[-2000:]
             raise InvalidValue(f"the exported Space does not work on its own: {problem}")

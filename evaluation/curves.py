@@ -256,18 +256,19 @@ def plot_schedule(
     return fig, largest, wanted
 
 
-def range_test_title(best: float, peak: float) -> str:
+def range_test_title(best: float, peak: float, warmup: float) -> str:
     """Say where the loss of a range test is lowest, and why a peak can lie right of it.
 
     Args:
         best: the learning rate with the smallest smoothed loss.
         peak: the recipe's peak.
+        warmup: the fraction of the recipe's steps before the peak.
     """
     found = (
         f"The smoothed loss is lowest at a learning rate of {best:.2g}; the recipe's peak is"
         f" {peak:.2g}"
     )
-    if peak > 1.05 * best:
+    if peak > 1.05 * best and warmup > 0:
         return f"{found}, which a training reaches after a longer warm-up"
     return found
 
@@ -300,6 +301,6 @@ def plot_range_test(table: pd.DataFrame, note: str = "", recipe: Recipe | None =
     name = rate_label(recipe) if recipe else "learning rate / the recipe's peak"
     axis.set(xlabel=name, ylabel="training loss")
     axis.legend(loc="lower left")
-    title = range_test_title(float(rates[best]), peak)
+    title = range_test_title(float(rates[best]), peak, recipe.warmup if recipe else 0)
     headline(fig, title, "Training loss against the learning rate", note)
     return fig

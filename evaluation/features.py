@@ -24,6 +24,7 @@ from evaluation.drawing import (
 from models.errors import InvalidValue
 from models.fastnet import FastNet
 from models.stage import Network, eval_mode
+from training.whitening import LEAST_VARIANCE
 
 BATCH = 100  # images at a time
 PATCHES = 5  # of a channel
@@ -35,12 +36,12 @@ def whitening_shares(filters: Tensor) -> np.ndarray:
     """Return what part of the variance of patches lies along each whitening filter.
 
     Args:
-        filters: (n, 3, k, k), each divided by the standard deviation along it.
+        filters: (n, 3, k, k), as `whiten` scales them.
 
     Returns:
         (n,), with the sum 1.
     """
-    variance = filters.flatten(1).double().norm(dim=1).pow(-2)
+    variance = filters.flatten(1).double().norm(dim=1).pow(-2) - LEAST_VARIANCE
     return (variance / variance.sum()).numpy()
 
 
@@ -49,7 +50,7 @@ def filters_title(shares: np.ndarray) -> str:
     return (
         f"{percent(shares[0], 0)} of the variance of 2x2 patches lies along the first of"
         f" {len(shares)} directions, {percent(shares[-1], 2)} along the last;"
-        " the whitening layer gives all the same weight"
+        " the whitening layer gives all nearly the same weight"
     )
 
 
@@ -65,7 +66,8 @@ def plot_filters(model: nn.Module, note: str = "") -> Figure | None:
         The figure, or None for other networks than FastNet: their first filters look like coloured
         noise.
     """
-    if not isinstance(model, FastNet):
+    # By name: the class of a network that came out of a bundle is the bundle's own.
+    if type(model).__name__ != FastNet.__name__:
         return None
     filters = model.stem.weight.detach().cpu()
     filters = filters[: len(filters) // 2]  # the others are their negatives
@@ -254,7 +256,8 @@ def stages_title(patches: dict[str, TopPatches], labels: np.ndarray | None) -> s
         patches: of `top_patches`.
         labels: (N,), of the images, if they are known.
     """
-    first, *_, last = patches
+    names = list(patches)
+    first, last = names[0], names[-1]
     if labels is None:
         return f"The test patches that activate channels of {first} to {last} most"
     one = {

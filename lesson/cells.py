@@ -7,20 +7,15 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from models.errors import EXPLAINED
 from training.console import kernel_shell
 
 if TYPE_CHECKING:
-    from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
+    from IPython.core.interactiveshell import ExecutionResult
 
 PROJECT = Path(__file__).resolve().parent.parent
-
-
-def notebook_shell() -> InteractiveShell | None:
-    """Return IPython's shell of the notebook that runs this, or None outside a notebook."""
-    return cast("InteractiveShell | None", kernel_shell())
 
 
 def inline_figures() -> None:
@@ -28,7 +23,7 @@ def inline_figures() -> None:
 
     Outside a notebook, nothing happens.
     """
-    shell = notebook_shell()
+    shell = kernel_shell()
     if shell:
         shell.run_line_magic("matplotlib", "inline")
 
@@ -70,7 +65,7 @@ def enable_short_errors() -> None:
 
     Outside a notebook, nothing happens.
     """
-    shell = notebook_shell()
+    shell = kernel_shell()
     if not shell:
         return
 
@@ -150,7 +145,7 @@ clock = Clock()
 
 def time_cells() -> None:
     """Let `clock` time the notebook's cells from now on; outside a notebook, nothing happens."""
-    shell = notebook_shell()
+    shell = kernel_shell()
     if shell:
         clock.seconds.clear()
         clock.start(None)  # of the cell that calls this

@@ -138,6 +138,9 @@ def recipe(name: str, values: Recipe) -> str:
     return f"Recipe `{name}`:\n\n" + table(("hyperparameter", "value", "meaning"), rows)
 
 
+LEARNED = 0.95  # of a batch: known by heart
+
+
 def overfitting(losses: Sequence[float], correct: float) -> str:
     """Say what a loop on a single batch has learned.
 
@@ -146,7 +149,7 @@ def overfitting(losses: Sequence[float], correct: float) -> str:
         correct: the fraction of the batch that is classified correctly at the end.
     """
     fell = f"The loss went from {losses[0]:.2f} to {losses[-1]:.2f} in {len(losses)} steps"
-    if losses[-1] > losses[0] / 2:
+    if losses[-1] > losses[0] / 2 or correct < LEARNED:
         return (
             f"{fell}: that is too little. The loop, the learning rate or the labels must be wrong."
         )
@@ -297,9 +300,11 @@ def remaining_gaps(bins: ReliabilityBins) -> str:
         return said
     others = (float(excess.sum()) - float(excess[fullest])) / (images - held)
     kind = "overconfident" if others > 0 else "underconfident"
+    opposed = float(excess[fullest]) * others < 0
     return (
         f"{said} The other {percent(1 - held / images, 0)} are {kind}, by"
-        f" {100 * abs(others):.1f} percentage points on average: one number cannot correct both."
+        f" {100 * abs(others):.1f} percentage points on average"
+        f"{': one number cannot correct both' if opposed else ''}."
     )
 
 
@@ -381,8 +386,8 @@ def lessons(name: str, epochs: int, correct: float, temperature: float, top_pair
     points = [
         f"`{name}` classifies {percent(correct)} of the test images correctly after"
         f" {epochs} epochs. That is one run with one seed.",
-        f"One number, the temperature {temperature:.2f}, brings its confidence nearer to its"
-        " accuracy on average, not in every bar, and changes no answer.",
+        f"One number, the temperature {temperature:.2f}, is to bring its confidence nearer to its"
+        " accuracy: on average, not in every bar. It changes no answer.",
         "A confident error can be an error in the label: look before you blame the network.",
         "A heatmap is a hint: a few cells, scaled to their own range, for one class at a time. How"
         " much it can be trusted has to be measured, with controls that are hard to beat.",

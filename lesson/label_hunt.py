@@ -96,9 +96,8 @@ class LabelHunt(Panel):
             ]
         question = "Is the network wrong, or the label?"
         title = f"{question} The {len(samples)} most confident errors" if samples[1:] else ""
-        return Plot(images, titles, min(COLUMNS, len(samples))).grid(
-            f"{title}\n{self.note}" if title and self.note else title
-        )
+        columns = min(COLUMNS, len(samples))
+        return Plot(images, titles, columns).grid(title, self.note if title else "")
 
     def caption(self, sample: Misclassified) -> str:
         """Name the label, the predicted class and its probability, in three lines."""

@@ -5,6 +5,7 @@ folder alone.
 """
 
 import contextlib
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,14 @@ def live(function: Callable) -> Callable:
     return lambda seen, picture, *options: (
         function(seen, picture, *options) if picture else gr.skip()
     )
+
+
+def described(text: str) -> dict[str, str]:
+    """Return the text that a screen reader reads for a picture, for a Gradio that knows it.
+
+    Gradio 6.27 and later do; Colab's is older.
+    """
+    return {"alt_text": text} if "alt_text" in inspect.signature(gr.Image).parameters else {}
 
 
 def slider(
@@ -99,7 +108,7 @@ with Blocks(
                     str(EXAMPLES[0]) if EXAMPLES else None,
                     sources=["upload", "clipboard"],
                     label="Your picture",
-                    alt_text="Your picture",
+                    **described("Your picture"),
                     height=250,
                 )
                 # As long as the app runs: their files are not deleted as uploads are.
@@ -114,7 +123,7 @@ with Blocks(
                     label = gr.Label(label="Top classes", min_width=160)
                     saw = gr.Image(
                         label="What the network saw",
-                        alt_text="What the network saw",
+                        **described("What the network saw"),
                         format="png",
                         height=210,
                         min_width=120,
@@ -165,7 +174,7 @@ with Blocks(
         gr.Image(
             str(HERE / "confusion_matrix.png"),
             label="Confusion matrix",
-            alt_text="Confusion matrix",
+            **described("Confusion matrix"),
             show_label=False,
             interactive=False,
         )

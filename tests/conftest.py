@@ -11,6 +11,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 # Threads that have nothing to do sleep, here and in all processes that are started. To wait in a
 # loop is faster where tensors are large; with the small ones of the tests it is a waste.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests expect a CPU, and pretend a GPU where need be
 
 import numpy as np
 import pytest
@@ -22,9 +23,26 @@ from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES, Images, Splits, denorma
 from evaluation.errors import Misclassified, plot_confusion
 from models.registry import build
 from tests.faults import faults, pytest_runtest_makereport, pytest_terminal_summary  # noqa: F401  found by pytest
+from training.switches import SWITCHES
 from utils import export_to_space
 
 PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def no_apple_gpu(monkeypatch):
+    """A Mac, too, computes on its CPU here."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.fixture
+def plain_environment(monkeypatch, tmp_path):
+    """No switch is set outside, and no earlier run is in the folder for checkpoints."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("SMOKE_TEST", "DATA_DIR", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name in SWITCHES:
+        monkeypatch.delenv(f"ERA_{name}", raising=False)
 
 
 @pytest.fixture(scope="session")

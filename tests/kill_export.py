@@ -113,7 +113,8 @@ def kill_again_and_again(send: Callable, project: Path, name: str) -> None:
     """
     torch.set_num_threads(1)  # a fork has no other threads to wait for
     publish.PROJECT = project
-    utils.EXAMPLE_SUFFIXES = ()  # many files that are moved like any other
+    assert utils.EXAMPLES
+    utils.EXAMPLES = ()  # many files that are moved like any other
     utils.check_bundle = lambda *_: None  # changes nothing in the folder, and takes seconds
     utils.save_figure = lambda _, path: path.write_bytes(b"figure")  # so does this
     export(project / "pristine", *OLD)

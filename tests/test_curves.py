@@ -90,7 +90,8 @@ def test_the_range_test_s_figure_marks_the_minimum_and_the_peak_in_absolute_rate
     ],
 )
 def test_the_range_test_s_title_says_where_the_peak_lies(best, peak, says):
-    title = curves.range_test_title(best, peak)
+    title = curves.range_test_title(best, peak, 0.1)
+    assert "warm-up" not in curves.range_test_title(best, peak, 0)
     assert title.startswith(f"The smoothed loss is lowest at a learning rate of {best}")
     assert says in title and ("longer warm-up" in title) == (peak > best)
 

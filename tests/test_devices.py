@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -39,6 +40,7 @@ from tests.conftest import PROJECT
 from tests.warm import WarmProcess
 from training import run_folder, runs
 from training.classifier import LitClassifier
+from training.history import read_table
 from training.options import RunOptions
 from training.recipes import Recipe
 from training.run_folder import archive_run
@@ -278,17 +280,29 @@ def test_the_epoch_s_metrics_are_those_of_all_images(two):
         assert np.allclose(values * images, (values * images).round(), atol=1e-3)
 
 
-def test_after_one_of_two_is_killed_they_go_on_as_if_nothing_had_happened(two, tmp_path, faults):
+def test_after_one_of_two_is_killed_they_go_on_as_if_nothing_had_happened(
+    two, tmp_path, capsys, faults
+):
     finished, _ = train_in_two(tmp_path, dies=True)
     assert finished == [False, False]
     (folder,) = tmp_path.glob("FastNet-*")
     assert not (folder / "finished.json").exists() and (folder / "epoch000.ckpt").exists()
+    shutil.copytree(tmp_path, tmp_path / "alone")
     finished, printed = train_in_two(tmp_path)
     assert finished == [True, True] and printed.count("continuing the interrupted run") == 1
     (weights, table), (wanted, whole) = weights_and_metrics(tmp_path), weights_and_metrics(two[0])
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
     pd.testing.assert_frame_equal(table, whole, check_like=True)
     faults("one of two processes killed (SIGKILL)", 1, len(whole), len(table), "epochs")
+    capsys.readouterr()
+    alone = train(RECIPE, small_data(), tmp_path / "alone", OPTIONS)
+    assert "continuing the interrupted run" in capsys.readouterr().out
+    assert read_table(alone.metrics_csv).dropna(subset="lr_step").step.tolist() == [*range(16)]
+
+
+def test_one_process_loads_what_two_have_trained(two, tmp_path, capsys):
+    train(RECIPE, small_data(), shutil.copytree(two[0], tmp_path / "copy"), OPTIONS)
+    assert "trained on 2 processes" in capsys.readouterr().out
 
 
 # ---- in a notebook -------------------------------------------------------------------------------

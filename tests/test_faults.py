@@ -235,6 +235,16 @@ def test_a_disk_too_small_for_the_checkpoints_is_said_before_the_first_epoch(dat
     faults("disk too small", 1)
 
 
+def test_a_disk_too_small_for_a_fresh_run_beside_the_old_one_is_said(data, tmp_path, monkeypatch):
+    """With room for the checkpoints that would be replaced, not for others beside them."""
+    run = train(RECIPE, data, tmp_path, OPTIONS)
+    usage = shutil.disk_usage(tmp_path)._replace(free=20_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match="has 20 MB left, its checkpoints may need 63 MB; make room"):
+        train(RECIPE, data, tmp_path, dataclasses.replace(OPTIONS, fresh=True))
+    assert train(RECIPE, data, tmp_path, OPTIONS).metadata == run.metadata
+
+
 def test_a_disk_that_fills_up_meanwhile_leaves_the_last_checkpoint_usable(
     data, monkeypatch, faults
 ):
@@ -328,9 +338,7 @@ def test_a_damaged_table_of_a_finished_run_is_made_again(data, tmp_path, capsys,
 # ---- numbers and memory --------------------------------------------------------------------------
 
 
-def test_a_rate_a_thousand_times_too_high_stops_in_words_and_keeps_the_checkpoint(
-    tiny_splits, tmp_path, faults
-):
+def test_a_rate_far_too_high_stops_in_words(tiny_splits, tmp_path, faults):
     recipe = dataclasses.replace(RECIPE, epochs=30, max_lr=3e7, warmup=1.0)
     data = CIFAR10DataModule(batch_size=32, num_workers=0, splits=tiny_splits)
     with pytest.raises(

@@ -32,10 +32,15 @@ def test_filters_that_look_like_noise_are_not_drawn(arch):
     assert features.plot_filters(build(arch)) is None
 
 
-def test_shares_of_variance_by_hand():
-    filters = torch.zeros(2, 3, 2, 2)
-    filters[0, 0, 0, 0], filters[1, 0, 0, 1] = 0.5, 1  # divided by deviations of 2 and 1
-    assert features.whitening_shares(filters).tolist() == [0.8, 0.2]
+@pytest.mark.numeric
+def test_shares_of_variance_are_those_of_the_patches(tiny_splits):
+    images, network = normalize(tiny_splits.train.images[:20]), build("FastNet")
+    whiten(network.stem, images)
+    found = features.whitening_shares(network.stem.weight[:12])
+    windows = np.lib.stride_tricks.sliding_window_view(images.numpy(), (2, 2), (2, 3))
+    patches = windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, 12).astype(float)
+    variances = np.linalg.eigvalsh(patches.T @ patches)[::-1]
+    assert found == pytest.approx(variances / variances.sum(), abs=1e-6)
     assert features.filters_title(np.array([0.8, 0.2])).startswith("80 % of the variance")
 
 
@@ -92,6 +97,11 @@ def test_top_patches_are_those_of_a_search_over_all_images(tiny_splits):
         assert found[name].images[channel].tolist() == best.tolist()
         row, column = found[name].cells[channel, 0]
         assert maps[best[0], channel, row, column] == most[best[0], channel]
+
+
+def test_too_few_images_for_top_patches_are_refused(tiny_splits):
+    with pytest.raises(ValueError, match="at least 5 images, got 4"):
+        features.top_patches(build("FastNet"), normalize(tiny_splits.test.images[:4]))
 
 
 def test_a_patch_is_the_field_of_its_cell_and_white_outside_the_image():

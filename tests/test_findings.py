@@ -135,6 +135,7 @@ def test_trust_is_what_the_fair_controls_leave():
 def test_a_loop_that_learns_nothing_is_called_wrong():
     assert "by heart" in findings.overfitting([2.3, 1.0, 0.1], 1.0)
     assert "too little" in findings.overfitting([2.3, 2.2], 0.1)
+    assert "too little" in findings.overfitting([2.3, 1.0], 0.63)
 
 
 def test_every_hyperparameter_has_a_meaning():

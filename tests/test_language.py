@@ -100,5 +100,5 @@ def test_every_chapter_asks_three_questions_with_folded_answers():
     ]
     assert len(quizzes) == len(chapters) == 11
     for quiz in quizzes:
-        questions = re.findall(r"^\d\. .+\?$|^\d\. .+\n", quiz, re.M)
+        questions = re.findall(r"^\d\. .+\?$", quiz, re.M)
         assert len(questions) == quiz.count("<details><summary>Answer</summary>") == 3

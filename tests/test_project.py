@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import nbformat
 import pytest
 
@@ -26,8 +27,9 @@ from models.resnet import model_summary
 from tests.conftest import PROJECT
 from tests.warm import WarmProcess
 from tools import publish, run
-from training.history import epoch_line
+from training.history import epoch_line, read_table
 from training.recipes import RECIPES
+from training.results import Run, stored_run
 from training.settings import SWITCHES
 
 NOTEBOOK = PROJECT / "ERA_S12_Assignment.ipynb"
@@ -339,7 +341,7 @@ def test_pictures_exist_are_small_and_are_drawn_by_a_notebook_or_a_command():
         "results.png",
         "grad_cam.png",
     }
-    assert shown == {path.name for path in (PROJECT / "images").iterdir()}
+    assert shown == {path.name for path in (PROJECT / "images").glob("*.[pg][ni][gf]")}
     cells = [
         cell.source
         for name in NOTEBOOKS
@@ -499,6 +501,7 @@ def run_of(project: Path, *sources: str, **environment: str) -> subprocess.Compl
     )
 
 
+UNAVAILABLE = dataload.DataUnavailable("no mirror answers")
 BLOCKS = "print('\u2588\u2588 done', '\\u03b1 \\U0001f600')"
 
 
@@ -596,13 +599,16 @@ def test_a_smoke_test_of_the_training_script_needs_no_cifar10(tmp_path):
         (["YES=0", "DRY_RUN=0"], True, True),
         (["YES=no", "DRY_RUN=no"], True, True),
         (["YES=1"], False, True),
-        (["DRY_RUN=1"], True, False),
+        (["DRY_RUN=1", "MODEL=c/d"], True, False),
     ],
 )
 def test_make_push_takes_no_for_a_no(answers, asks, sends):
-    command = ["make", "-n", "push", "SPACE=a/b", *answers]
-    told = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    command = ["make", "-n", "push", *answers]  # the address from the environment, as on GitHub
+    told = subprocess.run(
+        command, cwd=PROJECT, env=os.environ | {"SPACE": "a/b"}, capture_output=True, text=True
+    ).stdout
     assert ("--yes" not in told, "--dry-run" not in told) == (asks, sends)
+    assert "push a/b" in told and ("--model c/d" in told) == ("MODEL=c/d" in answers)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
@@ -711,6 +717,66 @@ def test_a_port_in_use_is_seen_and_nothing_is_served(monkeypatch, tmp_path, caps
         monkeypatch.setattr(run, "PORT", port)
         assert not run.port_is_free() and run.serve(tmp_path) == 1
     assert f"Port {port} is in use" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("data", ["CIFAR-10", "built-in sample, not CIFAR-10"])
+def test_a_run_serves_its_own_space_or_after_the_sample_the_committed_one(
+    project, monkeypatch, data
+):
+    served = []
+    monkeypatch.setattr(run, "port_is_free", lambda: True)
+    monkeypatch.setattr(run, "serve", lambda space: served.append(space) or 0)
+    monkeypatch.setenv("ERA_OUT_DIR", "")  # `run` sets it
+    results = json.dumps({"data": data})
+    monkeypatch.setattr(run, "execute", lambda out: (out / "results.json").write_text(results))
+    assert run.run() == 0
+    (folder,) = (project / "runs").iterdir()
+    assert served == [folder / "space" if data == "CIFAR-10" else run.SPACE]
+
+
+def test_make_app_serves_the_committed_space_until_ctrl_c():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tools.run", "app"],
+        cwd=PROJECT,
+        env=os.environ | {"GRADIO_SERVER_PORT": port},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = next(line for line in child.stdout if "answers on" in line).split()[6]
+        assert address == f"http://127.0.0.1:{port}" and "CIFAR-10" in httpx.get(address).text
+        child.send_signal(signal.SIGINT)
+        assert child.wait(30) == 0
+    finally:
+        child.kill()
+
+
+def stored(tmp_path, sha256: str) -> Run:
+    results = {"sha256": sha256, "metrics": [{"epoch": 0, "train_loss": 1.0}]}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    return stored_run(PROJECT / "space", tmp_path / "results.json")
+
+
+def test_the_stored_run_has_the_metrics_of_its_own_weights_only(tmp_path):
+    meta = json.loads((PROJECT / "space/model.json").read_text())
+    own = stored(tmp_path, meta["sha256"]["weights"])
+    assert own.metadata == meta["training"] and type(own.model).__name__ == meta["architecture"]
+    assert own.metrics_csv and read_table(own.metrics_csv)["train_loss"].tolist() == [1.0]
+    assert stored(tmp_path, "0" * 64).metrics_csv is None
+
+
+def test_without_cifar10_the_notebook_goes_on_with_the_sample(notebook, capsys, tmp_path):
+    (cell,) = (cell for cell in notebook.cells if cell.id == "data")
+    s = SimpleNamespace(smoke=False, data_dir=tmp_path, seed=42)
+    names = {"s": s, "settings": SimpleNamespace(scratch_folder=lambda: tmp_path)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(PROJECT)
+        patch.setattr(dataload, "load_splits", lambda *_: (_ for _ in ()).throw(UNAVAILABLE))
+        exec(cell.source, names)
+    assert "Continuing with the built-in sample" in capsys.readouterr().out
+    assert not names["is_cifar10"] and names["note"] == names["splits"].source
 
 
 @pytest.mark.parametrize("port", ["seven", "70000", "-1", "0"])

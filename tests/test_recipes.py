@@ -209,6 +209,7 @@ def flat_recipe(monkeypatch, **changes) -> Recipe:
         ("low_res", 0.4, "expected low_res 0 for Flat, .*no images of 24x24 pixels .* got 0.4"),
     ],
 )
+@pytest.mark.usefixtures("plain_environment")
 def test_a_trick_that_does_not_fit_the_network_is_refused_with_the_settings(
     monkeypatch, name, value, message
 ):

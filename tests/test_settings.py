@@ -16,16 +16,7 @@ from training.recipes import RECIPES, Recipe
 from training.settings import PROJECT, SWITCHES, output_folder, resolve
 from training.workload import batches_of_work
 
-
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch, tmp_path):
-    """No switch is set outside, and no earlier run is in the folder for checkpoints."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SMOKE_TEST", raising=False)
-    monkeypatch.delenv("DATA_DIR", raising=False)
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    for name in SWITCHES:
-        monkeypatch.delenv(f"ERA_{name}", raising=False)
+pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 @pytest.fixture(autouse=True)
@@ -206,6 +197,14 @@ def test_a_missing_switch_is_named():
         resolve({name: value for name, value in SWITCHES.items() if name != "SEED"})
 
 
+def test_the_loader_and_the_precision_are_the_chosen_ones(monkeypatch):
+    assert not resolve(SWITCHES).fast_loader and resolve(SWITCHES).options.precision == "auto"
+    chosen = resolve(SWITCHES | {"LOADER": "fast", "PRECISION": "32-true"})
+    assert chosen.fast_loader and chosen.options.precision == "32-true"
+    with pytest.raises(ValueError, match="16-mixed"):
+        resolve(SWITCHES | {"PRECISION": "16-mixed"})  # of a GPU
+
+
 def test_smoke_mode_is_short_and_leaves_the_checkpoints_alone(monkeypatch):
     monkeypatch.setenv("SMOKE_TEST", "1")
     assert resolve(SWITCHES).checkpoint_dir != Path("checkpoints")
@@ -216,7 +215,6 @@ def test_smoke_mode_is_short_and_leaves_the_checkpoints_alone(monkeypatch):
 
 
 def test_checkpoints_go_to_drive_if_it_is_mounted_and_nothing_else_is_wanted(monkeypatch, tmp_path):
-    monkeypatch.delenv("SMOKE_TEST", raising=False)
     assert resolve(SWITCHES).checkpoint_dir == Path("checkpoints")
     monkeypatch.setattr(settings, "DRIVE", tmp_path)
     assert resolve(SWITCHES).checkpoint_dir == tmp_path / "cifar10-checkpoints"

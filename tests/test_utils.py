@@ -351,14 +351,14 @@ def test_a_network_of_another_kind_takes_the_place_of_the_old_one(
 
 def test_a_failed_export_leaves_the_old_bundle_as_it_was(tmp_path, model, wrong, tiny_splits):
     exported(tmp_path, model, wrong, tiny_splits.test.labels)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    broken = build("CustomResNet")
-    nn.init.constant_(broken.ffconnectedlayer1.bias, float("nan"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    broken = build("FastNet")
+    nn.init.constant_(broken.head.weight, float("nan"))
     with pytest.raises(ValueError, match="logits differ by nan"):
         exported(tmp_path, broken, wrong, tiny_splits.test.labels)
     with pytest.raises(ValueError, match="surprise: Extra inputs are not permitted"):
         exported(tmp_path, model, wrong, tiny_splits.test.labels, surprise=1)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert not list(tmp_path.glob(".export-*"))
 
 
@@ -462,6 +462,10 @@ def test_changed_weights_another_architecture_and_a_foreign_source_are_refused(s
         load_bundle(space)
     tampered(space, signed(architecture="VGG"))
     with pytest.raises(ValueError, match="resnet.py has no network 'VGG'"):
+        load_bundle(space)
+    wrong_stages = [{"name": "layer1", "size": 4}]
+    tampered(space, signed(stages=wrong_stages))
+    with pytest.raises(ValueError, match="expected the stages"):
         load_bundle(space)
     tampered(space, signed(source="../evil.py"))
     with pytest.raises(ValueError, match="source: String should match pattern"):

@@ -1,8 +1,8 @@
 """`make colab-check`: run the notebook in an environment with what Colab preinstalls.
 
 Installs colab.txt into an empty environment (with Python 3.13 if it is installed), executes a copy
-of the project's notebook there in smoke mode, and says whether its install cell changed a package
-that was installed: on Colab that would need a restart.
+of the project's notebook there in smoke mode, serves the app for a moment, and says whether the
+install cell changed a package that was installed: on Colab that would need a restart.
 """
 
 import json
@@ -62,6 +62,12 @@ def execute(project: Path) -> None:
     NotebookClient(notebook, timeout=1200, kernel_name="colab", resources=resources).execute()
 
 
+def load_app(python: Path, project: Path) -> None:
+    """Load the app, as LAUNCH = True does at the end of a training; raise if that fails."""
+    code = "from utils import load_app; load_app('space').serve(prevent_thread_lock=True)"
+    subprocess.check_call([python, "-c", code], cwd=project)
+
+
 def main() -> int:
     """Run the check, and return 0 if no installed package was changed."""
     forgive_output()
@@ -74,6 +80,7 @@ def main() -> int:
         before = installed_packages(python)
         print("executing the notebook", flush=True)
         execute(Path(folder) / "project")
+        load_app(python, Path(folder) / "project")
         after = installed_packages(python)
     changed = {
         name: (version, after.get(name))

@@ -7,10 +7,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from models.errors import InvalidValue
 from models.stage import Network
-from tools.project import PROJECT
+from training.recipes import MEASURED
 
 TEXT = Path(__file__).with_name("model_card.md")
-MEASURED = PROJECT / "benchmarks" / "results" / "accuracy.json"
 DATASET = "uoft-cs/cifar10"  # CIFAR-10 on Hugging Face
 
 

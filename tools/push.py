@@ -8,6 +8,7 @@ import contextlib
 import glob
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from huggingface_hub import HfApi, SpaceCard, SpaceHardware
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from models.bundle import bundle_files, load_bundle
-from models.errors import InvalidValue
+from models.errors import EXPLAINED, InvalidValue
 from tools.model_card import model_card
 from tools.project import SPACE
 from training.console import forgive_output
@@ -256,4 +257,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EXPLAINED as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -69,8 +69,8 @@ class Progress(Callback):
     It prints an estimate after a few steps and a line per epoch, shows the time left in between,
     and writes each epoch into the log. Where several processes train, the first one does so.
 
-    The estimate covers everything between the start and the end: validation, checkpoints, logs. It
-    is corrected, in a line of its own, where it turns out to be more than 15 % off.
+    The estimate covers training and validation. It is corrected, in a line of its own, where it
+    turns out to be more than 15 % off, for checkpoints and logs take time as well.
     """
 
     def __init__(self, earlier: pd.DataFrame):
