@@ -278,33 +278,29 @@ def centre_first(side: int) -> np.ndarray:
     return np.argsort((offsets[:, None] ** 2 + offsets**2).ravel(), kind="stable")
 
 
-def mask_orders(cams: np.ndarray, draws: int, seed: int) -> dict[str, list[np.ndarray]]:
-    """List, for each way to mask images, the orders (N, patches) that are averaged over.
+def mask_orders(cams: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Return, for each way to mask images, the order of their patches, (N, patches).
 
     Args:
         cams: the images' heatmaps, (N, S, S).
-        draws: how many other images' heatmaps and how many random orders.
-        seed: of the random orders.
+        seed: of the random order.
     """
     own = np.argsort(-patch_means(cams), axis=1, kind="stable")
-    generator = np.random.default_rng(seed)
     return {
-        "heatmap": [own],
-        "another image's heatmap": [np.roll(own, shift, axis=0) for shift in range(1, draws + 1)],
-        "centre first": [np.broadcast_to(centre_first(cams.shape[1] // PATCH), own.shape)],
-        "random": [generator.permuted(own, axis=1) for _ in range(draws)],
+        "heatmap": own,
+        "another image's heatmap": np.roll(own, 1, axis=0),
+        "centre first": np.broadcast_to(centre_first(cams.shape[1] // PATCH), own.shape),
+        "random": np.random.default_rng(seed).permuted(own, axis=1),
     }
 
 
-def deletion(model: Network, images: Tensor, draws: int = 1, seed: int = 0) -> pd.DataFrame:
+def deletion(model: Network, images: Tensor, seed: int = 0) -> pd.DataFrame:
     """Mask images step by step in four orders and record the predicted class's probability.
 
     Args:
         model: the network.
-        images: (N, 3, S, S), normalised.
-        draws: how many other images' heatmaps, and how many random orders, to average over; less
-            than N.
-        seed: of the random orders.
+        images: (N, 3, S, S), normalised, at least two.
+        seed: of the random order.
 
     Returns:
         A row for each fraction masked (17) and image (N), a column for each order: 'heatmap', what
@@ -312,40 +308,34 @@ def deletion(model: Network, images: Tensor, draws: int = 1, seed: int = 0) -> p
         heatmap", 'centre first' and 'random'.
 
     Raises:
-        ValueError: if there are not enough images to give each the heatmaps of others.
+        ValueError: if there are fewer than two images.
     """
-    return masking_curves(model, images, draws, seed, "masked")
+    return masking_curves(model, images, seed, "masked")
 
 
-def insertion(model: Network, images: Tensor, draws: int = 1, seed: int = 0) -> pd.DataFrame:
+def insertion(model: Network, images: Tensor, seed: int = 0) -> pd.DataFrame:
     """Show masked images step by step in the orders of `deletion`, and record the same.
 
     Returns:
         As `deletion`, but a row for each fraction that is shown.
     """
-    return masking_curves(model, images, draws, seed, "shown")
+    return masking_curves(model, images, seed, "shown")
 
 
-def masking_curves(
-    model: Network, images: Tensor, draws: int, seed: int, part: str
-) -> pd.DataFrame:
+def masking_curves(model: Network, images: Tensor, seed: int, part: str) -> pd.DataFrame:
     """Compute the curves of all orders; see `deletion`, of which this is the common part.
 
     The part whose fraction grows is 'masked' or 'shown'. What is shown last is masked first, so
     insertion is deletion in reverse.
     """
-    if not 1 <= draws < len(images):
-        raise InvalidValue(
-            f"expected 1 <= draws < {len(images)}, the number of images, got {draws}"
-        )
+    if len(images) < 2:
+        raise InvalidValue(f"expected at least 2 images, got {len(images)}")
     classes = predicted_classes(model, images)
     cams = explain.gradcam(model, model.stages()[-1].module, images, classes)
     way = 1 if part == "masked" else -1
     table = {
-        name: np.mean(
-            [deletion_curves(model, images, classes, o[:, ::way])[::way] for o in orders], axis=0
-        ).ravel()
-        for name, orders in mask_orders(cams, draws, seed).items()
+        name: deletion_curves(model, images, classes, order[:, ::way])[::way].ravel()
+        for name, order in mask_orders(cams, seed).items()
     }
     fractions = np.arange(STEPS + 1) / STEPS
     rows = pd.MultiIndex.from_product([fractions, range(len(images))], names=[part, "image"])
