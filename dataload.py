@@ -495,7 +495,7 @@ class Draw:
     @staticmethod
     def plotings(  # noqa: PLR0913
         images: np.ndarray,
-        labels: Sequence[int],
+        labels: Sequence[int] | None = None,
         draws: int = 4,
         seed: int = 42,
         note: str = "",
@@ -506,7 +506,7 @@ class Draw:
 
         Args:
             images: uint8 (N, 32, 32, 3), 1 to 20 of them.
-            labels: (N,), 0..9.
+            labels: (N,), 0..9; None: not shown.
             draws: the number of augmentations of each image.
             seed: of the augmentation.
             note: a line under the title.
@@ -525,13 +525,15 @@ class Draw:
     @staticmethod
     def draws(
         images: np.ndarray,
-        labels: Sequence[int],
+        labels: Sequence[int] | None,
         transforms: Sequence[A.BasicTransform],
         draws: int,
         seed: int,
         title: str,
     ) -> Figure:
         """Show images as `plotings` does, with any transforms and a title that names them."""
+        known = labels is not None
+        labels = labels if labels is not None else [0] * len(images)
         if not 1 <= len(images) <= 20 or len(labels) != len(images):
             raise InvalidValue(
                 f"expected 1 to 20 images and a label for each, got {len(images)} and {len(labels)}"
@@ -561,8 +563,8 @@ class Draw:
         rows[0][0].set_ylabel("original", fontsize=TEXT)
         rows[1][0].set_ylabel("augmented", fontsize=TEXT)  # also keeps the columns below each other
         for axis, label in zip(rows[0], labels, strict=True):
-            axis.set_title(CLASSES[label], fontsize=TEXT)
+            axis.set_title(CLASSES[label] if known else "", fontsize=TEXT)
         lines = [textwrap.fill(line, round(8 * width)) for line in title.splitlines()]
         fig.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=TEXT + 3, fontweight="bold")
-        fig.set_label(f"Training images, below each some augmentations. {title}")
+        fig.set_label(f"Images, below each some augmentations. {title}")
         return fig

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dataload import CLASSES
+from cifar10.images import CLASSES
 from evaluation.bundle_check import check_bundle
 from evaluation.curves import plot_metrics
 from evaluation.drawing import Plot, save_figure

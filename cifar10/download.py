@@ -240,7 +240,7 @@ def unpack(archive: Path, target: Path, checksums: dict[str, str]) -> None:
         folder.replace(target)
 
 
-def check_room(folder: Path, needed: float) -> None:
+def check_disk_space(folder: Path, needed: float) -> None:
     """Make a folder if it is missing, and check that so many bytes can be written into it.
 
     Raises:
@@ -291,7 +291,7 @@ def prepare_cifar10(
     folder = Path(data_dir) / FOLDER
     if not folder.exists():
         partial = folder.parent / "cifar-10-python.tar.gz.part"
-        check_room(folder.parent, ROOM * archive_bytes - size_of(partial))
+        check_disk_space(folder.parent, ROOM * archive_bytes - size_of(partial))
         try:
             download(mirrors, partial, archive_md5, timeout, archive_bytes)
             unpack(partial, folder, checksums)

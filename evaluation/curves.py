@@ -145,27 +145,26 @@ def plot_training(metrics_csv: str | Path, recipe: Recipe, note: str = "") -> Fi
     """Draw loss, accuracy and learning rate of a run below each other, over the same epochs.
 
     Args:
-        metrics_csv: the table of a run, as of `read_epochs`; the learning rate is drawn where it
-            has the column lr_step.
+        metrics_csv: the table of a run, as of `read_epochs`; where it has no column lr_step, the
+            learning rate is drawn as the recipe plans it.
         recipe: of that run.
         note: a line under the title.
     """
     table, rates = read_epochs(metrics_csv), logged_rates(metrics_csv)
-    ratios = (3, 3, 1) if len(rates) else (3, 3)
-    fig = new_figure(WIDTH, 1.15 * sum(ratios))
-    axes = fig.subplots(len(ratios), sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
+    fig = new_figure(WIDTH, 8.05)
+    axes = fig.subplots(3, sharex=True, height_ratios=(3, 3, 1))
     for axis, name in zip(axes, ("loss", "acc"), strict=False):
-        style_chart(axis)
         draw_metric(axis, table, name)
-    if len(rates):
-        style_chart(axes[2])
-        draw_rates(axes[2], rates, recipe)
+    draw_rates(axes[2], rates if len(rates) else planned_rates(recipe), recipe)
+    if not len(rates):
+        axes[2].set_ylabel("learning rate\n(planned)")
+    for axis in axes:
+        style_chart(axis)
     changed = change_of_resolution(recipe, len(table))
     if changed:
         mark_resolution(axes, changed)
     axes[-1].set_xlabel("epoch")
-    drawn = "loss, accuracy and learning rate" if len(rates) else "loss and accuracy"
-    shows = f"Line charts of {drawn} against the epoch"
+    shows = "Line charts of loss, accuracy and learning rate against the epoch"
     headline(fig, training_title(table, recipe), shows, note)
     return fig
 
@@ -196,6 +195,13 @@ def logged_rates(metrics_csv: str | Path) -> np.ndarray:
     """Return the learning rate of every step that a run has logged; empty if it has logged none."""
     table = read_table(metrics_csv)
     return table["lr_step"].dropna().to_numpy() if "lr_step" in table else np.empty(0)
+
+
+def planned_rates(recipe: Recipe, steps: int = 1000) -> np.ndarray:
+    """Return the learning rate of every step, of Muon where it is used, as a recipe plans it."""
+    done = (np.arange(steps) + 0.5) / steps
+    peak = recipe.muon_lr or recipe.max_lr
+    return peak * np.array([one_cycle_factor(part, recipe.warmup) for part in done])
 
 
 def rate_label(recipe: Recipe) -> str:
@@ -240,13 +246,10 @@ def plot_schedule(
         that many steps, which is slightly below its peak; None, NaN and NaN where the log holds no
         rates.
     """
-    rates, peak = logged_rates(metrics_csv), recipe.muon_lr or recipe.max_lr
+    rates = logged_rates(metrics_csv)
     if not len(rates):
         return None, float("nan"), float("nan")
-    largest = float(rates.max())
-    wanted = peak * max(
-        one_cycle_factor((step + 0.5) / len(rates), recipe.warmup) for step in range(len(rates))
-    )
+    largest, wanted = float(rates.max()), float(planned_rates(recipe, len(rates)).max())
     fig, axis = new_chart(WIDTH, 3.4)
     draw_rates(axis, rates, recipe)
     axis.set(xlabel="epoch", ylabel=rate_label(recipe))

@@ -1,7 +1,7 @@
 """What the layers of a network see: its whitening filters, receptive fields, preferred patches."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ def plot_filters(model: nn.Module, note: str = "") -> Figure | None:
     # By name: the class of a network that came out of a bundle is the bundle's own.
     if type(model).__name__ != FastNet.__name__:
         return None
-    filters = model.stem.weight.detach().cpu()
+    filters = cast(FastNet, model).stem.weight.detach().cpu()
     filters = filters[: len(filters) // 2]  # the others are their negatives
     largest = filters.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-8)
     images = (0.5 + filters / largest / 2).permute(0, 2, 3, 1).numpy()

@@ -14,9 +14,9 @@ from training.console import TransientLine, format_duration
 def tta_logits(model: nn.Module, images: Tensor) -> Tensor:
     """Compute logits with test-time augmentation (TTA).
 
-    They are averaged over six views of each image: unshifted, and shifted by one pixel towards two
-    opposite corners, each of them also mirrored. The unshifted pair weighs one half, each shifted
-    pair one quarter.
+    They are averaged over six versions of each image: unshifted, and shifted by one pixel towards
+    two opposite corners, each of them also mirrored. The unshifted pair weighs one half, each
+    shifted pair one quarter.
 
     Args:
         model: the network.

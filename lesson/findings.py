@@ -111,8 +111,8 @@ MEANINGS = {
     "epochs": "number of passes through all training images",
     "batch_size": "images per step",
     "micro_batch": "without a GPU, images that pass through the network together; the gradients of"
-    " all micro-batches of a step are added up, but BatchNorm's mean is that of each (0: the whole"
-    " batch)",
+    " all micro-batches of a step are added up (*gradient accumulation*), but BatchNorm's mean is"
+    " that of each (0: the whole batch)",
     "max_lr": "peak learning rate of SGD, for what is no bias and no filter of Muon's (next rows)",
     "bias_lr": "SGD's peak learning rate for the biases (0: as for the rest)",
     "muon_lr": "peak learning rate of the filters that Muon trains (0: SGD trains them)",

@@ -150,10 +150,10 @@ def tile_panels(tiles: list[dict], key: tuple[str, str] | None) -> list[Panel]:
     for tile, (_, cams) in zip(tiles, found, strict=True):
         predicted, true = tile["predicted"], tile["true"]
         prob = tile["probabilities"][predicted]
-        caption = f"{CLASSES[true]}, taken for {CLASSES[predicted]} ({prob:.2f})"
+        caption = f"{CLASSES[true]}, predicted as {CLASSES[predicted]} ({prob:.2f})"
         panels.append((tile["image"], None, caption))
-        why = {predicted: "predicted", true: "true"} if key else {}
-        captions = {label: f"why {CLASSES[label]} ({name})" for label, name in why.items()}
+        roles = {predicted: "predicted", true: "true"} if key else {}
+        captions = {label: f"why {CLASSES[label]} ({role})" for label, role in roles.items()}
         panels += cam_panels(tile["image"], captions, cams)
     return panels
 

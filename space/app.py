@@ -9,6 +9,7 @@ import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from temporary_files import keep_seconds, own_folder, start_sweeping
 
@@ -45,7 +46,7 @@ def live(function: Callable) -> Callable:
     )
 
 
-def described(text: str) -> dict[str, str]:
+def described(text: str) -> dict[str, Any]:
     """Return the text that a screen reader reads for a picture, for a Gradio that knows it.
 
     Gradio 6.27 and later do; Colab's is older.

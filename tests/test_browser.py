@@ -264,7 +264,7 @@ def test_misclassified_images_are_filtered_by_class(open_page):
     choose(page, "True class", "cat")
     captions = page.locator(".thumbnail-item:visible .caption-label")
     shown(page, 2, old)
-    assert all(text.startswith("cat, taken for deer") for text in captions.all_inner_texts())
+    assert all(text.startswith("cat, predicted as deer") for text in captions.all_inner_texts())
     choose(page, "Predicted class", "truck")
     expect(page.locator(".thumbnail-item:visible")).to_have_count(0)
     expect(page.get_by_text("Showing 0 of 0")).to_be_visible()

@@ -131,7 +131,9 @@ def test_one_figure_shows_loss_accuracy_and_rate_and_marks_the_resolution(tmp_pa
     table = epochs([2.0, 1.5, 1.0, 0.75], [3.0] * 4).assign(epoch=range(4))
     table.to_csv(tmp_path / "a.csv", index=False)
     recipe = Recipe("ResNet18", epochs=4, low_res=0.5, max_lr=0.1)
-    assert len(curves.plot_training(tmp_path / "a.csv", recipe).axes) == 2  # no rates were logged
+    *_, planned = curves.plot_training(tmp_path / "a.csv", recipe).axes  # no rates were logged
+    assert planned.get_ylabel() == "learning rate\n(planned)"
+    assert max(planned.lines[0].get_ydata()) == pytest.approx(0.1, rel=0.01)
     rates = pd.DataFrame({"epoch": [0, 1, 2, 3], "lr_step": [0.05, 0.1, 0.05, 0.01]})
     pd.concat([table, rates]).to_csv(tmp_path / "b.csv", index=False)
     loss, acc, rate = curves.plot_training(tmp_path / "b.csv", recipe).axes

@@ -1,4 +1,4 @@
-"""TTA averages six views, and the temperature makes confidence agree with accuracy."""
+"""TTA averages six versions of an image; the temperature makes confidence agree with accuracy."""
 
 import contextlib
 

@@ -261,7 +261,7 @@ def test_misclassified_images_are_pixel_exact_and_most_confident_first(app, tiny
         index = 22 - place  # the probabilities rise with the index
         assert np.array_equal(np.asarray(shown)[::8, ::8], tiny_splits.test.images[index])
         label = int(tiny_splits.test.labels[index])
-        assert caption.startswith(f"{CLASSES[label]}, taken for {CLASSES[(label + 1) % 10]}")
+        assert caption.startswith(f"{CLASSES[label]}, predicted as {CLASSES[(label + 1) % 10]}")
 
 
 @pytest.mark.numeric
@@ -271,7 +271,7 @@ def test_misclassified_images_come_with_two_maps_each(app):
     )
     assert len(gallery) == 15
     for image, predicted, true in zip(panels[::3], panels[1::3], panels[2::3], strict=True):
-        names = image[2].split(" (")[0].split(", taken for ")
+        names = image[2].split(" (")[0].split(", predicted as ")
         assert true[2].startswith(f"why {names[0]} (true)")
         assert predicted[2].startswith(f"why {names[1]} (predicted)")
         assert image[1] is None and predicted[1].shape == true[1].shape == (32, 32)
@@ -283,7 +283,7 @@ def test_misclassified_images_come_with_two_maps_each(app):
 def test_misclassified_images_can_be_filtered_and_hidden(app):
     gallery, remark, _ = app.answers.misclassified(True, 23, "cat", ANY, False, STAGE, METHOD, 0.4)
     assert len(gallery) in (2, 3) and all(
-        caption.startswith("cat, taken for deer") for _, caption in gallery
+        caption.startswith("cat, predicted as deer") for _, caption in gallery
     )
     assert f"of {len(gallery)} " in remark
     assert app.answers.misclassified(True, 23, ANY, "deer", False, STAGE, METHOD, 0.4)[1] == remark
@@ -335,7 +335,7 @@ def test_a_map_of_a_mistake_for_which_nothing_speaks_says_so_too(app, monkeypatc
     monkeypatch.setattr(app.answers, "NETWORK", lambda _, items, __: [(None, empty)] * len(items))
     gallery, *_ = app.answers.misclassified(True, 1, ANY, ANY, True, STAGE, METHOD, 0.4)
     captions = [caption for _, caption in gallery]
-    names = captions[0].split(" (")[0].split(", taken for ")
+    names = captions[0].split(" (")[0].split(", predicted as ")
     assert captions[1:] == [
         f"why {names[1]} (predicted): no evidence found for {names[1]}",
         f"why {names[0]} (true): no evidence found for {names[0]}",

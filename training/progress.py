@@ -51,7 +51,7 @@ class LiveCurves:
             for column, label in ((f"train_{name}", "train"), (f"val_{name}", "val")):
                 if column in epochs:
                     axis.plot(epochs["epoch"] + 1, epochs[column], "o-", markersize=3, label=label)
-            axis.set(xlabel="epoch", ylabel=name)
+            axis.set(xlabel="epoch", ylabel="accuracy" if name == "acc" else "loss")
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.legend()
         plt.close(fig)
