@@ -149,7 +149,7 @@ def project(tmp_path_factory) -> Path:
     )
     shutil.copytree(PROJECT, folder, ignore=others)
     said = dict(enumerate(re.findall(r"`([^`\n]+)`", CELLS["ex-7"])))
-    _, file, imports, more, registry, line, entry, _, recipes, recipe, _, arch = said.values()
+    _, file, imports, more, registry, line, entry, _, recipes, recipe, _, arch, *_ = said.values()
     assert (file, registry, recipes, arch) == (
         "models/deeper.py",
         "models/registry.py",
