@@ -532,15 +532,14 @@ class Draw:
         title: str,
     ) -> Figure:
         """Show images as `plotings` does, with any transforms and a title that names them."""
-        known = labels is not None
-        labels = labels if labels is not None else [0] * len(images)
-        if not 1 <= len(images) <= 20 or len(labels) != len(images):
+        given = [0] * len(images) if labels is None else labels
+        if not 1 <= len(images) <= 20 or len(given) != len(images):
             raise InvalidValue(
-                f"expected 1 to 20 images and a label for each, got {len(images)} and {len(labels)}"
+                f"expected 1 to 20 images and a label for each, got {len(images)} and {len(given)}"
             )
         if draws < 1:
             raise InvalidValue(f"expected at least one augmentation of each image, got {draws}")
-        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        for index, (image, label) in enumerate(zip(images, given, strict=True)):
             check_image(index, image, label)
         augment = A.Compose(list(transforms), seed=seed, strict=True)
         augmented = [[augment(image=image)["image"] for image in images] for _ in range(draws)]
@@ -562,8 +561,8 @@ class Draw:
                 axis.spines[:].set_visible(False)
         rows[0][0].set_ylabel("original", fontsize=TEXT)
         rows[1][0].set_ylabel("augmented", fontsize=TEXT)  # also keeps the columns below each other
-        for axis, label in zip(rows[0], labels, strict=True):
-            axis.set_title(CLASSES[label] if known else "", fontsize=TEXT)
+        for axis, label in zip(rows[0], labels if labels is not None else (), strict=False):
+            axis.set_title(CLASSES[label], fontsize=TEXT)
         lines = [textwrap.fill(line, round(8 * width)) for line in title.splitlines()]
         fig.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=TEXT + 3, fontweight="bold")
         fig.set_label(f"Images, below each some augmentations. {title}")

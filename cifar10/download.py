@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from cifar10.disk import check_disk_space
 from cifar10.images import Images
-from models.errors import InvalidValue, ProjectError, StorageError
+from models.errors import InvalidValue, ProjectError
 
 FOLDER = "cifar-10-batches-py"
 TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
@@ -240,28 +241,6 @@ def unpack(archive: Path, target: Path, checksums: dict[str, str]) -> None:
         folder.replace(target)
 
 
-def check_disk_space(folder: Path, needed: float) -> None:
-    """Make a folder if it is missing, and check that so many bytes can be written into it.
-
-    Raises:
-        InvalidValue: if nothing can be written.
-        StorageError: if the disk has too little room.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise InvalidValue(
-            f"cannot write into {folder} ({error.strerror}): set DATA_DIR to another folder"
-        ) from error
-    if free < needed:
-        raise StorageError(
-            f"{folder} has {free / 1e6:,.0f} MB left, CIFAR-10 needs {needed / 1e6:,.0f} MB: make"
-            " room, or set DATA_DIR to another folder"
-        )
-
-
 def prepare_cifar10(
     data_dir: str | Path,
     checksums: dict[str, str] = CHECKSUMS,
@@ -283,15 +262,15 @@ def prepare_cifar10(
         timeout: seconds without a byte after which a host counts as stalled.
 
     Raises:
-        InvalidValue: if the folder exists but a file in it is missing or has another md5, or if it
-            cannot be made.
-        StorageError: if the disk has too little room.
+        InvalidValue: if the folder exists but a file in it is missing or has another md5.
+        StorageError: if it cannot be made, or the disk has too little room.
         DataUnavailable: if no mirror delivers the archive.
     """
     folder = Path(data_dir) / FOLDER
     if not folder.exists():
         partial = folder.parent / "cifar-10-python.tar.gz.part"
-        check_disk_space(folder.parent, ROOM * archive_bytes - size_of(partial))
+        needed = ROOM * archive_bytes - size_of(partial)
+        check_disk_space(folder.parent, needed, "CIFAR-10", "DATA_DIR")
         try:
             download(mirrors, partial, archive_md5, timeout, archive_bytes)
             unpack(partial, folder, checksums)

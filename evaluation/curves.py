@@ -155,8 +155,10 @@ def plot_training(metrics_csv: str | Path, recipe: Recipe, note: str = "") -> Fi
     axes = fig.subplots(3, sharex=True, height_ratios=(3, 3, 1))
     for axis, name in zip(axes, ("loss", "acc"), strict=False):
         draw_metric(axis, table, name)
-    draw_rates(axes[2], rates if len(rates) else planned_rates(recipe), recipe)
-    if not len(rates):
+    if len(rates):
+        draw_rates(axes[2], rates, recipe)
+    else:
+        draw_rates(axes[2], planned_rates(recipe), recipe)
         axes[2].set_ylabel("learning rate\n(planned)")
     for axis in axes:
         style_chart(axis)

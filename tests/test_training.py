@@ -781,24 +781,25 @@ def test_the_range_test_takes_ever_larger_steps_on_a_network_of_its_own(
     assert not list(tmp_path.iterdir())  # leaves nothing behind
 
 
-def test_the_range_test_ends_where_the_loss_is_no_number(data, monkeypatch):
+def break_losses(monkeypatch, first: int) -> None:
+    """From this call on, counted from 1, cross-entropies are no numbers."""
     right, calls = torch.nn.functional.cross_entropy, []
-    monkeypatch.setattr(
-        torch.nn.functional,
-        "cross_entropy",
-        lambda *a, **k: right(*a, **k) * (1 if calls.append(0) or len(calls) < 4 else float("nan")),
-    )
+
+    def loss(*arguments, **options):
+        calls.append(0)
+        return right(*arguments, **options) * (1 if len(calls) < first else float("nan"))
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", loss)
+
+
+def test_the_range_test_ends_where_the_loss_is_no_number(data, monkeypatch):
+    break_losses(monkeypatch, 4)
     assert len(range_test(RECIPE, data, steps=7, precision="32-true")) == 3
 
 
 def test_the_range_test_leaves_out_a_step_that_it_has_not_finished(tiny_splits, monkeypatch):
     """Of four micro-batches of the second step, one has a loss."""
-    right, calls = torch.nn.functional.cross_entropy, []
-    monkeypatch.setattr(
-        torch.nn.functional,
-        "cross_entropy",
-        lambda *a, **k: right(*a, **k) * (1 if calls.append(0) or len(calls) < 6 else float("nan")),
-    )
+    break_losses(monkeypatch, 6)
     recipe = dataclasses.replace(RECIPES["fastnet-7"], batch_size=32, micro_batch=8)
     table = range_test(
         recipe, build_datamodule(recipe, tiny_splits, 0), steps=3, precision="32-true"

@@ -1,15 +1,13 @@
 """Checkpoints, written whole or not at all, each with a checksum that is checked when read."""
 
 import re
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from models.bundle import sha256
-from models.errors import InvalidValue, StorageError
+from models.errors import InvalidValue
 from training.classifier import LitClassifier
 
 
@@ -92,32 +90,15 @@ def load_checkpoint(path: Path, arch: str) -> tuple[LitClassifier, int]:
     return classifier.eval(), epochs
 
 
-def check_disk_space(folder: Path, parameters: int, fresh: bool = False) -> None:
-    """Check that a folder has room for the checkpoints of a network.
+def needed_space(folder: Path, parameters: int, fresh: bool = False) -> int:
+    """Return how many bytes the checkpoints of a run may need besides those that are there.
 
     Args:
-        folder: of the run; it is made.
+        folder: of the run.
         parameters: of the network.
         fresh: whether the checkpoints that are there are kept beside the new ones.
-
-    Raises:
-        StorageError: if the folder cannot be written to, or the disk is too small.
     """
     # Four files at most, one of them half written, of the weights and as many numbers of the
-    # optimiser, in fp32; without those that are there already.
-    needed = 4 * 2 * 4 * parameters
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not fresh:
-            needed -= sum(path.stat().st_size for path in folder.glob("*.ckpt"))
-        with tempfile.TemporaryFile(dir=folder):
-            free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise StorageError(
-            f"cannot write into {folder}: {error}; set CHECKPOINT_DIR to a folder where you may"
-        ) from error
-    if free < needed:
-        raise StorageError(
-            f"{folder} has {free / 1e6:,.0f} MB left, its checkpoints may need"
-            f" {needed / 1e6:,.0f} MB; make room, or set CHECKPOINT_DIR to another place"
-        )
+    # optimiser, in fp32.
+    there = 0 if fresh else sum(path.stat().st_size for path in folder.glob("*.ckpt"))
+    return 4 * 2 * 4 * parameters - there

@@ -17,10 +17,11 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from cifar10.disk import check_disk_space
 from dataload import Augmentation, CIFAR10DataModule, FastDataModule, Splits, normalize
 from models.errors import Interrupted, InvalidValue, TrainingFailed
 from models.registry import build
-from training.checkpoints import ChecksumIO, check_disk_space, load_checkpoint, newest_checkpoint
+from training.checkpoints import ChecksumIO, load_checkpoint, needed_space, newest_checkpoint
 from training.classifier import LitClassifier
 from training.console import format_duration, kernel_shell
 from training.files import write_json
@@ -148,7 +149,9 @@ def train(
         return finished
     network = build(recipe.network)
     check_rates(network, recipe)
-    check_disk_space(folder, sum(p.numel() for p in network.parameters()), options.fresh)
+    parameters = sum(p.numel() for p in network.parameters())
+    needed = needed_space(folder, parameters, options.fresh)
+    check_disk_space(folder, needed, "its checkpoints", "CHECKPOINT_DIR")
     with RunLock(folder) if rank_zero_only.rank == 0 else contextlib.nullcontext() as lock:
         started = start_or_resume(folder, identity, recipe, data, options)
         if lock:
