@@ -74,9 +74,7 @@ def heatmap_controls() -> list:
         gr.Dropdown(
             list(METHODS), value="GradCAM", label="Method", info="How feature maps are weighted"
         ),
-        slider(
-            0, 1, 0.4, "Opacity of the heatmap", "0: the image alone, 1: the heatmap alone", 0.05
-        ),
+        slider(0, 1, 0.4, "Heatmap opacity", "0: image alone, 1: heatmap alone", 0.05),
     ]
 
 

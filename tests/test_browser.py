@@ -206,7 +206,7 @@ def test_opacity_of_each_stage_goes_from_the_picture_to_the_heatmap(open_page, p
     at = {}
     for opacity in (0, 0.5, 1):
         old = sources(page)
-        set_number(page, "Opacity of the heatmap", opacity)
+        set_number(page, "Heatmap opacity", opacity)
         at[opacity] = shown(page, 2, old)[0].astype(float)
     enlarged = np.asarray(Image.open(picture)).repeat(8, axis=0).repeat(8, axis=1)
     assert np.array_equal(at[0], enlarged)
@@ -218,7 +218,7 @@ def test_opacity_moved_while_maps_are_computed_is_the_one_that_is_shown(open_pag
     upload(page, picture)
     old = sources(page)
     set_number(page, "Number of heatmaps", 10)
-    set_number(page, "Opacity of the heatmap", 0)
+    set_number(page, "Heatmap opacity", 0)
     enlarged = np.asarray(Image.open(picture)).repeat(8, axis=0).repeat(8, axis=1)
 
     def is_shown() -> bool:
@@ -301,7 +301,7 @@ def test_the_keyboard_alone_is_enough(open_page):
     focus(page, "top classes", lambda: focused(page, "Top classes") and is_type(page, "range"))
     page.keyboard.press("ArrowRight")
     expect(page.locator(".confidence-set")).to_have_count(4)
-    for label in ("Stage", "Method", "Opacity of the heatmap"):
+    for label in ("Stage", "Method", "Heatmap opacity"):
         focus(page, label, lambda label=label: focused(page, label))
 
 
@@ -382,7 +382,7 @@ def test_a_file_that_is_no_picture_gets_one_sentence(open_page, tmp_path):
     for label, value in (
         ("Top classes", 5),
         ("Number of heatmaps", 3),
-        ("Opacity of the heatmap", 0.1),
+        ("Heatmap opacity", 0.1),
     ):
         set_number(page, label, value)
         assert is_said_once(page, NOT_A_PICTURE)
@@ -418,7 +418,7 @@ def test_what_is_deleted_is_computed_again_or_said_to_be_gone(
         for label, value in (
             ("Top classes", 5),
             ("Number of heatmaps", 3),
-            ("Opacity of the heatmap", 0.1),
+            ("Heatmap opacity", 0.1),
         ):
             set_number(page, label, value)
             assert is_said_once(page, NO_LONGER_THERE)
@@ -428,7 +428,7 @@ def test_what_is_deleted_is_computed_again_or_said_to_be_gone(
         assert are_whole(page)
         wait_for_the_sweep()
         old = sources(page)
-        set_number(page, "Opacity of the heatmap", 0.1)
+        set_number(page, "Heatmap opacity", 0.1)
         shown(page, 6, old)
         assert are_whole(page)
         page.close()  # before its server
@@ -444,7 +444,7 @@ def test_an_example_can_be_explained_again_at_any_time(open_page, exported_space
         wait_until(lambda: files_of(tmp_path / "uploads") <= kept)
         page.wait_for_timeout(3000)
         old = sources(page)
-        set_number(page, "Opacity of the heatmap", 1)  # its panels are no longer stored
+        set_number(page, "Heatmap opacity", 1)  # its panels are no longer stored
         shown(page, 2, old)
         assert are_whole(page) and page.locator(".toast-body").count() == 0
         page.close()

@@ -33,6 +33,17 @@ def test_auto_is_the_large_network_on_a_gpu_only(monkeypatch, gpu, arch):
     assert resolve(SWITCHES).recipe.network == arch
 
 
+@pytest.mark.parametrize(
+    "switch", [{}, {"ARCH": "FastNet"}, {"RECIPE": "custom-10"}, {"EPOCHS": 3}]
+)
+def test_where_a_network_is_stored_its_recipe_is_shown_whatever_else_is_asked_for(pace, switch):
+    pace.clear()  # nothing is timed
+    stored = json.loads((PROJECT / "results.json").read_text())
+    s = resolve(SWITCHES | {"TRAIN": "stored"} | switch)
+    found = (s.recipe.network, s.recipe_name, s.recipe.epochs)
+    assert found == (stored["arch"], stored["recipe"], stored["epochs"])
+
+
 @pytest.mark.parametrize("name", ["custom-10", "resnet18-20"])
 def test_a_recipe_that_is_named_brings_its_network_with_auto(name):
     s = resolve(SWITCHES | {"RECIPE": name})
@@ -336,7 +347,7 @@ def test_without_measurements_auto_takes_fastnet(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("SMOKE_TEST", "1"), ("ERA_EPOCHS", "3"), ("ERA_RECIPE", "fastnet-4")]
-    + [("ERA_TRAIN", "stored"), ("ERA_DEVICES", "2"), ("ERA_NUM_NODES", "2")],
+    + [("ERA_DEVICES", "2"), ("ERA_NUM_NODES", "2")],
 )
 def test_nothing_is_timed_where_nothing_is_to_be_chosen_or_several_would_choose(
     monkeypatch, pace, name, value

@@ -1,7 +1,7 @@
 """Make the Colab badge and REPO_URL name this copy of the project: `python -m tools.colab_badge`.
 
 Both are taken from the git remote `origin`, so the badge of a fork opens the fork. Where there is
-no remote on GitHub there is no badge, and a line says what to do.
+no remote on GitHub there is no badge, and a line of the README says what to do.
 """
 
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 
-from tools.project import NOTEBOOK, PROJECT
+from tools.project import NOTEBOOK, NOTEBOOKS, PROJECT
 
 MARK = "<!-- colab -->\n"  # the line that follows is replaced
 BADGE = (
@@ -33,7 +33,9 @@ def github_repository(project: Path = PROJECT) -> str | None:
 
 
 def set_badge(project: Path = PROJECT) -> str | None:
-    """Write the badge into README.md and the notebook, and the address into its first code cell.
+    """Write the badge into README.md and the lesson, and the address into all notebooks.
+
+    The address stands in their first code cell, which fetches the project on Colab.
 
     Args:
         project: its folder, a git checkout.
@@ -45,15 +47,20 @@ def set_badge(project: Path = PROJECT) -> str | None:
         ValueError: if one of the files has no place for it.
     """
     repository = github_repository(project)
-    line = BADGE.format(repository, NOTEBOOK) if repository else NO_BADGE
-    readme, notebook = project / "README.md", nbformat.read(project / NOTEBOOK, as_version=4)
-    first, setup = notebook.cells[:2]
-    page = replace_one(MARK + ".*", MARK + line, readme.read_text(encoding="utf-8"))
-    first.source = replace_one(MARK + ".*", MARK + line, first.source)
+    badge = BADGE.format(repository, NOTEBOOK) if repository else ""
     address = f"https://github.com/{repository}" if repository else ""
-    setup.source = replace_one(r'^REPO_URL = ".*?"', f'REPO_URL = "{address}"', setup.source)
+    readme = project / "README.md"
+    page = readme.read_text(encoding="utf-8")
+    page = replace_one(MARK + ".*", MARK + (badge or NO_BADGE), page)
+    notebooks = {name: nbformat.read(project / name, as_version=4) for name in NOTEBOOKS}
+    first = notebooks[NOTEBOOK].cells[0]
+    first.source = replace_one(MARK + ".*", MARK + badge, first.source)
+    for notebook in notebooks.values():
+        setup = notebook.cells[1]
+        setup.source = replace_one(r'^REPO_URL = ".*?"', f'REPO_URL = "{address}"', setup.source)
     readme.write_text(page, encoding="utf-8")
-    nbformat.write(notebook, project / NOTEBOOK)
+    for name, notebook in notebooks.items():
+        nbformat.write(notebook, project / name)
     return repository
 
 

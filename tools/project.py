@@ -6,6 +6,7 @@ from training.files import read_json
 
 PROJECT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "ERA_S12_Assignment.ipynb"
+NOTEBOOKS = (NOTEBOOK, "more.ipynb", "solutions.ipynb")
 SPACE = PROJECT / "space"
 
 

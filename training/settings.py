@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from models.bundle import read_bundle
 from training.budget import choose_affordable
 from training.files import scratch_folder
 from training.hardware import check_precision, choose_device, choose_precision
@@ -75,12 +76,15 @@ def resolve(switches: dict) -> Settings:
     smoke, device = parse_bool("SMOKE_TEST", os.environ.get("SMOKE_TEST", "")), choose_device().type
     checkpoint_dir = scratch_folder() if smoke else checkpoint_folder(chosen.CHECKPOINT_DIR)
     arch, name, auto = chosen.ARCH, chosen.RECIPE, None
-    if arch == "auto":
-        auto = choose_automatically(chosen, checkpoint_dir, device, smoke)
-        name, arch = auto.recipe_name, RECIPES[auto.recipe_name].network
-    epochs = min(chosen.EPOCHS or 2, 2) if smoke else chosen.EPOCHS
-    batch_size = chosen.BATCH_SIZE or (100 if smoke else 0)
-    name, recipe = choose_recipe(arch, name, epochs, batch_size)
+    if chosen.TRAIN == "stored":
+        name, recipe = stored_recipe(PROJECT / "space")
+    else:
+        if arch == "auto":
+            auto = choose_automatically(chosen, checkpoint_dir, device, smoke)
+            name, arch = auto.recipe_name, RECIPES[auto.recipe_name].network
+        epochs = min(chosen.EPOCHS or 2, 2) if smoke else chosen.EPOCHS
+        batch_size = chosen.BATCH_SIZE or (100 if smoke else 0)
+        name, recipe = choose_recipe(arch, name, epochs, batch_size)
     check_recipe(recipe)
     return Settings(
         options=resolve_options(chosen, auto),
@@ -98,6 +102,20 @@ def resolve(switches: dict) -> Settings:
         smoke=smoke,
         device=device,
     )
+
+
+def stored_recipe(space: Path) -> tuple[str, Recipe]:
+    """Return the name of the recipe that trained a bundle's network, and the recipe.
+
+    Args:
+        space: the folder of the bundle.
+
+    Raises:
+        InvalidValue: if the bundle is damaged, or there is no such recipe any more.
+    """
+    meta, _ = read_bundle(space)
+    trained = meta["training"]
+    return choose_recipe(meta["architecture"], trained.get("recipe", ""), trained["epochs"])
 
 
 def choose_automatically(
@@ -122,7 +140,7 @@ def choose_automatically(
         print(f'ARCH = "auto" chose {before} when this run began; FRESH = True chooses anew')
         return AutoChoice(asked, before)
     name = chosen.RECIPE or choose_recipe("FastNet" if device == "cpu" else "ResNet18")[0]
-    settled = smoke or chosen.RECIPE or chosen.EPOCHS or chosen.TRAIN == "stored"
+    settled = smoke or chosen.RECIPE or chosen.EPOCHS
     if device == "cpu" and not settled and trains_alone(chosen):
         name = choose_affordable(chosen.PRECISION or choose_precision())
     return AutoChoice(asked, name)
