@@ -35,7 +35,7 @@ from cifar10.images import (
     Augmentation,
     Images,
 )
-from cifar10.sample import draw_sample
+from cifar10.sample import sample_cifar10
 from models.errors import InvalidValue
 
 __all__ = [
@@ -112,21 +112,6 @@ def load_splits(data_dir: str | Path = "data", seed: int = 42) -> Splits:
     return split(train, test, seed, "CIFAR-10")
 
 
-def sample_cifar10(pictures: str | Path, seed: int = 42) -> tuple[Images, Images]:
-    """Draw 2,000 training and 500 test images from the ten bundled pictures.
-
-    They stand in for `read_cifar10` where there is no network.
-
-    Args:
-        pictures: the folder of the pictures, <class>.png for each class.
-        seed: the same seed draws the same images.
-
-    Raises:
-        InvalidValue: if a picture is missing or is not an image.
-    """
-    return draw_sample(pictures, CLASSES, seed)
-
-
 def sample_splits(pictures: str | Path, seed: int = 42, fraction: float = 1.0) -> Splits:
     """Draw the built-in sample as 1,800 / 200 / 500 images, for a first run without a network.
 
@@ -136,9 +121,7 @@ def sample_splits(pictures: str | Path, seed: int = 42, fraction: float = 1.0) -
         fraction: of the images that are kept, for tests.
     """
     train, test = (
-        Images(part.images[:count], part.labels[:count])
-        for part in sample_cifar10(pictures, seed)
-        for count in [round(fraction * len(part.labels))]
+        part.first(round(fraction * len(part.labels))) for part in sample_cifar10(pictures, seed)
     )
     return split(train, test, seed, "built-in sample, not CIFAR-10")
 
@@ -160,16 +143,20 @@ def cutout_transform(side: int) -> A.CoarseDropout:
     )
 
 
+def shift_transforms(pixels: int) -> list[A.BasicTransform]:
+    """Return the transforms that shift an image by a few pixels; reflection fills the gap."""
+    padded = IMAGE_SIZE + 2 * pixels
+    return [
+        A.PadIfNeeded(padded, padded, border_mode=cv2.BORDER_REFLECT_101),
+        A.RandomCrop(IMAGE_SIZE, IMAGE_SIZE),
+    ]
+
+
 def augmentation_transforms(
     augmentation: Augmentation = DEFAULT_AUGMENTATION,
 ) -> list[A.BasicTransform]:
     """Return the transforms of training: shift by padding and cropping, mirror, cutout."""
-    padded = IMAGE_SIZE + 2 * augmentation.padding
-    transforms = [
-        A.PadIfNeeded(padded, padded, border_mode=cv2.BORDER_REFLECT_101),
-        A.RandomCrop(IMAGE_SIZE, IMAGE_SIZE),
-        A.HorizontalFlip(p=0.5),
-    ]
+    transforms = [*shift_transforms(augmentation.padding), A.HorizontalFlip(p=0.5)]
     return transforms + ([cutout_transform(augmentation.cutout)] if augmentation.cutout else [])
 
 

@@ -18,7 +18,6 @@ trial on the first N training images, are only printed.
 import argparse
 import ast
 import json
-import os
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -38,6 +37,7 @@ from training.optimizer import parameter_groups
 from training.options import RunOptions
 from training.recipes import RECIPES, Recipe
 from training.runs import build_datamodule, train
+from training.switches import data_folder
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -87,12 +87,7 @@ def all_images(splits: Splits) -> Splits:
     """Return splits whose validation images are training images."""
     pairs = zip(splits.train, splits.val, strict=True)
     train_part = Images(*(np.concatenate(pair) for pair in pairs))
-    return splits._replace(train=train_part, val=first(splits.val, 0))
-
-
-def first(part: Images, count: int) -> Images:
-    """Return the first `count` images and their labels."""
-    return Images(part.images[:count], part.labels[:count])
+    return splits._replace(train=train_part, val=splits.val.first(0))
 
 
 def store(path: Path, row: dict) -> None:
@@ -194,9 +189,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def chosen_splits(all_for_training: bool, images: int) -> Splits:
     """Load CIFAR-10 and change its splits as the command line says; 0 images: no limit."""
-    splits = load_splits(os.environ.get("DATA_DIR", "data"))
+    splits = load_splits(data_folder())
     splits = all_images(splits) if all_for_training else splits
-    return splits._replace(train=first(splits.train, images)) if images else splits
+    return splits._replace(train=splits.train.first(images)) if images else splits
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.accuracy import RESULTS
-from lesson.findings import table as markdown_table
+from lesson.findings import markdown_table
 from models.errors import InvalidValue
 from training.files import write_json
 from training.recipes import RECIPES

@@ -13,7 +13,6 @@ With --results, all three files are written beside each other there.
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from training.recipes import RECIPES, Recipe
 from training.resume import start_or_resume
 from training.run_folder import RunLock, archive_run, run_folder, run_identity
 from training.runs import build_datamodule, fit
+from training.switches import data_folder
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results" / "learned_when.json"
@@ -205,9 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
     recipe = RECIPES[args.recipe]
-    splits = load_splits(os.environ.get("DATA_DIR", "data"), args.seed)
-    some = Images(splits.train.images[: args.images], splits.train.labels[: args.images])
-    splits = splits._replace(train=some)
+    splits = load_splits(data_folder(), args.seed)
+    splits = splits._replace(train=splits.train.first(args.images))
     data = build_datamodule(recipe, splits, args.seed, fast=True)
     metadata = metadata_of(args.recipe, data)
     if len(epochs_of(read(args.results), metadata)) <= recipe.epochs:

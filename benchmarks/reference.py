@@ -9,7 +9,6 @@ memory is allocated in the system's ordinary pages.
 
 import argparse
 import json
-import os
 import sys
 import time
 from typing import cast
@@ -24,6 +23,7 @@ from evaluation.predict import accuracy, tta_logits
 from models.fastnet import FastNet
 from training.hardware import choose_precision
 from training.optimizer import MuonWithSGD
+from training.switches import data_folder
 from training.whitening import whiten
 
 EPOCHS, BATCH_SIZE = 8, 2000
@@ -152,11 +152,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=0, help="train on the first N images only")
     parser.add_argument("--precision", default=choose_precision(), help="Lightning's name")
-    splits, args = load_splits(os.environ.get("DATA_DIR", "data")), parser.parse_args()
-    count = args.images
-    train = all_images(splits).train if not count else splits.train
-    images, labels = train.images[: count or None], train.labels[: count or None]
-    labels = torch.from_numpy(labels).long()
+    args = parser.parse_args()
+    splits = load_splits(data_folder())
+    train = splits.train.first(args.images) if args.images else all_images(splits).train
+    images, labels = train.images, torch.from_numpy(train.labels).long()
     reference = Reference(normalize(images), labels, 0, args.precision)
     for line in sys.stdin:
         if line.strip() == "epoch":

@@ -32,7 +32,7 @@ from evaluation.drawing import (
     save_figure,
     styled,
 )
-from lesson.findings import table as markdown_table
+from lesson.findings import markdown_table
 from models.errors import InvalidValue
 from models.registry import build
 from training.recipes import RECIPES, multiply_adds
@@ -329,17 +329,20 @@ def write_between_marks(path: Path, text: str, marks: tuple[str, str] = MARKS) -
     """Replace what stands between two marks of a Markdown file by `text`."""
     begin, end = (re.escape(mark) for mark in marks)
     page, block = path.read_text(encoding="utf-8"), marks[0] + text + marks[1]
-    path.write_text(re.sub(f"{begin}.*?{end}", lambda _: block, page, flags=re.S), "utf-8")
+    page, count = re.subn(f"{begin}.*?{end}", lambda _: block, page, flags=re.S)
+    if count != 1:
+        raise InvalidValue(f"expected the marks {marks} once in {path}, got {count}")
+    path.write_text(page, "utf-8")
 
 
-def headline_row(rows: list[dict], headline: dict) -> dict:
+def headline_row(rows: list[dict], committed: dict) -> dict:
     """Return the row of accuracy.json that is of the committed network.
 
     Args:
         rows: of accuracy.json.
-        headline: what results.json says of the committed network.
+        committed: what results.json says of the committed network.
     """
-    (found,) = (row for row in rows if all(row[key] == headline[key] for key in HEADLINE_KEYS))
+    (found,) = (row for row in rows if all(row[key] == committed[key] for key in HEADLINE_KEYS))
     return found
 
 
@@ -348,17 +351,17 @@ def on_all_images(rows: list[dict]) -> list[dict]:
     return [row for row in rows if row["train_images"] == 50_000]
 
 
-def readme_table(rows: list[dict], headline: dict) -> str:
+def readme_table(rows: list[dict], committed: dict) -> str:
     """Format the row of the committed network and, of each network, the longest on all images.
 
     Args:
         rows: of accuracy.json.
-        headline: what results.json says of the committed network.
+        committed: what results.json says of the committed network.
     """
     names = ["network, epochs, training images", "accuracy", "with TTA", "ECE", "PFLOP"]
     lines = []
     longest = {row["network"]: row for row in sorted(on_all_images(rows), key=petaflop)}
-    for row in [headline_row(rows, headline), *sorted(longest.values(), key=petaflop)]:
+    for row in [headline_row(rows, committed), *sorted(longest.values(), key=petaflop)]:
         single, tta, ece = result_cells(row)[:3]
         name = f"{row['network']}, {row['epochs']}, {row['train_images']:,}"
         lines.append([name, f"{single} (n = {row['n']})", tta, ece, f"{petaflop(row):.2f}"])
@@ -376,12 +379,12 @@ def heatmaps_sentence(found: dict) -> str:
     return f"Can Grad-CAM be trusted? {'. '.join(titles)} ({found['images']} test images).\n"
 
 
-def readme_block(rows: list[dict], speed_results: dict, headline: dict, trusted: dict) -> str:
+def readme_block(rows: list[dict], speed_results: dict, committed: dict, trusted: dict) -> str:
     """Format what README.md shows of accuracy.json, speed.json and trust.json."""
-    if trusted["weights"] != headline["sha256"]:
+    if trusted["weights"] != committed["sha256"]:
         raise InvalidValue("trust.json is of another network: run python -m benchmarks.trust")
     sentences = f"{speed(speed_results)}\n{heatmaps_sentence(trusted)}"
-    return f"{readme_table(rows, headline)}\n{NOTE} {sentences}"
+    return f"{readme_table(rows, committed)}\n{NOTE} {sentences}"
 
 
 def results_block(rows: list[dict], steps: list[dict], tricks: list[dict]) -> str:
@@ -400,11 +403,11 @@ def main() -> None:
         json.loads((RESULTS / name).read_text())
         for name in ("accuracy.json", "speed.json", "leaderboard.json", "ablations.json")
     )
-    readme, headline = PROJECT / "README.md", json.loads((PROJECT / "results.json").read_text())
-    write_between_marks(readme, readme_block(rows, speed_results, headline, trust.read()))
+    readme, committed = PROJECT / "README.md", json.loads((PROJECT / "results.json").read_text())
+    write_between_marks(readme, readme_block(rows, speed_results, committed, trust.read()))
     write_between_marks(readme, leaderboard.short_table(steps), LEADERBOARD_MARKS)
     write_between_marks(PROJECT / "docs/results.md", results_block(rows, steps, tricks))
-    shown = [headline_row(rows, headline), *on_all_images(rows)]
+    shown = [headline_row(rows, committed), *on_all_images(rows)]
     save_figure(plot(shown), PROJECT / "images/compute.png")
 
 

@@ -29,7 +29,7 @@ from benchmarks.accuracy import RESULTS
 from benchmarks.report import write_between_marks
 from benchmarks.speed import epoch_seconds, first_images
 from dataload import load_splits
-from lesson.findings import table as markdown_table
+from lesson.findings import markdown_table
 from training.classifier import LitClassifier
 from training.files import write_json
 from training.hardware import choose_precision, hardware, versions
@@ -38,7 +38,7 @@ from training.options import RunOptions
 from training.recipes import RECIPES, Recipe
 from training.runs import build_datamodule, train
 from training.settings import resolve_placement
-from training.switches import SWITCHES
+from training.switches import SWITCHES, data_folder
 
 STEPS = {"FastNet": 4, "ResNet18": 6}  # of an epoch, which then takes up to a minute on a core
 LAYOUTS = {  # (processes, cores of each process)
@@ -93,7 +93,7 @@ def measure_process(network: str, root: Path) -> None:
         root: A new folder, the same for all processes.
     """
     recipe, steps = full_resolution_recipe(network), STEPS[network]
-    all_splits = load_splits(os.environ.get("DATA_DIR", "data"))
+    all_splits = load_splits(data_folder())
     splits = first_images(all_splits, steps * recipe.batch_size)
     data = build_datamodule(recipe, splits, 0, fast=True)
     run = train(recipe, data, root, RunOptions(**resolve_placement(SWITCHES)))
@@ -167,7 +167,7 @@ def images_per_second(fast: bool) -> float:
     """
     torch.set_num_threads(1)
     recipe, count = full_resolution_recipe("FastNet"), 10_000
-    splits = first_images(load_splits(os.environ.get("DATA_DIR", "data")), count)
+    splits = first_images(load_splits(data_folder()), count)
     batches = build_datamodule(recipe, splits, 0, fast).train_dataloader()
     return count / median_seconds(lambda: [None for _ in batches], 3)
 

@@ -14,7 +14,6 @@ is drawn at the end.
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from evaluation.over_epochs import NAMES, plot_shortcuts, shortcuts_title
 from training.files import write_json
 from training.hardware import choose_device, hardware
 from training.schedule import one_cycle_factor
+from training.switches import data_folder
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results" / "shortcuts.json"
@@ -304,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     settings = {name: getattr(args, name) for name in ("depth", "images", "pixels", "epochs")}
     settings["batch_size"] = args.batch_size
-    splits = load_splits(os.environ.get("DATA_DIR", "data"))
+    splits = load_splits(data_folder())
     parts = (
         shrink(splits.train, args.images, args.pixels),
         shrink(splits.val, VAL_IMAGES, args.pixels),

@@ -25,7 +25,7 @@ from dataclasses import asdict, replace
 import torch
 import torch.nn.functional as F
 
-from benchmarks.accuracy import RESULTS, all_images, first
+from benchmarks.accuracy import RESULTS, all_images
 from benchmarks.leaderboard import compare, last_row, to94_name
 from benchmarks.reference import EPOCHS
 from dataload import Splits, load_splits
@@ -46,6 +46,7 @@ from training.options import RunOptions
 from training.recipes import RECIPES, Recipe
 from training.results import Run
 from training.runs import build_datamodule, train
+from training.switches import data_folder
 
 DEVICE = choose_device().type
 # Enough that the fixed cost of an epoch hardly counts, few enough to alternate every few minutes;
@@ -56,7 +57,7 @@ ROUNDS = 3
 
 def first_images(splits: Splits, count: int) -> Splits:
     """Return the first training images, no validation images, and the same test images."""
-    return splits._replace(train=first(splits.train, count), val=first(splits.val, 0))
+    return splits._replace(train=splits.train.first(count), val=splits.val.first(0))
 
 
 def epoch_seconds(run: Run) -> list[float]:
@@ -83,8 +84,8 @@ def our_seconds(recipe: Recipe, splits: Splits, fast: bool) -> float:
 
 def synchronized_time() -> float:
     """Return the time in seconds, after all work on the device has ended."""
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
+    if DEVICE != "cpu":
+        torch.accelerator.synchronize()
     return time.perf_counter()
 
 
@@ -100,7 +101,7 @@ def bare_seconds(recipe: Recipe, count: int) -> float:
     Returns:
         Seconds.
     """
-    micro_batch = recipe.batch_size if DEVICE == "cuda" else recipe.micro_batch or recipe.batch_size
+    micro_batch = (recipe.micro_batch if DEVICE == "cpu" else 0) or recipe.batch_size
     net = LitClassifier(**asdict(recipe)).model.to(DEVICE).train()
     images = torch.randn(micro_batch, 3, 32, 32, device=DEVICE).contiguous(
         memory_format=torch.channels_last
@@ -236,7 +237,7 @@ def main() -> None:
     parser.add_argument("--recipe", choices=fastnets, default=last_row()["recipe"], help="of to94")
     args = parser.parse_args()
     check_precision(args.precision)
-    splits = load_splits(os.environ.get("DATA_DIR", "data"))
+    splits = load_splits(data_folder())
     if args.part in (None, "steps"):
         keep(measure_steps(splits, args.images), "steps", args.images)
     if args.part in (None, "to94"):

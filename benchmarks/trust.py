@@ -8,7 +8,6 @@ network's weights. CIFAR-10 is read from DATA_DIR.
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +18,7 @@ from evaluation import robustness, saliency_checks
 from models.bundle import load_bundle
 from models.stage import Network
 from training.hardware import choose_device, hardware
+from training.switches import data_folder
 
 SPACE = Path(__file__).resolve().parent.parent / "space"
 HEATMAPS, CORRUPTED = 100, 1000  # images
@@ -38,9 +38,8 @@ def measure(model: Network, test: Images, heatmaps: int, corrupted: int) -> dict
     """
     device = str(choose_device())
     model, images = model.eval().to(device), normalize(test.images[:heatmaps])
-    part = Images(test.images[:corrupted], test.labels[:corrupted])
     said = robustness.corrupted_predictions(model, device, test.images[0], CLASSES)
-    table = robustness.corrupted_accuracy(model, device, part)
+    table = robustness.corrupted_accuracy(model, device, test.first(corrupted))
     curves = {
         name: saliency_checks.curves_to_json(compute(model, images))
         for name, compute in (
@@ -80,7 +79,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "trust.json")
     args = parser.parse_args()
     model, meta = load_bundle(args.space)
-    test = load_splits(os.environ.get("DATA_DIR", "data")).test
+    test = load_splits(data_folder()).test
     found = measure(model, test, args.images, args.corrupted)
     about = {"weights": meta["sha256"]["weights"], "machine": hardware()}
     about |= {"images": args.images, "corrupted": args.corrupted}

@@ -25,6 +25,10 @@ class Images(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
 
+    def first(self, count: int) -> "Images":
+        """Return the first images and their labels."""
+        return Images(self.images[:count], self.labels[:count])
+
 
 @dataclass(frozen=True)
 class Augmentation:

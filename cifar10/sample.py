@@ -3,13 +3,12 @@
 It needs no network.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from cifar10.images import IMAGE_SIZE, Images
+from cifar10.images import CLASSES, IMAGE_SIZE, Images
 from models.errors import InvalidValue
 
 BOX = Image.Resampling.BOX
@@ -56,25 +55,23 @@ def draw(picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(ImageEnhance.Brightness(canvas).enhance(rng.uniform(0.6, 1.3)))
 
 
-def draw_sample(
-    pictures: str | Path, classes: Sequence[str], seed: int, train: int = 2000, test: int = 500
-) -> tuple[Images, Images]:
-    """Draw the training and the test images, equally many of each class, in random order.
+def sample_cifar10(pictures: str | Path, seed: int = 42) -> tuple[Images, Images]:
+    """Draw 2,000 training and 500 test images, equally many of each class, in random order.
+
+    They stand in for `read_cifar10` where there is no network.
 
     Args:
-        pictures: a folder with <class>.png for each class.
-        classes: their names, in the order of the labels.
+        pictures: the folder of the pictures, <class>.png for each class.
         seed: the same seed draws the same images.
-        train: the number of training images.
-        test: the number of test images.
 
     Raises:
         InvalidValue: if a picture is missing or is not an image.
     """
-    sources = [read_picture(Path(pictures), name) for name in classes]
+    sources = [read_picture(Path(pictures), name) for name in CLASSES]
     rng = np.random.default_rng(seed)
-    labels = np.concatenate(
-        [rng.permutation(np.arange(count) % len(classes)) for count in (train, test)]
+    parts = [rng.permutation(np.arange(count) % len(CLASSES)) for count in (2000, 500)]
+    train, test = (
+        Images(np.stack([draw(sources[label], rng) for label in labels]), labels)
+        for labels in parts
     )
-    images = np.stack([draw(sources[label], rng) for label in labels])
-    return Images(images[:train], labels[:train]), Images(images[train:], labels[train:])
+    return train, test

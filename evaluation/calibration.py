@@ -73,12 +73,10 @@ def reliability_bins(logits: Tensor, labels: Tensor, temperature: float = 1.0) -
     confidence, preds = (logits.double() / temperature).softmax(1).max(1)
     correct = (preds == labels).double()
     bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
-    empty = torch.zeros(BINS, dtype=torch.double)
-    return ReliabilityBins(
-        empty.index_add(0, bins, confidence),
-        empty.index_add(0, bins, correct),
-        empty.index_add(0, bins, torch.ones_like(correct)),
+    confidences, hits = (
+        torch.bincount(bins, weights, minlength=BINS) for weights in (confidence, correct)
     )
+    return ReliabilityBins(confidences, hits, torch.bincount(bins, minlength=BINS))
 
 
 def expected_calibration_error(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:
@@ -159,7 +157,7 @@ def plot_reliability(logits: Tensor, labels: Tensor, temperature: float, note: s
 
 def draw_bins(axis: Axes, bins: ReliabilityBins) -> None:
     """Draw the accuracy of each bin that is not empty, its gap to the confidence, the diagonal."""
-    correct, confidence, total = (values.numpy() for values in (bins[1], bins[0], bins[2]))
+    confidence, correct, total = (values.numpy() for values in bins)
     filled = total > 0
     middle = ((np.arange(BINS) + 0.5) / BINS)[filled]
     accuracy, confidence = correct[filled] / total[filled], confidence[filled] / total[filled]

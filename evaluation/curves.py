@@ -21,11 +21,12 @@ from evaluation.drawing import (
     style_chart,
     styled,
 )
-from training.history import read_table
+from models.errors import InvalidValue
+from training.history import epoch_means, read_table
 from training.recipes import Recipe
 from training.schedule import one_cycle_factor
 
-STAGES = {"train": "training", "val": "validation"}
+PARTS = {"train": "training", "val": "validation"}
 
 # ---- loss and accuracy ---------------------------------------------------------------------------
 
@@ -39,15 +40,21 @@ def read_epochs(metrics_csv: str | Path) -> pd.DataFrame:
 
     Returns:
         A row for each epoch; the index is the epoch, counted from 0.
+
+    Raises:
+        InvalidValue: if the run had no validation images.
     """
-    # Lightning writes training and validation into separate rows; an epoch's mean joins them.
-    means = pd.DataFrame(read_table(metrics_csv).groupby("epoch").mean())
+    means = epoch_means(read_table(metrics_csv)).set_index("epoch")
+    if "val_loss" not in means:
+        raise InvalidValue(
+            f"expected a run with validation images, got one without in {metrics_csv}"
+        )
     return pd.DataFrame(means.loc[means["train_loss"].notna() & means["val_loss"].notna()])
 
 
 def ending(table: pd.DataFrame, name: str) -> str:
     """Say how a metric of training and validation ends: 'loss' or 'acc'."""
-    train, val = (float(table[f"{stage}_{name}"].iloc[-1]) for stage in STAGES)
+    train, val = (float(table[f"{part}_{name}"].iloc[-1]) for part in PARTS)
     after = f"after {len(table)} epoch{'s' * (len(table) != 1)}"
     if name == "acc":
         return f"Validation accuracy is {percent(val)} {after}, training accuracy {percent(train)}"
@@ -127,9 +134,9 @@ def draw_metric(axis: Axes, table: pd.DataFrame, name: str) -> None:
         name: 'loss' or 'acc'.
     """
     ends = []
-    for (stage, label), colour in zip(STAGES.items(), COLOURS, strict=False):
-        values = table[f"{stage}_{name}"]
-        axis.plot(table.index + 1, values, "o-", markersize=4, label=stage, color=colour)
+    for (part, label), colour in zip(PARTS.items(), COLOURS, strict=False):
+        values = table[f"{part}_{name}"]
+        axis.plot(table.index + 1, values, "o-", markersize=4, label=part, color=colour)
         last = float(values.iloc[-1])
         ends.append((last, f"{label} {percent(last) if name == 'acc' else f'{last:.3f}'}", colour))
     axis.set_ylabel("accuracy" if name == "acc" else "loss (cross-entropy)")
@@ -279,7 +286,7 @@ def range_test_title(best: float, peak: float, warmup: float) -> str:
 
 
 @styled
-def plot_range_test(table: pd.DataFrame, note: str = "", recipe: Recipe | None = None) -> Figure:
+def plot_range_test(table: pd.DataFrame, recipe: Recipe, note: str = "") -> Figure:
     """Draw the loss of a learning-rate range test against the rate, and mark its minimum.
 
     Losses far above the first one are cut off.
@@ -287,10 +294,10 @@ def plot_range_test(table: pd.DataFrame, note: str = "", recipe: Recipe | None =
     Args:
         table: of `training.range_test.range_test`, with the columns factor (learning rate divided
             by the recipe's peak) and loss.
+        recipe: that was tested.
         note: a line under the title.
-        recipe: that was tested; without it, rates are drawn as multiples of the recipe's peak.
     """
-    peak = (recipe.muon_lr or recipe.max_lr) if recipe else 1.0
+    peak = recipe.muon_lr or recipe.max_lr
     rates, loss = peak * table["factor"].to_numpy(), table["loss"].to_numpy()
     smooth = table["loss"].ewm(span=5).mean().to_numpy()
     best = int(smooth.argmin())
@@ -303,9 +310,8 @@ def plot_range_test(table: pd.DataFrame, note: str = "", recipe: Recipe | None =
     low, first = float(loss.min()), float(loss[0])
     axis.set_ylim(low - 0.1 * (first - low) - 0.02, first + 0.4 * (first - low) + 0.02)
     axis.xaxis.set_major_formatter("{x:.3g}")
-    name = rate_label(recipe) if recipe else "learning rate / the recipe's peak"
-    axis.set(xlabel=name, ylabel="training loss")
+    axis.set(xlabel=rate_label(recipe), ylabel="training loss")
     axis.legend(loc="lower left")
-    title = range_test_title(float(rates[best]), peak, recipe.warmup if recipe else 0)
+    title = range_test_title(float(rates[best]), peak, recipe.warmup)
     headline(fig, title, "Training loss against the learning rate", note)
     return fig

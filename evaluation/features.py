@@ -1,5 +1,6 @@
 """What the layers of a network see: its whitening filters, receptive fields, preferred patches."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
@@ -122,7 +123,7 @@ def receptive_fields(model: Network) -> dict[str, ReceptiveField]:
     Returns:
         Name of the stage -> field.
     """
-    field, found, handles = ReceptiveField(1, 1, 0), {}, []
+    field, found = ReceptiveField(1, 1, 0), {}
 
     def passed(module: nn.Module, *_: object) -> None:
         nonlocal field
@@ -131,17 +132,13 @@ def receptive_fields(model: Network) -> dict[str, ReceptiveField]:
     def reached(name: str) -> Callable[..., None]:
         return lambda *_: found.update({name: field})
 
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.MaxPool2d)) and "shortcut" not in name:
-            handles.append(module.register_forward_hook(passed))
-    for stage in model.stages():
-        handles.append(stage.module.register_forward_hook(reached(stage.name)))
-    try:
-        with eval_mode(model), torch.no_grad():
-            model(torch.zeros(1, 3, 32, 32, device=next(model.parameters()).device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as hooks, eval_mode(model), torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, (nn.Conv2d, nn.MaxPool2d)) and "shortcut" not in name:
+                hooks.enter_context(module.register_forward_hook(passed))
+        for stage in model.stages():
+            hooks.enter_context(stage.module.register_forward_hook(reached(stage.name)))
+        model(torch.zeros(1, 3, 32, 32, device=next(model.parameters()).device))
     return found
 
 
@@ -170,13 +167,10 @@ def batch_outputs(model: Network, images: Tensor) -> dict[str, Tensor]:
     def recorder(name: str) -> Callable[[nn.Module, object, Tensor], None]:
         return lambda _module, _inputs, output: outputs.update({name: output.float().cpu()})
 
-    handles = [stage.module.register_forward_hook(recorder(stage.name)) for stage in model.stages()]
-    try:
-        with eval_mode(model):
-            model(images.to(next(model.parameters()).device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as hooks, eval_mode(model):
+        for stage in model.stages():
+            hooks.enter_context(stage.module.register_forward_hook(recorder(stage.name)))
+        model(images.to(next(model.parameters()).device))
     return outputs
 
 

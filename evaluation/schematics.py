@@ -207,14 +207,14 @@ def gradcam_parts(model: Network, image: Tensor, target: int) -> GradCamParts:
     """
     kept: list[Any] = []
     stage = model.stages()[-1].module
-    handle = stage.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
-    try:
-        with eval_mode(model), torch.enable_grad():
-            inputs = image[None].to(next(model.parameters()).device).requires_grad_()
-            logit = model(inputs)[0, target]
-            (gradient,) = torch.autograd.grad(logit, kept[0])
-    finally:
-        handle.remove()
+    with (
+        eval_mode(model),
+        torch.enable_grad(),
+        stage.register_forward_hook(lambda _module, _inputs, output: kept.append(output)),
+    ):
+        inputs = image[None].to(next(model.parameters()).device).requires_grad_()
+        logit = model(inputs)[0, target]
+        (gradient,) = torch.autograd.grad(logit, kept[0])
     weights = gradient[0].mean((1, 2))
     return GradCamParts(kept[0][0].detach().cpu().numpy(), weights.cpu().numpy())
 

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dataload import IMAGE_SIZE, Draw, Images, cutout_transform, normalize
+from dataload import IMAGE_SIZE, Draw, Images, cutout_transform, normalize, shift_transforms
 from evaluation.drawing import MAX_SAMPLES, new_image_grid, show_image, with_note
 from evaluation.errors import confidence
 from lesson.first_look import square
@@ -123,16 +123,14 @@ def build_transforms(
         rotate: degrees at most.
         brightness: change at most, as a fraction.
     """
-    padded = IMAGE_SIZE + 2 * shift
     transforms = [
-        (shift, lambda: A.PadIfNeeded(padded, padded, border_mode=cv2.BORDER_REFLECT_101)),
-        (shift, lambda: A.RandomCrop(IMAGE_SIZE, IMAGE_SIZE)),
         (mirror, lambda: A.HorizontalFlip(p=0.5)),
         (rotate, lambda: A.Rotate((-rotate, rotate), border_mode=cv2.BORDER_REFLECT_101, p=1)),
         (brightness, lambda: A.RandomBrightnessContrast((-brightness, brightness), (0, 0), p=1)),
         (cutout, lambda: cutout_transform(cutout)),
     ]
-    return [make() for strength, make in transforms if strength]
+    shifts = shift_transforms(shift) if shift else []
+    return [*shifts, *(make() for strength, make in transforms if strength)]
 
 
 def explore_augmentation(

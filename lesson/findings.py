@@ -37,7 +37,7 @@ def with_article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Format a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
@@ -65,7 +65,7 @@ def first_look(preds: Sequence[int], probs: Sequence[float], classes: Sequence[s
 
 
 def budgets(rows: Sequence[Mapping]) -> str:
-    """Tabulate what recipes reached and how much training compute they need, the least first.
+    """Tabulate what recipes reached (means) and how much training compute they need.
 
     That of fastnet-7, or else of the first, counts as 1. Times of different machines cannot be
     compared, so only the time of that recipe is given.
@@ -84,13 +84,15 @@ def budgets(rows: Sequence[Mapping]) -> str:
             row["epochs"],
             f"{training_work(row) / training_work(one):.3g}",
             percent(row["val_single"]),
+            row["n"],
         ]
         for row in rows
     ]
-    head = ("network", "recipe", "epochs", "training compute", "validation accuracy")
+    head = ("network", "recipe", "epochs", "training compute", "validation accuracy", "runs")
     return (
-        f"{table(head, cells)}\n\nThe compute of `{one['recipe']}` is 1, all images counted as"
-        f" 32x32 pixels; that took {format_duration(one['seconds'])} on {one['machine']}."
+        f"{markdown_table(head, cells)}\n\n"
+        f"The compute of `{one['recipe']}` is 1, all images counted as 32x32 pixels; that took"
+        f" {format_duration(one['seconds'])} on {one['machine']}."
     )
 
 
@@ -103,7 +105,7 @@ def networks() -> str:
         parameters = sum(p.numel() for p in model.parameters())
         rows.append([f"`{name}`", f"{parameters:,}", f"{multiply_adds(name):,} million", sizes])
     head = ("network", "parameters", "multiply-adds", "stages: cells per side")
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 MEANINGS = {
@@ -135,7 +137,7 @@ MEANINGS = {
 def recipe(name: str, values: Recipe) -> str:
     """Tabulate the hyperparameters of a recipe and what each of them does."""
     rows = [[f"`{key}`", value, MEANINGS[key]] for key, value in vars(values).items()]
-    return f"Recipe `{name}`:\n\n" + table(("hyperparameter", "value", "meaning"), rows)
+    return f"Recipe `{name}`:\n\n" + markdown_table(("hyperparameter", "value", "meaning"), rows)
 
 
 LEARNED = 0.95  # of a batch: known by heart
@@ -262,7 +264,7 @@ def confusions(wrong: Sequence[Misclassified], classes: Sequence[str]) -> str:
         f" ({percent(top['images'] / len(wrong), 0)}). An animal and a vehicle are confused in"
         f" {crossed} errors ({percent(crossed / len(wrong), 0)}). The most frequent pairs, in"
         " either direction:\n\n"
-        + table(("pair", "images"), [list(row) for row in pairs.itertuples(index=False)])
+        + markdown_table(("pair", "images"), [list(row) for row in pairs.itertuples(index=False)])
     )
 
 

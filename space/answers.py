@@ -99,15 +99,23 @@ def explain(
     return blend(seen.panels, opacity), seen
 
 
-def answer(seen: Seen | None, picture: dict | None, top_classes: float, *options) -> tuple:
+def answer(  # noqa: PLR0913
+    seen: Seen | None,
+    picture: dict | None,
+    top_classes: float,
+    show: bool,
+    maps: float,
+    stage: str,
+    method: str,
+    opacity: float,
+) -> tuple:
     """Return all that the page shows of a picture: of the last one without the network."""
     classes = round(check_number(top_classes, 1, MAX_CLASSES, "Top classes"))
-    *options, opacity = options
-    count = check_options(*options)
-    if seen and seen.asked == asked_for(picture, count, *options[2:]):
+    count = check_options(show, maps, stage, method)
+    if seen and seen.asked == asked_for(picture, count, stage, method):
         saw = gr.skip()
     else:
-        seen = look(picture, count, *options[2:])
+        seen = look(picture, count, stage, method)
         saw = draw(seen.image)
     return saw, *classes_of(seen, classes), blend(seen.panels, opacity), seen
 

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from training.classifier import LitClassifier
 from training.options import RunOptions
 from training.recipes import RECIPES
 from training.runs import build_datamodule, make_classifier
+from training.switches import data_folder
 
 
 @pytest.fixture
@@ -215,6 +217,24 @@ def test_what_was_measured_replaces_what_stood_between_the_marks_only(tmp_path):
     (tmp_path / "page.md").write_text(f"before\n{begin}old\n{end}after\n")
     report.write_between_marks(tmp_path / "page.md", "new \\1\n")
     assert (tmp_path / "page.md").read_text() == f"before\n{begin}new \\1\n{end}after\n"
+
+
+def test_a_page_without_the_marks_is_refused(tmp_path):
+    (tmp_path / "page.md").write_text("no marks")
+    with pytest.raises(ValueError, match="expected the marks .* once in .*page.md, got 0"):
+        report.write_between_marks(tmp_path / "page.md", "new")
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [({}, "data"), ({"DATA_DIR": ""}, "data"), ({"DATA_DIR": "~/cifar"}, Path.home() / "cifar")]
+    + [({"DATA_DIR": "one", "ERA_DATA_DIR": "two"}, "two")],
+)
+@pytest.mark.usefixtures("plain_environment")
+def test_benchmarks_read_the_images_where_the_notebook_does(monkeypatch, variables, folder):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert data_folder() == Path(folder)
 
 
 def test_a_row_replaces_the_earlier_measurement_of_the_same_only(tmp_path, row):

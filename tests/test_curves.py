@@ -62,6 +62,12 @@ def test_the_rate_that_is_logged_is_the_one_that_is_named(tiny_splits, tmp_path,
     assert table.lr.dropna().iloc[0] == pytest.approx(0.75 * peak)  # of an epoch's last step
 
 
+def test_a_run_without_validation_images_has_no_such_curves(tmp_path):
+    (tmp_path / "metrics.csv").write_text("epoch,train_loss,train_acc\n0,1.5,0.4\n")
+    with pytest.raises(ValueError, match="expected a run with validation images, got one without"):
+        curves.plot_metrics(tmp_path / "metrics.csv")
+
+
 def range_table(lowest: float) -> pd.DataFrame:
     """A range test of 31 steps whose loss is lowest, and flat, around a factor."""
     factor = np.logspace(-2, 1, 31)
@@ -70,7 +76,7 @@ def range_table(lowest: float) -> pd.DataFrame:
 
 def test_the_range_test_s_figure_marks_the_minimum_and_the_peak_in_absolute_rates():
     table, recipe = range_table(0.1), Recipe("ResNet18", max_lr=0.05)
-    (axis,) = (fig := curves.plot_range_test(table, "a note", recipe)).axes
+    (axis,) = (fig := curves.plot_range_test(table, recipe, "a note")).axes
     points, smooth, peak, lowest = axis.lines
     assert points.get_xdata() == pytest.approx(0.05 * table.factor)
     assert points.get_ydata().tolist() == table.loss.tolist()
@@ -78,7 +84,8 @@ def test_the_range_test_s_figure_marks_the_minimum_and_the_peak_in_absolute_rate
     assert lowest.get_ydata()[0] == min(smooth.get_ydata())
     assert axis.get_xlabel() == "learning rate (SGD)"
     diverged = pd.DataFrame({"factor": [0.01, 0.1, 1, 10], "loss": [2.3, 1.9, 1.8, 900.0]})
-    assert curves.plot_range_test(diverged).axes[0].get_ylim()[1] < 3  # what diverges is cut off
+    (axis,) = curves.plot_range_test(diverged, recipe).axes
+    assert axis.get_ylim()[1] < 3  # what diverges is cut off
 
 
 @pytest.mark.parametrize(

@@ -309,8 +309,12 @@ def test_one_process_loads_what_two_have_trained(two, tmp_path, capsys):
 
 
 @pytest.mark.numeric
-def test_a_notebook_trains_on_two_devices_and_shows_each_epoch_once(two, tmp_path):
-    """After the kernel has computed something itself, as the notebook does before it trains."""
+def test_a_notebook_trains_on_two_devices_and_shows_each_epoch_once(two, tmp_path, monkeypatch):
+    """After the kernel has computed something itself, as the notebook does before it trains.
+
+    It computed in two threads, which a process that is forked from it no longer has.
+    """
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     setup = (
         "from tests.test_devices import RECIPE, small_data\n"
         "from training.options import RunOptions\n"

@@ -32,10 +32,10 @@ def test_recipes_are_tabulated_by_their_work():
         {"network": "FastNet", "recipe": "fastnet-7", "epochs": 7, "val_single": 0.93},
         {"network": "FastNet", "recipe": "fastnet-2", "epochs": 2, "val_single": 0.887},
     ]
-    told = findings.budgets([row | {"seconds": 300, "machine": "a CPU"} for row in rows])
+    told = findings.budgets([row | {"seconds": 300, "machine": "a CPU", "n": 3} for row in rows])
     *_, first, second, third, _, unit = told.splitlines()
-    assert first == "| FastNet | `fastnet-2` | 2 | 0.286 | 88.7 % |"
-    assert second == "| FastNet | `fastnet-7` | 7 | 1 | 93.0 % |"
+    assert first == "| FastNet | `fastnet-2` | 2 | 0.286 | 88.7 % | 3 |"
+    assert second == "| FastNet | `fastnet-7` | 7 | 1 | 93.0 % | 3 |"
     times = 10 * multiply_adds("CustomResNet") / (7 * multiply_adds("FastNet"))
     assert f" {times:.3g} | 94.0 %" in third
     counted = "The compute of `fastnet-7` is 1, all images counted as 32x32 pixels"

@@ -32,7 +32,7 @@ from tests.conftest import space_meta
 from tests.stand_in import CPU, GPU, StandIn, StandInGenerator, mark
 from training.classifier import LitClassifier
 from training.optimizer import make_optimizer
-from training.recipe_check import check_recipe
+from training.recipe_check import check_rates, check_recipe
 from training.recipes import RECIPES, Recipe
 from training.runs import train
 from training.settings import SWITCHES, resolve
@@ -218,6 +218,13 @@ def test_a_trick_that_does_not_fit_the_network_is_refused_with_the_settings(
     with pytest.raises(ValueError, match=message):
         resolve(SWITCHES | {"ARCH": "Flat", "RECIPE": "flat"})
     check_recipe(Recipe("Flat"))
+
+
+def test_the_rate_of_biases_is_not_taken_for_muon_s():
+    """A network with filters for Muon, and no biases; both rates are equal."""
+    filters = torch.nn.Conv2d(8, 8, 3, bias=False)
+    with pytest.raises(ValueError, match="expected bias_lr 0 for FastNet, .*no biases, got 0.1"):
+        check_rates(filters, Recipe("FastNet", muon_lr=0.1, bias_lr=0.1))
 
 
 @pytest.mark.parametrize("name", ["muon_lr", "bias_lr"])

@@ -24,6 +24,7 @@ from models.fastnet import FastNet
 from models.registry import build
 from tests.conftest import PROJECT
 from training import hardware, progress, results, runs
+from training.budget import smaller_budget
 from training.checkpoints import load_checkpoint, newest_checkpoint, sidecar
 from training.classifier import LitClassifier
 from training.console import format_duration
@@ -32,7 +33,7 @@ from training.lightning_output import quiet_lightning
 from training.options import RunOptions
 from training.progress import LiveCurves, Progress, Workload
 from training.range_test import range_test
-from training.recipes import RANGES, RECIPES, Recipe, choose_recipe, multiply_adds, smaller_budget
+from training.recipes import RANGES, RECIPES, Recipe, choose_recipe, multiply_adds
 from training.runs import build_datamodule, train
 from training.schedule import one_cycle_factor
 from training.whitening import whiten
@@ -151,6 +152,19 @@ def test_the_recipe_is_chosen_by_network_or_name():
         choose_recipe("ResNet18", "custom-10")
     with pytest.raises(ValueError, match="unknown network 'VGG'"):
         choose_recipe("VGG")
+
+
+def test_a_network_without_a_recipe_is_refused(monkeypatch):
+    monkeypatch.setitem(registry.NETWORKS, "Deeper", registry.NETWORKS["ResNet18"])
+    with pytest.raises(ValueError, match="recipe for Deeper .there is none in RECIPES., got ''"):
+        choose_recipe("Deeper")
+
+
+def test_counting_multiply_adds_moves_no_random_number():
+    multiply_adds.cache_clear()
+    state = torch.get_rng_state()
+    multiply_adds("FastNet")
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("fixed", [False, True])

@@ -1,13 +1,23 @@
-"""Which recipe a CPU can afford: the choice of ARCH = "auto" where there is no GPU."""
+"""Which recipe a machine can afford: the choice of ARCH = "auto", and advice to a slow run."""
 
 from pathlib import Path
 from typing import NamedTuple
 
+from models.registry import NETWORKS
 from training.console import format_duration
-from training.recipes import FASTNET, MEASURED, RECIPES, Recipe, measured_runs, multiply_adds
+from training.recipes import (
+    FASTNET,
+    MEASURED,
+    RECIPES,
+    Recipe,
+    measured_runs,
+    multiply_adds,
+    training_work,
+)
 from training.workload import batches_of_work, seconds_per_batch
 
 BUDGET_MINUTES = 15  # of training: with all else, a run of the notebook then takes about 20
+SLOW_RUN_MINUTES = 20  # of training, after which a smaller budget is offered
 PACE_SPREAD = 2  # by which networks differ at most in multiply-adds per second on one machine
 
 
@@ -89,3 +99,27 @@ def choose_affordable(precision: str, measured: Path = MEASURED) -> str:
             f' them set ARCH = "{network}", RECIPE = "{better[-1].name}"'
         )
     return chosen.name
+
+
+def smaller_budget(network: str, epochs: float, measured: Path = MEASURED) -> str:
+    """Advise what to train where a run takes too long: the best measured recipe that takes less.
+
+    The best is that with the highest validation accuracy: the test images choose nothing.
+
+    Args:
+        network: that takes too long.
+        epochs: of that network for which there is time.
+        measured: a file that benchmarks/accuracy.py wrote; its times are of another machine, so
+            multiply-adds are compared.
+    """
+    affordable = epochs * multiply_adds(network) if network in NETWORKS else 0
+    fitting = [row for row in measured_runs(measured) if training_work(row) <= affordable]
+    advice = f"This machine needs more than {SLOW_RUN_MINUTES} minutes for it. "
+    if not fitting:
+        less = "less" if epochs >= 1 else "more"
+        return f"{advice}EPOCHS = {max(1, int(epochs))} would take {less}."
+    best = max(fitting, key=lambda row: row["val_single"])
+    return advice + (
+        f'ARCH = "{best["network"]}", RECIPE = "{best["recipe"]}" would take less, for a validation'
+        f" accuracy of about {best['val_single']:.1%} (measured, {best['train_images']:,} images)."
+    )

@@ -60,6 +60,15 @@ class LitClassifier(pl.LightningModule):
 
     # ---- training ----
 
+    def setup(self, stage: str) -> None:
+        """Let a process that was forked from a notebook compute in one thread.
+
+        GNU's OpenMP, which has computed before the fork, waits for ever for its other threads.
+        """
+        launcher = self.trainer.strategy.launcher
+        if launcher and launcher.is_interactive_compatible:  # it forks
+            torch.set_num_threads(1)
+
     def on_fit_start(self) -> None:
         """Lower BatchNorm's momentum, so that all micro-batches together count as one batch."""
         micro_batches = self.trainer.accumulate_grad_batches
@@ -92,7 +101,7 @@ class LitClassifier(pl.LightningModule):
         correct = (logits.detach().argmax(1) == labels).sum()
         self.history.append((loss.detach().float(), correct, len(labels)))
         # Reading a number back makes a GPU wait: there, losses are checked at the epoch's end.
-        if self.trainer.is_last_batch or loss.device.type == "cpu":
+        if self.trainer.is_last_batch or (loss.device.type == "cpu" and not loss.isfinite()):
             self.check_finite()
         self.rates[self.global_step] = self.logged_rate()
         if self.trainer.is_last_batch:

@@ -132,16 +132,13 @@ def epoch_line(metrics: dict[str, float], epochs: int) -> str:
             validated, val_loss and val_acc.
         epochs: of the whole run.
     """
-    validated = not math.isnan(metrics.get("val_loss", math.nan))
+    validated = ""
+    if "val_loss" in metrics:
+        validated = f" | val loss {metrics['val_loss']:.3f} acc {metrics['val_acc']:.4f}"
     return (
         f"epoch {int(metrics['epoch']) + 1:3d}/{epochs}"
-        f" | train loss {metrics['train_loss']:.3f} acc {metrics['train_acc']:.4f}"
-        + (
-            f" | val loss {metrics['val_loss']:.3f} acc {metrics['val_acc']:.4f}"
-            if validated
-            else ""
-        )
-        + f" | {format_duration(metrics['seconds'])}"
+        f" | train loss {metrics['train_loss']:.3f} acc {metrics['train_acc']:.4f}{validated}"
+        f" | {format_duration(metrics['seconds'])}"
     )
 
 

@@ -4,7 +4,6 @@ import contextlib
 import time
 from typing import cast
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytorch_lightning as pl
 import torch
@@ -12,10 +11,10 @@ from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger
 
+from training.budget import SLOW_RUN_MINUTES, smaller_budget
 from training.classifier import LitClassifier, datamodule_of
 from training.console import TransientLine, display_placeholder, format_duration
 from training.history import epoch_line, epoch_means, write_epoch
-from training.recipes import SLOW_RUN_MINUTES, smaller_budget
 from training.workload import Workload
 
 LINE_SECONDS = 2  # between two updates of the line that shows the time left
@@ -46,15 +45,14 @@ class LiveCurves:
     def figure(self) -> Figure:
         """Draw the epochs so far: the loss on the left, the accuracy on the right."""
         epochs = epoch_means(self.table)
-        fig, axes = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
-        for axis, name in zip(axes, ("loss", "acc"), strict=True):
+        fig = Figure(figsize=(8, 2.6), layout="constrained")
+        for axis, name in zip(fig.subplots(1, 2), ("loss", "acc"), strict=True):
             for column, label in ((f"train_{name}", "train"), (f"val_{name}", "val")):
                 if column in epochs:
                     axis.plot(epochs["epoch"] + 1, epochs[column], "o-", markersize=3, label=label)
             axis.set(xlabel="epoch", ylabel="accuracy" if name == "acc" else "loss")
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.legend()
-        plt.close(fig)
         return fig
 
     def close(self) -> None:

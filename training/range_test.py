@@ -74,7 +74,7 @@ def range_test(
     micro_batches = accumulation_steps(recipe, data)
     recipe = replace(recipe, low_res=float(recipe.low_res > 0))
     classifier = make_classifier(RangeTest, recipe, data, seed)
-    if precision in ("", "auto"):
+    if precision == "auto":
         precision = choose_precision()
     trainer = pl.Trainer(
         accelerator=choose_device().type,

@@ -33,7 +33,8 @@ def check_rates(network: Network, recipe: Recipe) -> None:
             f"expected muon_lr 0 for {recipe.network}, which has no 3x3 filters that Muon could"
             f" train, got {recipe.muon_lr}"
         )
-    if recipe.bias_lr and not any(group.get("lr") == recipe.bias_lr for group in groups):
+    of_sgd = [group for group in groups if not group.get("muon")]
+    if recipe.bias_lr and not any(group.get("lr") == recipe.bias_lr for group in of_sgd):
         raise InvalidValue(
             f"expected bias_lr 0 for {recipe.network}, whose convolutions and BatchNorm have no"
             f" biases, got {recipe.bias_lr}"

@@ -1,4 +1,4 @@
-"""Recipes: sets of hyperparameters, those that there are, and which one a machine can afford."""
+"""Recipes: sets of hyperparameters, those that there are, and what is known of them."""
 
 import functools
 import json
@@ -212,10 +212,13 @@ def choose_recipe(
     """
     if arch not in NETWORKS:
         raise InvalidValue(f"unknown network {arch!r}, expected one of {', '.join(NETWORKS)}")
-    name = name or next(key for key, recipe in RECIPES.items() if recipe.network == arch)
-    if name not in RECIPES or RECIPES[name].network != arch:
-        fitting = [key for key, recipe in RECIPES.items() if recipe.network == arch]
-        raise InvalidValue(f"expected a recipe for {arch} ({', '.join(fitting)}), got {name!r}")
+    fitting = [key for key, recipe in RECIPES.items() if recipe.network == arch]
+    name = name or next(iter(fitting), "")
+    if name not in fitting:
+        raise InvalidValue(
+            f"expected a recipe for {arch} ({', '.join(fitting) or 'there is none in RECIPES'}),"
+            f" got {name!r}"
+        )
     changes = {
         key: value for key, value in (("epochs", epochs), ("batch_size", batch_size)) if value
     }
@@ -224,14 +227,17 @@ def choose_recipe(
     return name, replace(RECIPES[name], **changes)
 
 
-SLOW_RUN_MINUTES = 20  # minutes of training after which a smaller budget is offered
 MEASURED = Path(__file__).resolve().parent.parent / "benchmarks/results/accuracy.json"
 
 
 @functools.cache
 def multiply_adds(network: str) -> int:
     """Count the multiply-adds with which a registered network classifies an image, in millions."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):
         NETWORKS[network]().eval()(torch.zeros(1, 3, 32, 32))
     return round(counter.get_total_flops() / 2e6)
 
@@ -257,27 +263,3 @@ def training_work(row: Mapping) -> float:
         row: of a file of benchmarks/accuracy.py: network and epochs.
     """
     return row["epochs"] * multiply_adds(row["network"])
-
-
-def smaller_budget(network: str, epochs: float, measured: Path = MEASURED) -> str:
-    """Advise what to train where a run takes too long: the best measured recipe that takes less.
-
-    The best is that with the highest validation accuracy: the test images choose nothing.
-
-    Args:
-        network: that takes too long.
-        epochs: of that network for which there is time.
-        measured: a file that benchmarks/accuracy.py wrote; its times are of another machine, so
-            multiply-adds are compared.
-    """
-    affordable = epochs * multiply_adds(network) if network in NETWORKS else 0
-    fitting = [row for row in measured_runs(measured) if training_work(row) <= affordable]
-    advice = f"This machine needs more than {SLOW_RUN_MINUTES} minutes for it. "
-    if not fitting:
-        less = "less" if epochs >= 1 else "more"
-        return f"{advice}EPOCHS = {max(1, int(epochs))} would take {less}."
-    best = max(fitting, key=lambda row: row["val_single"])
-    return advice + (
-        f'ARCH = "{best["network"]}", RECIPE = "{best["recipe"]}" would take less, for a validation'
-        f" accuracy of about {best['val_single']:.1%} (measured, {best['train_images']:,} images)."
-    )

@@ -258,7 +258,6 @@ def make_trainer(
         logger=CSVLogger(folder, "logs"),
         callbacks=[Progress(read_metrics(folder / "logs")), *callbacks, keep_two],
         plugins=[ChecksumIO()],
-        log_every_n_steps=10,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -271,7 +270,8 @@ def make_trainer(
 
 def is_out_of_memory(error: Exception) -> bool:
     """Tell whether an error is torch's for too little memory, of a GPU or of the computer."""
-    return "OutOfMemoryError" in repr(error) or "DefaultCPUAllocator" in str(error)
+    known = ("OutOfMemoryError", "DefaultCPUAllocator", "MPS backend out of memory")
+    return any(name in repr(error) for name in known)
 
 
 def training_failed(error: Exception, batch_size: int) -> TrainingFailed:

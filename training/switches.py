@@ -113,6 +113,11 @@ def from_environment(name: str, value: object) -> object:
         ) from error
 
 
+def data_folder() -> Path:
+    """Return the folder of CIFAR-10 where there is no notebook: the environment's, or 'data'."""
+    return parse_folder("DATA_DIR", str(from_environment("DATA_DIR", "")))
+
+
 def describe_allowed(name: str) -> str:
     """Describe the allowed values of a switch, for a message."""
     field = Switches.model_fields[name]
