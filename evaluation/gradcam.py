@@ -115,7 +115,8 @@ def gradcam_title(
     where = "the same places" if alike > SAME else "partly the same places"
     if alike < OTHER:
         where = "different places"
-    return f"Grad-CAM finds the evidence for {pair} in {where} (rank correlation {alike:.2f})"
+    found = f"mean rank correlation {alike:.2f}, n = {used.sum()}"
+    return f"Grad-CAM finds the evidence for {pair} in {where} ({found})"
 
 
 def other_class(sample: Misclassified) -> int:

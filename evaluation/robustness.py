@@ -150,8 +150,8 @@ def robustness_title(table: pd.DataFrame) -> str:
         return f"No corruption lowers the accuracy of {percent(clean)}"
     named = [{"dark": "darkness"}.get(str(name), str(name)) for name in left.index]
     return (
-        f"At full strength, {named[0]} leaves {percent(left.iloc[0])} of {percent(clean)} accuracy,"
-        f" {named[-1]} {percent(left.iloc[-1])} (guessing: 10 %)"
+        f"At full strength, accuracy is {percent(left.iloc[0])} ({named[0]}) to"
+        f" {percent(left.iloc[-1])} ({named[-1]}), without corruption {percent(clean)}; guessing: 10 %"
     )
 
 

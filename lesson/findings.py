@@ -342,7 +342,7 @@ def trust(deleted: pd.DataFrame, inserted: pd.DataFrame) -> str:
             " or lies on its other side."
         )
     sentences += [
-        centre_share(controls["masked"]["difference"]),
+        centre_share(controls),
         conclusion([set(FAIR) <= set(names) for names in beaten.values()]),
     ]
     return " ".join(filter(None, sentences))
@@ -360,15 +360,24 @@ def conclusion(passed: Sequence[bool]) -> str:
     return "**On these images no heatmap is shown to know more than where objects usually are.**"
 
 
-def centre_share(differences: pd.Series) -> str:
-    """Say how much of the lead over random squares an order has that never saw the image."""
-    lead, left = (float(differences.loc[name]) for name in ("random", "centre first"))
-    if lead <= 0:
+def centre_share(controls: Mapping[str, pd.DataFrame]) -> str:
+    """Say how much of the lead over random squares an order has that never saw the image.
+
+    Args:
+        controls: 'masked' and 'shown' -> the areas of the controls, with the difference from the
+            heatmap's, which is positive in the former and negative in the latter if that leads.
+    """
+    shares = []
+    for way, verb, sign in (("masked", "masking", 1), ("shown", "showing", -1)):
+        differences = controls[way]["difference"]
+        lead, left = (float(differences.loc[name]) for name in ("random", "centre first"))
+        if sign * lead > 0:
+            shares.append(f"{percent(1 - left / lead, 0)} when {verb}")
+    if not shares:
         return ""
-    share = 1 - left / lead
     return (
-        f"An order from the centre outwards, which needs no network, reaches {percent(share, 0)} of"
-        " the heatmap's lead over random squares, when masking."
+        "An order from the centre outwards, which needs no network, has this part of the heatmap's"
+        f" lead over random squares: {', '.join(shares)}."
     )
 
 

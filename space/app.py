@@ -167,7 +167,9 @@ with Blocks(
             "parameters": sum(p.numel() for p in MODEL.parameters()),
             "minutes": META["training"]["seconds"] / 60,
             "number": len(CLASSES),
-            "tta": "" if tta_acc is None else f", {tta_acc:.2%} with test-time augmentation",
+            "tta": ""
+            if tta_acc is None
+            else f", {tta_acc:.2%} with test-time augmentation, which the app does not use",
         }
         gr.Markdown((HERE / "about.md").read_text(encoding="utf-8").format(**about))
         gr.Image(
