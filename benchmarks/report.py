@@ -240,8 +240,8 @@ def speed(results: dict) -> str:
     return (
         "On two CPU cores, our training step, data loading included, runs at"
         f" {min(steps):.2f} to {max(steps):.2f} times the speed of a bare PyTorch loop.\n"
-        f"Training FastNet takes {results['time_to_94_ratio']:.2f}{also} of the time of airbench94's"
-        " schedule in a plain loop: one pair of runs, `make bench`.\n"
+        f"Training FastNet takes {results['time_to_94_ratio']:.2f}{also} of the time of"
+        " airbench94's schedule in a plain loop: one pair of runs, `make bench`.\n"
     )
 
 

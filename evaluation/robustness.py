@@ -151,7 +151,8 @@ def robustness_title(table: pd.DataFrame) -> str:
     named = [{"dark": "darkness"}.get(str(name), str(name)) for name in left.index]
     return (
         f"At full strength, accuracy is {percent(left.iloc[0])} ({named[0]}) to"
-        f" {percent(left.iloc[-1])} ({named[-1]}), without corruption {percent(clean)}; guessing: 10 %"
+        f" {percent(left.iloc[-1])} ({named[-1]}), without corruption {percent(clean)};"
+        " guessing: 10 %"
     )
 
 

@@ -161,15 +161,13 @@ with Blocks(
             )
             wrong_options = heatmap_controls()
     with gr.Tab("About"):
-        tta_acc = META["test_acc_tta"]
+        tta = META["test_acc_tta"]
         about = {
             **META,
             "parameters": sum(p.numel() for p in MODEL.parameters()),
             "minutes": META["training"]["seconds"] / 60,
             "number": len(CLASSES),
-            "tta": ""
-            if tta_acc is None
-            else f", {tta_acc:.2%} with test-time augmentation, which the app does not use",
+            "tta": f", {tta:.2%} with test-time augmentation, not used here" if tta else "",
         }
         gr.Markdown((HERE / "about.md").read_text(encoding="utf-8").format(**about))
         gr.Image(
