@@ -3,16 +3,13 @@
 Small images, small networks, one exported Space. No test needs CIFAR-10 or a network.
 """
 
-import os
+import shutil
+import subprocess
 from pathlib import Path
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-# Threads that have nothing to do sleep, here and in all processes that are started. To wait in a
-# loop is faster where tensors are large; with the small ones of the tests it is a waste.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests expect a CPU, and pretend a GPU where need be
+import tests.environment  # noqa: F401  before those below read theirs
 
+# isort: split
 import numpy as np
 import pytest
 import torch
@@ -28,11 +25,16 @@ from utils import export_to_space
 
 PROJECT = Path(__file__).resolve().parent.parent
 
+# A Mac, too, computes on its CPU here, and so do processes that import this module.
+torch.backends.mps.is_available = lambda: False
 
-@pytest.fixture(autouse=True)
-def no_apple_gpu(monkeypatch):
-    """A Mac, too, computes on its CPU here."""
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+def tracked_files() -> list[str] | None:
+    """The names of the files that git knows, None where the project is no git checkout."""
+    if not shutil.which("git"):
+        return None
+    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True)
+    return None if listed.returncode else listed.stdout.splitlines()
 
 
 @pytest.fixture

@@ -61,7 +61,9 @@ def few_variables() -> dict[str, str]:
     """What an app needs of this process's environment."""
     names = ("PATH", "HOME", "SYSTEMROOT", "LD_LIBRARY_PATH")
     kept = {name: os.environ[name] for name in names if name in os.environ}
-    return kept | {"OMP_NUM_THREADS": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+    own = {"OMP_NUM_THREADS": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+    # Else macOS asks for its proxies by what breaks in a fork.
+    return kept | own | {"no_proxy": "*"}
 
 
 @functools.cache
