@@ -31,6 +31,8 @@ ARGUMENTS = [
 STAGES = [
     f"layer{number} ({size}x{size} feature maps)" for number, size in enumerate((32, 16, 8, 4), 1)
 ]
+PATIENCE = 15_000  # milliseconds
+expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def open_page(browser: Browser, server):
         contexts.append(browser.new_context(viewport={"width": width, "height": height}))
         contexts[-1].grant_permissions(["clipboard-read", "clipboard-write"])
         page = contexts[-1].new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(PATIENCE)
         page.on(
             "console",
             lambda message: errors.append(message.text) if message.type == "error" else None,
@@ -96,8 +98,8 @@ def sources(page: Page) -> list[str]:
     )
 
 
-def shown(page: Page, count: int, not_these: list[str]) -> list[np.ndarray]:
-    """The pixels of the gallery's images, once there are so many that stay for half a second."""
+def shown(page: Page, count: int, not_these: list[str]) -> None:
+    """Wait until the gallery has so many images that stay for half a second, none of the others."""
     page.wait_for_function(
         """([count, old]) => {
             const images = [...document.querySelectorAll('.thumbnail-item img')]
@@ -106,22 +108,26 @@ def shown(page: Page, count: int, not_these: list[str]) -> list[np.ndarray]:
         }""",
         arg=[count, not_these],
     )
-    for _ in range(15):
+    for _ in range(PATIENCE // 500):
         before = sources(page)
         page.wait_for_timeout(500)
         if sources(page) == before and len(before) == count:
-            break
-    return [
-        np.asarray(Image.open(io.BytesIO(page.request.get(url).body()))) for url in sources(page)
-    ]
+            return
+    pytest.fail("the gallery did not settle")
 
 
-def upload(page: Page, picture: Path) -> list[np.ndarray]:
-    """Put a picture in the place of the one that is shown; return the pixels of its heatmaps."""
+def pixels(page: Page) -> list[np.ndarray]:
+    """The pixels of the gallery's images, each (H, W, 3)."""
+    bodies = [page.request.get(url).body() for url in sources(page)]
+    return [np.asarray(Image.open(io.BytesIO(body))) for body in bodies]
+
+
+def upload(page: Page, picture: Path) -> None:
+    """Put a picture in the place of the one that is shown, and wait for its heatmaps."""
     old = sources(page)
     page.get_by_label("Remove Image").click()
     page.set_input_files("input[type=file]", picture)
-    return shown(page, 2, old)
+    shown(page, 2, old)
 
 
 def choose_example(page: Page, name: str) -> None:
@@ -194,7 +200,7 @@ def test_an_example_and_a_pasted_picture_are_classified(open_page):
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [STAGES[0], STAGES[-1]])
 def test_opacity_of_each_stage_goes_from_the_picture_to_the_heatmap(open_page, picture, stage):
     page = open_page()
     upload(page, picture)
@@ -207,7 +213,8 @@ def test_opacity_of_each_stage_goes_from_the_picture_to_the_heatmap(open_page, p
     for opacity in (0, 0.5, 1):
         old = sources(page)
         set_number(page, "Heatmap opacity", opacity)
-        at[opacity] = shown(page, 2, old)[0].astype(float)
+        shown(page, 2, old)
+        at[opacity] = pixels(page)[0].astype(float)
     enlarged = np.asarray(Image.open(picture)).repeat(8, axis=0).repeat(8, axis=1)
     assert np.array_equal(at[0], enlarged)
     assert np.abs(at[0.5] - (at[0] + at[1]) / 2).max() <= 1 and np.abs(at[1] - at[0]).mean() > 20
@@ -222,7 +229,8 @@ def test_opacity_moved_while_maps_are_computed_is_the_one_that_is_shown(open_pag
     enlarged = np.asarray(Image.open(picture)).repeat(8, axis=0).repeat(8, axis=1)
 
     def is_shown() -> bool:
-        return all(np.array_equal(panel, enlarged) for panel in shown(page, 10, old))
+        shown(page, 10, old)
+        return all(np.array_equal(panel, enlarged) for panel in pixels(page))
 
     wait_until(is_shown)
     page.wait_for_timeout(1000)
@@ -271,16 +279,16 @@ def test_misclassified_images_are_filtered_by_class(open_page):
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize("method", ["GradCAM++", "LayerCAM"])
-def test_the_method_can_be_chosen(open_page, picture, method):
+def test_the_method_can_be_chosen(open_page, picture):
     page = open_page()
     upload(page, picture)
     old = sources(page)
     choose(page, "Stage", STAGES[1])
-    before = shown(page, 2, old)
-    old = sources(page)
-    choose(page, "Method", method)
-    assert not np.array_equal(before[0], shown(page, 2, old)[0])
+    shown(page, 2, old)
+    before, old = pixels(page), sources(page)
+    choose(page, "Method", "LayerCAM")
+    shown(page, 2, old)
+    assert not np.array_equal(before[0], pixels(page)[0])
 
 
 def test_the_keyboard_alone_is_enough(open_page):
@@ -399,15 +407,15 @@ def are_whole(page: Page) -> bool:
 def test_what_is_deleted_is_computed_again_or_said_to_be_gone(
     open_page, exported_space, picture, tmp_path
 ):
-    """With a time of three seconds instead of fifty minutes."""
+    """With a time of six seconds instead of fifty minutes."""
     folder = copy_space(exported_space, tmp_path / "space")
     (tmp_path / "uploads").mkdir()
-    with serve(folder, tmp_path / "uploads", UPLOADS_KEEP_SECONDS="3") as server:
+    with serve(folder, tmp_path / "uploads", UPLOADS_KEEP_SECONDS="6") as server:
         kept = files_of(tmp_path / "uploads")
 
         def wait_for_the_sweep() -> None:
             wait_until(lambda: files_of(tmp_path / "uploads") <= kept)
-            page.wait_for_timeout(3000)  # what the server remembers of the page goes as well
+            page.wait_for_timeout(6000)  # what the server remembers of the page goes as well
 
         page = open_page(address=server)
         page.get_by_role("tab", name="Misclassified images").click()
@@ -437,12 +445,12 @@ def test_what_is_deleted_is_computed_again_or_said_to_be_gone(
 def test_an_example_can_be_explained_again_at_any_time(open_page, exported_space, tmp_path):
     folder = copy_space(exported_space, tmp_path / "space")
     (tmp_path / "uploads").mkdir()
-    with serve(folder, tmp_path / "uploads", UPLOADS_KEEP_SECONDS="3") as server:
+    with serve(folder, tmp_path / "uploads", UPLOADS_KEEP_SECONDS="6") as server:
         kept = files_of(tmp_path / "uploads")
         page = open_page(address=server)
         choose_example(page, "frog")
         wait_until(lambda: files_of(tmp_path / "uploads") <= kept)
-        page.wait_for_timeout(3000)
+        page.wait_for_timeout(6000)
         old = sources(page)
         set_number(page, "Heatmap opacity", 1)  # its panels are no longer stored
         shown(page, 2, old)
@@ -495,7 +503,11 @@ def axe(tmp_path_factory) -> str:
         pytest.skip("npm is not installed: it fetches axe-core, which checks the page")
     folder = tmp_path_factory.mktemp("axe")
     command = ["npm", "pack", "--silent", "--prefer-offline", "axe-core@4.14.1"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    command += ["--fetch-retries=0", "--fetch-timeout=30000"]  # milliseconds
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        pytest.skip("npm could not fetch axe-core in two minutes")
     if done.returncode:
         pytest.skip(f"npm could not fetch axe-core: {done.stderr.strip()[:200]}")
     with tarfile.open(folder / done.stdout.split()[-1]) as package:
