@@ -11,6 +11,7 @@ from PIL import Image
 from benchmarks import learned_when, shortcuts
 from dataload import CLASSES, Images
 from training.classifier import LitClassifier
+from training.hardware import one_thread
 from training.recipes import RECIPES
 from training.runs import build_datamodule
 
@@ -62,8 +63,8 @@ def test_images_are_shrunk_by_averaging():
 
 
 @pytest.mark.numeric
+@one_thread()
 def test_an_interrupted_run_continues_and_writes_each_epoch(parts, tmp_path):
-    torch.set_num_threads(1)
     whole = shortcuts.Store(SETTINGS, tmp_path / "whole.json", tmp_path / "whole")
     shortcuts.train_network(SETTINGS, True, 0, parts, whole)
     store = shortcuts.Store(SETTINGS, tmp_path / "parts.json", tmp_path / "parts")
