@@ -23,6 +23,7 @@ from models.errors import ProjectError
 from models.registry import build
 from tests.faults import FAULTS
 from tools import publish
+from training import budget
 from training.checkpoints import load_checkpoint
 from training.classifier import LitClassifier
 from training.files import read_json
@@ -299,7 +300,13 @@ def test_the_table_of_a_run(tmp_path, edits):
     refused_or("metrics.csv", lambda: read_metrics(tmp_path / "logs"), check)
 
 
-@pytest.mark.usefixtures("plain_environment")
+@pytest.fixture
+def pace(monkeypatch):
+    """A CPU of known speed: `ARCH = "auto"` times none."""
+    monkeypatch.setattr(budget, "seconds_per_batch", lambda *_: 1.0)
+
+
+@pytest.mark.usefixtures("plain_environment", "pace")
 @FUZZ
 @given(name=st.sampled_from(sorted(SWITCHES)), value=JSON)
 def test_a_setting_of_the_notebook(name, value):
