@@ -6,6 +6,7 @@
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -34,6 +35,7 @@ from training.checkpoints import newest_checkpoint, sidecar
 from training.classifier import LitClassifier
 from training.options import RunOptions
 from training.recipes import Recipe
+from training.results import Run
 from training.runs import train
 from utils import display_gradcam_output, export_to_space
 
@@ -74,6 +76,30 @@ def tell_and_train(tell: Callable[[str], None], root: Path, epochs: int) -> None
 @pytest.fixture
 def data(tiny_splits) -> CIFAR10DataModule:
     return CIFAR10DataModule(batch_size=32, num_workers=0, splits=tiny_splits)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_splits) -> Callable[[int], tuple[Path, Run]]:
+    """A function that trains by RECIPE, once for each number of epochs: (its root, the run).
+
+    All files are whole again whenever it is called, in the same place: a test may damage them.
+    """
+
+    @functools.cache
+    def trained(epochs: int) -> tuple[Path, Path, Run]:
+        folder = tmp_path_factory.mktemp("finished")
+        root, whole = folder / "checkpoints", folder / "whole"
+        data = CIFAR10DataModule(batch_size=32, num_workers=0, splits=tiny_splits)
+        run = train(dataclasses.replace(RECIPE, epochs=epochs), data, root, OPTIONS)
+        return root, shutil.copytree(root, whole), run
+
+    def restored(epochs: int) -> tuple[Path, Run]:
+        root, whole, run = trained(epochs)
+        shutil.rmtree(root)
+        shutil.copytree(whole, root)
+        return root, run
+
+    return restored
 
 
 # ---- killed --------------------------------------------------------------------------------------
@@ -134,10 +160,10 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(tm
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "no checksum"])
 def test_a_damaged_last_checkpoint_is_noticed_and_the_one_before_is_used(
-    data, tmp_path, capsys, damage, faults
+    data, capsys, damage, finished, faults
 ):
     stopped = dataclasses.replace(RECIPE, epochs=2)
-    run = train(stopped, data, tmp_path, OPTIONS)
+    root, run = finished(2)
     folder = run.metrics_csv.parent
     (folder / "finished.json").unlink()
     content = bytearray((folder / "last.ckpt").read_bytes())
@@ -148,7 +174,7 @@ def test_a_damaged_last_checkpoint_is_noticed_and_the_one_before_is_used(
     else:
         (folder / "last.ckpt").write_bytes(damaged)
     capsys.readouterr()
-    again = train(stopped, data, tmp_path, OPTIONS)
+    again = train(stopped, data, root, OPTIONS)
     assert "last.ckpt is incomplete or damaged and is not used" in capsys.readouterr().out
     pairs = zip(run.model.state_dict().values(), again.model.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -156,12 +182,12 @@ def test_a_damaged_last_checkpoint_is_noticed_and_the_one_before_is_used(
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"epochs": 3}', "\0\0\0"])
-def test_a_damaged_result_is_noticed_and_made_again(data, tmp_path, capsys, content, faults):
+def test_a_damaged_result_is_noticed_and_made_again(data, capsys, content, finished, faults):
     recipe = dataclasses.replace(RECIPE, epochs=1)
-    run = train(recipe, data, tmp_path, OPTIONS)
+    root, run = finished(1)
     path = run.metrics_csv.parent / "finished.json"
     path.write_text(content)
-    again = train(recipe, data, tmp_path, OPTIONS)
+    again = train(recipe, data, root, OPTIONS)
     assert "is damaged" in capsys.readouterr().out
     assert (
         again.metadata["val_acc"] == run.metadata["val_acc"]
@@ -235,14 +261,14 @@ def test_a_disk_too_small_for_the_checkpoints_is_said_before_the_first_epoch(dat
     faults("disk too small", 1)
 
 
-def test_a_disk_too_small_for_a_fresh_run_beside_the_old_one_is_said(data, tmp_path, monkeypatch):
+def test_a_disk_too_small_for_a_fresh_run_beside_the_old_one_is_said(data, monkeypatch, finished):
     """With room for the checkpoints that would be replaced, not for others beside them."""
-    run = train(RECIPE, data, tmp_path, OPTIONS)
-    usage = shutil.disk_usage(tmp_path)._replace(free=20_000_000)
+    root, run = finished(3)
+    usage = shutil.disk_usage(root)._replace(free=20_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(OSError, match="has 20 MB left, its checkpoints may need 63 MB; make room"):
-        train(RECIPE, data, tmp_path, dataclasses.replace(OPTIONS, fresh=True))
-    assert train(RECIPE, data, tmp_path, OPTIONS).metadata == run.metadata
+        train(RECIPE, data, root, dataclasses.replace(OPTIONS, fresh=True))
+    assert train(RECIPE, data, root, OPTIONS).metadata == run.metadata
 
 
 def test_a_disk_that_fills_up_meanwhile_leaves_the_last_checkpoint_usable(
@@ -293,9 +319,9 @@ def test_a_file_in_the_place_of_the_folder_is_said(data, tmp_path, faults):
 
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_a_folder_removed_meanwhile_is_made_again_with_what_is_known(  # noqa: PLR0913
-    data, tmp_path, capsys, monkeypatch, faults, epoch
+    data, tmp_path, capsys, monkeypatch, finished, faults, epoch
 ):
-    wanted = train(RECIPE, data, tmp_path / "quiet", OPTIONS)
+    _, wanted = finished(3)
     log_epoch = training.classifier.LitClassifier.log_epoch
 
     def removed(self):
@@ -322,13 +348,14 @@ def test_a_folder_removed_meanwhile_is_made_again_with_what_is_known(  # noqa: P
 @pytest.mark.parametrize(
     "content", [None, b"", b"\0\xff\0", b"epoch,train_loss\n0", b"nothing\nof,the,sort"]
 )
-def test_a_damaged_table_of_a_finished_run_is_made_again(data, tmp_path, capsys, content, faults):
+def test_a_damaged_table_of_a_finished_run_is_made_again(data, capsys, content, finished, faults):
     recipe = dataclasses.replace(RECIPE, epochs=1)
-    path = train(recipe, data, tmp_path, OPTIONS).metrics_csv
+    root, run = finished(1)
+    path = run.metrics_csv
     whole = pd.read_csv(path)
     path.unlink() if content is None else path.write_bytes(content)
     capsys.readouterr()
-    train(recipe, data, tmp_path, OPTIONS)
+    train(recipe, data, root, OPTIONS)
     printed = capsys.readouterr().out
     assert "it is made again" in printed and "epoch   1/1" in printed
     pd.testing.assert_frame_equal(pd.read_csv(path), whole)
