@@ -11,6 +11,7 @@ from tests.conftest import PROJECT
 from tools.colab_badge import NO_BADGE, set_badge
 from tools.project import NOTEBOOK, NOTEBOOKS
 
+pytestmark = pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 FILES = ("README.md", *NOTEBOOKS)
 
 

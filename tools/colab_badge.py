@@ -5,6 +5,7 @@ no remote on GitHub there is no badge, and a line of the README says what to do.
 """
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ NO_BADGE = (
 
 def github_repository(project: Path = PROJECT) -> str | None:
     """Return 'owner/name' of the git remote `origin`, or None if it is not on GitHub."""
+    if not shutil.which("git"):
+        return None
     command = ["git", "remote", "get-url", "origin"]
     url = subprocess.run(command, cwd=project, capture_output=True, text=True).stdout.strip()
     # https://github.com/owner/name.git, git@github.com:owner/name.git, ssh://git@github.com/...
