@@ -1454,10 +1454,9 @@ def blocks_of_readme() -> list[str]:
     return ["\n".join(line[4:] for line in block.strip("\n").splitlines()) for block in blocks]
 
 
-def test_the_ways_to_call_it_that_are_described_work(server, folder, tmp_path):
+def test_the_ways_to_call_it_that_are_described_work(server, folder):
     python, shell = blocks_of_readme()
-    shutil.copyfile(folder / "examples" / "cat.png", tmp_path / "cat.png")
-    options = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}
+    options = {"cwd": folder, "capture_output": True, "text": True, "timeout": 120}
     by_python = subprocess.run(
         [sys.executable, "-c", python.replace("http://127.0.0.1:7860", server)], **options
     )
