@@ -20,7 +20,6 @@ from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES, Images, Splits, denorma
 from evaluation.errors import Misclassified, plot_confusion
 from models.registry import build
 from tests.faults import faults, pytest_runtest_makereport, pytest_terminal_summary  # noqa: F401  found by pytest
-from training.switches import SWITCHES
 from utils import export_to_space
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -39,12 +38,9 @@ def tracked_files() -> list[str] | None:
 
 @pytest.fixture
 def plain_environment(monkeypatch, tmp_path):
-    """No switch is set outside, and no earlier run is in the folder for checkpoints."""
+    """This is no smoke test, and no earlier run is in the folder for checkpoints."""
     monkeypatch.chdir(tmp_path)
-    for name in ("SMOKE_TEST", "DATA_DIR", "TORCHELASTIC_RUN_ID"):
-        monkeypatch.delenv(name, raising=False)
-    for name in SWITCHES:
-        monkeypatch.delenv(f"ERA_{name}", raising=False)
+    monkeypatch.delenv("SMOKE_TEST", raising=False)
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,7 @@ import nbformat
 import pytest
 
 from tests.conftest import PROJECT
-
-NOTEBOOKS = ("ERA_S12_Assignment.ipynb", "more.ipynb", "solutions.ipynb")
+from tools.project import NOTEBOOKS
 
 # Home-made phrase -> the field's term, or plain English.
 PHRASES = {

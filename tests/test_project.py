@@ -27,13 +27,13 @@ from models.resnet import model_summary
 from tests.conftest import PROJECT, tracked_files
 from tests.warm import WarmProcess
 from tools import publish, run
+from tools.project import NOTEBOOKS
 from training.history import epoch_line, read_table
 from training.recipes import RECIPES
 from training.results import Run, stored_run
 from training.settings import SWITCHES
 
 NOTEBOOK = PROJECT / "ERA_S12_Assignment.ipynb"
-NOTEBOOKS = (NOTEBOOK.name, "more.ipynb", "solutions.ipynb")
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 MEASURED = json.loads((report.RESULTS / "accuracy.json").read_text())
 STEPS = json.loads(leaderboard.FILE.read_text())

@@ -50,8 +50,9 @@ def set_badge(project: Path = PROJECT) -> str | None:
         ValueError: if one of the files has no place for it.
     """
     repository = github_repository(project)
-    badge = BADGE.format(repository, NOTEBOOK) if repository else ""
-    address = f"https://github.com/{repository}" if repository else ""
+    badge = address = ""
+    if repository:
+        badge, address = BADGE.format(repository, NOTEBOOK), f"https://github.com/{repository}"
     readme = project / "README.md"
     page = readme.read_text(encoding="utf-8")
     page = replace_one(MARK + ".*", MARK + (badge or NO_BADGE), page)
