@@ -565,6 +565,7 @@ def run_module(send, folder: Path, encoding: str, *arguments: str) -> None:
 
 def train_where_loading_fails(send, folder: Path, encoding: str) -> None:
     """The training's script, which prints a block and exits where it would load the images."""
+    os.environ["ERA_ARCH"] = "FastNet"  # 'auto' says what it chose
     dataload.load_splits = dataload.sample_splits = lambda *_: sys.exit(print("\u2588"))
     run_module(send, folder, encoding, "training")
 
