@@ -25,8 +25,8 @@ FILE = RESULTS / "leaderboard.json"
 AGREES = 3  # standard deviations that a single run may be away from the mean of the others
 
 
-def to94_name(precision: str) -> str:
-    """Return how results/speed.json marks the comparison in a precision: '' for bf16."""
+def precision_suffix(precision: str) -> str:
+    """Return the suffix of a precision's keys in speed.json: '' for bf16, '_fp32' for fp32."""
     return "_fp32" if precision == "32-true" else ""
 
 
@@ -121,9 +121,9 @@ def measured_row(changed: str, recipe: str, precision: str = "", folder: Path = 
         for name in ("speed.json", "accuracy.json")
     )
     timed = [
-        (name, to94_name(name))
+        (name, precision_suffix(name))
         for name in ([precision] if precision else ["bf16-mixed", "32-true"])
-        if speed.get(f"time_to_94{to94_name(name)}", {}).get("recipe") == recipe
+        if speed.get(f"time_to_94{precision_suffix(name)}", {}).get("recipe") == recipe
     ]
     found = [row for row in rows if row["recipe"] == recipe and row["train_images"] == 50_000]
     if not timed or not found:

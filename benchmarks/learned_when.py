@@ -125,7 +125,7 @@ def record_run(recipe: Recipe, root: Path, results: Path, data: CIFAR10DataModul
     with RunLock(folder) as lock:
         begun = folder / "started.json"
         if begun.exists() and not epochs_of(read(results), metadata):
-            archive_run(folder, True, read(begun))  # its epochs were not recorded
+            archive_run(folder)  # its epochs were not recorded
         started = start_or_resume(folder, identity, recipe, data, options)
         lock.started = started
         recorder = Recorder(results, metadata, data.splits.val)

@@ -326,8 +326,11 @@ def headline_row(rows: list[dict], committed: dict) -> dict:
         rows: of accuracy.json.
         committed: what results.json says of the committed network.
     """
-    (found,) = (row for row in rows if all(row[key] == committed[key] for key in HEADLINE_KEYS))
-    return found
+    wanted = {key: committed[key] for key in HEADLINE_KEYS}
+    found = [row for row in rows if all(row[key] == wanted[key] for key in wanted)]
+    if len(found) != 1:
+        raise InvalidValue(f"expected one row of {wanted} in accuracy.json, got {len(found)}")
+    return found[0]
 
 
 def on_all_images(rows: list[dict]) -> list[dict]:

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.accuracy import RESULTS, all_images
-from benchmarks.leaderboard import compare, last_row, to94_name
+from benchmarks.leaderboard import compare, last_row, precision_suffix
 from benchmarks.reference import EPOCHS
 from dataload import Splits, load_splits
 from evaluation.predict import accuracy, predict
@@ -217,7 +217,7 @@ def measure_to94(splits: Splits, images: int, precision: str, name: str) -> dict
     )
     ours = {"seconds": run.metadata["seconds"], "single": single, "tta": tta}
     theirs = {"seconds": round(sum(seconds), 1)} | reference.ask("test")
-    ratio, mark = round(ours["seconds"] / theirs["seconds"], 3), to94_name(precision)
+    ratio, mark = round(ours["seconds"] / theirs["seconds"], 3), precision_suffix(precision)
     print(f"ours {ours}\nreference {theirs}\n{compare(last_row(), name, ratio, precision, tta)}")
     return {
         f"time_to_94_ratio{mark}": ratio,
@@ -241,7 +241,7 @@ def main() -> None:
     if args.part in (None, "steps"):
         keep(measure_steps(splits, args.images), "steps", args.images)
     if args.part in (None, "to94"):
-        name = f"to94{to94_name(args.precision)}"
+        name = f"to94{precision_suffix(args.precision)}"
         found = measure_to94(splits, args.images, args.precision, args.recipe)
         keep(found, name, args.images)
 

@@ -163,9 +163,9 @@ def plot_training(metrics_csv: str | Path, recipe: Recipe, note: str = "") -> Fi
     for axis, name in zip(axes, ("loss", "acc"), strict=False):
         draw_metric(axis, table, name)
     if len(rates):
-        draw_rates(axes[2], rates, recipe)
+        draw_rates(axes[2], rates, recipe, len(table))
     else:
-        draw_rates(axes[2], planned_rates(recipe), recipe)
+        draw_rates(axes[2], planned_rates(recipe), recipe, recipe.epochs)
         axes[2].set_ylabel("learning rate\n(planned)")
     for axis in axes:
         style_chart(axis)
@@ -218,9 +218,9 @@ def rate_label(recipe: Recipe) -> str:
     return f"learning rate ({'Muon' if recipe.muon_lr else 'SGD'})"
 
 
-def draw_rates(axis: Axes, rates: np.ndarray, recipe: Recipe) -> None:
-    """Draw the learning rate of every step against the epoch."""
-    axis.plot(np.arange(1, len(rates) + 1) * recipe.epochs / len(rates), rates, color=COLOURS[2])
+def draw_rates(axis: Axes, rates: np.ndarray, recipe: Recipe, epochs: int) -> None:
+    """Draw the learning rate of every step of so many epochs against the epoch."""
+    axis.plot(np.arange(1, len(rates) + 1) * epochs / len(rates), rates, color=COLOURS[2])
     axis.set_ylim(bottom=0)
     axis.set_ylabel(rate_label(recipe).replace(" (", "\n("))
 
@@ -260,7 +260,7 @@ def plot_schedule(
         return None, float("nan"), float("nan")
     largest, wanted = float(rates.max()), float(planned_rates(recipe, len(rates)).max())
     fig, axis = new_chart(WIDTH, 3.4)
-    draw_rates(axis, rates, recipe)
+    draw_rates(axis, rates, recipe, int(read_table(metrics_csv)["epoch"].to_numpy().max()) + 1)
     axis.set(xlabel="epoch", ylabel=rate_label(recipe))
     axis.locator_params(axis="x", integer=True)
     title = schedule_title(largest, wanted, recipe)

@@ -145,7 +145,6 @@ def receptive_fields(model: Network) -> dict[str, ReceptiveField]:
 # ---- stages --------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def stage_outputs(model: Network, image: Tensor) -> dict[str, Tensor]:
     """Compute the feature maps of each stage for one image; the network keeps its mode.
 

@@ -94,9 +94,7 @@ def predicted_classes(model: nn.Module, images: Tensor) -> list[int]:
         return model(images.to(next(model.parameters()).device)).argmax(1).tolist()
 
 
-def cascading_randomization(
-    model: Network, images: Tensor, seed: int = 0, examples: int = 3
-) -> Cascade:
+def cascading_randomization(model: Network, images: Tensor, examples: int = 3) -> Cascade:
     """Make the layers of a network random one after the other, and compare the heatmaps.
 
     The heatmaps are of the last stage, for the class that the trained network predicts.
@@ -104,7 +102,6 @@ def cascading_randomization(
     Args:
         model: the trained network; a copy of it is changed.
         images: (N, 3, S, S), normalised, at least two.
-        seed: of the random weights.
         examples: how many images' heatmaps to keep.
 
     Raises:
@@ -124,7 +121,7 @@ def cascading_randomization(
         child for child in changed.named_children() if any(True for _ in child[1].parameters())
     ]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         for name, child in reversed(children):
             reset_weights(child)
             layers.append(name)
@@ -294,13 +291,12 @@ def mask_orders(cams: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def deletion(model: Network, images: Tensor, seed: int = 0) -> pd.DataFrame:
+def deletion(model: Network, images: Tensor) -> pd.DataFrame:
     """Mask images step by step in four orders and record the predicted class's probability.
 
     Args:
         model: the network.
         images: (N, 3, S, S), normalised, at least two.
-        seed: of the random order.
 
     Returns:
         A row for each fraction masked (17) and image (N), a column for each order: 'heatmap', what
@@ -310,19 +306,19 @@ def deletion(model: Network, images: Tensor, seed: int = 0) -> pd.DataFrame:
     Raises:
         ValueError: if there are fewer than two images.
     """
-    return masking_curves(model, images, seed, "masked")
+    return masking_curves(model, images, "masked")
 
 
-def insertion(model: Network, images: Tensor, seed: int = 0) -> pd.DataFrame:
+def insertion(model: Network, images: Tensor) -> pd.DataFrame:
     """Show masked images step by step in the orders of `deletion`, and record the same.
 
     Returns:
         As `deletion`, but a row for each fraction that is shown.
     """
-    return masking_curves(model, images, seed, "shown")
+    return masking_curves(model, images, "shown")
 
 
-def masking_curves(model: Network, images: Tensor, seed: int, part: str) -> pd.DataFrame:
+def masking_curves(model: Network, images: Tensor, part: str) -> pd.DataFrame:
     """Compute the curves of all orders; see `deletion`, of which this is the common part.
 
     The part whose fraction grows is 'masked' or 'shown'. What is shown last is masked first, so
@@ -335,7 +331,7 @@ def masking_curves(model: Network, images: Tensor, seed: int, part: str) -> pd.D
     way = 1 if part == "masked" else -1
     table = {
         name: deletion_curves(model, images, classes, order[:, ::way])[::way].ravel()
-        for name, order in mask_orders(cams, seed).items()
+        for name, order in mask_orders(cams, seed=0).items()
     }
     fractions = np.arange(STEPS + 1) / STEPS
     rows = pd.MultiIndex.from_product([fractions, range(len(images))], names=[part, "image"])
@@ -385,20 +381,26 @@ def image_areas(curves: pd.DataFrame) -> np.ndarray:
     return np.trapezoid(curves.to_numpy(), curves.index.to_numpy(), axis=0)
 
 
-def compared(table: pd.DataFrame) -> tuple[list[str], list[str]]:
+def sort_controls(areas: pd.DataFrame, part: str) -> tuple[list[str], list[str]]:
     """Sort the controls by whether the heatmap's order is better than they are.
 
     It is better where the 95 % interval of the difference of the areas lies on the right side of 0.
 
     Args:
-        table: of `deletion` or `insertion`.
+        areas: of `deletion_areas`; the first row is the heatmap's.
+        part: what grows along the curves, 'masked' (a smaller area is better) or 'shown'.
 
     Returns:
         The controls that the heatmap beats, and the others.
     """
-    areas = deletion_areas(table).iloc[1:]
-    better = areas["from"] > 0 if table.index.names[0] == "masked" else areas["to"] < 0
-    return list(areas.index[better]), list(areas.index[~better])
+    controls = areas.iloc[1:]
+    better = controls["from"] > 0 if part == "masked" else controls["to"] < 0
+    return list(controls.index[better]), list(controls.index[~better])
+
+
+def compared(table: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Return `sort_controls` of a table of `deletion` or `insertion`."""
+    return sort_controls(deletion_areas(table), str(table.index.names[0]))
 
 
 def deletion_title(table: pd.DataFrame) -> str:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
@@ -116,9 +115,9 @@ def receptive_title(sizes: dict[str, int], pixels: int) -> str:
     small = [f"{size}x{size} pixels in {name}" for name, size in sizes.items() if size < pixels]
     whole = [name for name, size in sizes.items() if size >= pixels]
     if not small:
-        return f"One cell depends on the whole image in every stage from {whole[0]}"
+        return f"A middle cell depends on the whole image in every stage from {whole[0]}"
     ending = f"; from {whole[0]} on, the whole image" if whole else ""
-    return f"One cell depends on {', '.join(small)}{ending}"
+    return f"A middle cell depends on {', '.join(small)}{ending}"
 
 
 @styled
@@ -346,31 +345,12 @@ def plot_batchnorm(model: nn.Module, images: Tensor, channels: int = 4, note: st
         axis.spines["left"].set_visible(False)
     axes[0].set_ylabel("frequency")
     axes[1].legend(frameon=False)
-    shows = "Histograms of four channels before and after BatchNorm"
+    shows = f"Histograms of {channels} channels before and after BatchNorm"
     headline(fig, batchnorm_title(before, after), shows, note)
     return fig
 
 
 # ---- Muon ----------------------------------------------------------------------------------------
-
-
-def filter_gradient(model: Network, images: Tensor, labels: Tensor) -> Tensor:
-    """Compute the gradient of the cross-entropy with respect to the last 3x3 filters.
-
-    Args:
-        model: the network; a copy of it runs, in training mode.
-        images: normalised (N, 3, 32, 32).
-        labels: (N,).
-
-    Returns:
-        The gradient as Muon sees it: a matrix (out, in * 9).
-    """
-    copied = copy.deepcopy(model).train()
-    weights = [
-        m.weight for m in copied.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
-    ]
-    (gradient,) = torch.autograd.grad(F.cross_entropy(copied(images), labels), weights[-1])
-    return gradient.flatten(1).detach()
 
 
 def singular_values(matrix: Tensor) -> np.ndarray:
@@ -402,7 +382,7 @@ def plot_orthogonalization(gradient: Tensor, steps: int = 3, note: str = "") -> 
     """Draw what Muon does to a step: singular values before and after, and two directions of it.
 
     Args:
-        gradient: a matrix (out, in * k * k), of `filter_gradient`.
+        gradient: of filters, as a matrix (out, in * k * k).
         steps: of Newton and Schulz's iteration.
         note: a line under the title.
     """
@@ -413,22 +393,13 @@ def plot_orthogonalization(gradient: Tensor, steps: int = 3, note: str = "") -> 
     tenth = len(before) // 10
     draw_ellipses(left, (before[0], before[tenth]), (after[0], after[tenth]))
     places = np.arange(1, len(before) + 1)
-    right.semilogy(places, before, color=COLOURS[0])
-    right.semilogy(places, after, color=COLOURS[1])
-    right.annotate(
-        "gradient",
-        (places[-1] * 0.5, before[len(before) // 2]),
-        (0, 8),
-        textcoords="offset points",
-        color=COLOURS[0],
-    )
-    right.annotate(
-        "after orthogonalisation",
-        (places[-1] * 0.5, after[len(after) // 2]),
-        (0, 8),
-        textcoords="offset points",
-        color=COLOURS[1],
-    )
+    for values, colour, name in (
+        (before, COLOURS[0], "gradient"),
+        (after, COLOURS[1], "after orthogonalisation"),
+    ):
+        right.semilogy(places, values, color=colour)
+        middle = (places[-1] * 0.5, values[len(values) // 2])
+        right.annotate(name, middle, (0, 8), textcoords="offset points", color=colour)
     for bound in (0.5, 1.5):
         right.axhline(bound, linestyle=":", color=GREY, linewidth=1)
     style_chart(right)

@@ -24,6 +24,7 @@ from evaluation.curves import (
 )
 from evaluation.drawing import listed, percent
 from evaluation.errors import Misclassified, class_accuracy, count_crossed, most_confused
+from evaluation.saliency_checks import sort_controls
 from models.registry import NETWORKS, build
 from training.console import format_duration
 from training.optimizer import MUON_MOMENTUM
@@ -326,8 +327,8 @@ def trust(deleted: pd.DataFrame, inserted: pd.DataFrame) -> str:
     """
     controls = {"masked": deleted.iloc[1:], "shown": inserted.iloc[1:]}
     beaten = {
-        "masked": [str(name) for name in deleted.index[1:] if controls["masked"]["from"][name] > 0],
-        "shown": [str(name) for name in inserted.index[1:] if controls["shown"]["to"][name] < 0],
+        "masked": sort_controls(deleted, "masked")[0],
+        "shown": sort_controls(inserted, "shown")[0],
     }
     sentences = [
         "(*area*: under the curve; *from* and *to*: the 95 % interval of its difference from the"
@@ -376,8 +377,8 @@ def centre_share(controls: Mapping[str, pd.DataFrame]) -> str:
     if not shares:
         return ""
     return (
-        "An order from the centre outwards, which needs no network, has this part of the heatmap's"
-        f" lead over random squares: {', '.join(shares)}."
+        "An order from the centre outwards, which needs no network, achieves this part of the"
+        f" heatmap's lead over random squares: {', '.join(shares)}."
     )
 
 
@@ -397,8 +398,8 @@ def lessons(name: str, epochs: int, correct: float, temperature: float, top_pair
     points = [
         f"`{name}` classifies {percent(correct)} of the test images correctly after"
         f" {epochs} epochs. That is one run with one seed.",
-        f"One number, the temperature {temperature:.2f}, is to bring its confidence nearer to its"
-        " accuracy: on average, not in every bar. It changes no answer.",
+        f"One number, the temperature {temperature:.2f}, is meant to bring its confidence nearer to"
+        " its accuracy: on average, not in every bar. It changes no answer.",
         "A confident error can be an error in the label: look before you blame the network.",
         "A heatmap is a hint: a few cells, scaled to their own range, for one class at a time. How"
         " much it can be trusted has to be measured, with controls that are hard to beat.",

@@ -18,6 +18,12 @@ NETWORKS: dict[str, type[Network]] = {
 }
 
 
+def check_name(arch: object) -> None:
+    """Raise ValueError if a value is no key of NETWORKS, with the known ones."""
+    if not isinstance(arch, str) or arch not in NETWORKS:
+        raise InvalidValue(f"unknown network {arch!r}, expected one of {', '.join(NETWORKS)}")
+
+
 def build(arch: str, num_classes: int = 10) -> Network:
     """Build a new network, with random weights.
 
@@ -29,8 +35,7 @@ def build(arch: str, num_classes: int = 10) -> Network:
         ValueError: for an unknown name, with the known ones, and for a network that cannot be
             explained or exported: this is found before its training instead of after it.
     """
-    if arch not in NETWORKS:
-        raise InvalidValue(f"unknown network {arch!r}, expected one of {', '.join(NETWORKS)}")
+    check_name(arch)
     model = NETWORKS[arch](num_classes)
     source_files(source_of(model))
     if getattr(type(model), "stages", Network.stages) is Network.stages:

@@ -150,6 +150,11 @@ def test_one_figure_shows_loss_accuracy_and_rate_and_marks_the_resolution(tmp_pa
     assert all(list(axis.lines[-1].get_xdata()) == [2, 2] for axis in (loss, acc, rate))
     assert {"training 0.750", "24 pixels", "32 pixels"} <= {t.get_text() for t in loss.texts}
     assert "validation 25.0 %" in {text.get_text() for text in acc.texts}
+    half = pd.concat([table[:2], rates[:2]])  # interrupted after two of four epochs
+    half.to_csv(tmp_path / "c.csv", index=False)
+    for figure in (curves.plot_training, lambda *run: curves.plot_schedule(*run)[0]):
+        *_, rate = figure(tmp_path / "c.csv", recipe).axes
+        assert rate.lines[0].get_xdata().tolist() == [1, 2]
 
 
 def test_the_schedule_s_title_says_whether_the_peak_was_reached():

@@ -36,6 +36,7 @@ from dataload import (
     Splits,
     shard_batches,
 )
+from models.errors import TrainingFailed
 from tests.conftest import PROJECT
 from tests.warm import WarmProcess
 from training import run_folder, runs
@@ -43,7 +44,7 @@ from training.classifier import LitClassifier
 from training.history import read_table
 from training.options import RunOptions
 from training.recipes import Recipe
-from training.run_folder import archive_run
+from training.run_folder import archive_run, wait_until_archived
 from training.runs import train
 from training.settings import resolve_placement
 from training.switches import SWITCHES
@@ -422,18 +423,18 @@ def test_only_the_first_process_archives_a_run_and_the_others_wait_for_it(tmp_pa
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "started.json").write_text('{"run_id": 1}')
-    waiting = threading.Thread(target=archive_run, args=(folder, False, {"run_id": 1}))
+    waiting = threading.Thread(target=wait_until_archived, args=(folder, {"run_id": 1}))
     waiting.start()
     time.sleep(0.3)
     assert waiting.is_alive()
-    archive_run(folder, True, {"run_id": 1})
+    archive_run(folder)
     folder.mkdir()
     (folder / "started.json").write_text('{"run_id": 2}')  # the first process has begun anew
     waiting.join(5)
     assert not waiting.is_alive() and len(list(tmp_path.glob("run-before-*"))) == 1
     monkeypatch.setattr(run_folder, "ARCHIVE_PATIENCE_SECONDS", 0.2)
-    with pytest.raises(TimeoutError, match="the first process did not set .*run aside"):
-        archive_run(folder, False, {"run_id": 2})
+    with pytest.raises(TrainingFailed, match="the first process did not set .*run aside"):
+        wait_until_archived(folder, {"run_id": 2})
 
 
 def test_the_settings_reach_the_trainer(monkeypatch, tmp_path):

@@ -211,11 +211,17 @@ def test_metadata_of_other_weights_are_noticed_and_training_continues(folder, da
     )
 
 
-def test_a_finished_run_whose_checkpoints_are_not_there_yet_is_not_trained_again(folder, data):
-    for path in folder.glob("*.ckpt"):
+@pytest.mark.parametrize(
+    ("files", "missing"),
+    [("*.ckpt", "complete checkpoint"), ("started.json", "readable started.json")],
+)
+def test_a_finished_run_whose_files_are_not_there_yet_is_not_trained_again(
+    folder, data, files, missing
+):
+    for path in folder.glob(files):
         path.unlink()
     with pytest.raises(
-        ValueError, match="no complete checkpoint; .*wait until .*, else set FRESH = True"
+        ValueError, match=f"has no {missing}; .*wait until .*, else set FRESH = True"
     ):
         again(folder, data)
     assert again(folder, data, fresh=True).metadata["epochs"] == 3

@@ -10,6 +10,7 @@ from training.recipes import (
     MEASURED,
     RECIPES,
     Recipe,
+    choose_recipe,
     measured_runs,
     multiply_adds,
     training_work,
@@ -85,7 +86,7 @@ def choose_affordable(precision: str, measured: Path = MEASURED) -> str:
     """
     offers = list_offers(precision, measured)
     if not offers:
-        return next(name for name, recipe in RECIPES.items() if recipe == FASTNET)
+        return choose_recipe("FastNet")[0]
     chosen = min(offers, key=lambda offer: offer.seconds)
     better = offers[: offers.index(chosen)]
     why = f"the best measured validation accuracy of what trains in about {BUDGET_MINUTES} minutes"

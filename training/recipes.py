@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.errors import InvalidValue
-from models.registry import NETWORKS
+from models.registry import NETWORKS, check_name
 
 LOW_RESOLUTION = 24  # pixels: 9/16 of the work of 32
 MIN_MICRO_BATCH = 32  # images: BatchNorm's statistics of fewer are too noisy to learn with
@@ -84,10 +84,7 @@ class Recipe:
         return asdict(Recipe(self.network)) | stored == asdict(self)
 
     def __post_init__(self):
-        if not isinstance(self.network, str) or self.network not in NETWORKS:
-            raise InvalidValue(
-                f"unknown network {self.network!r}, expected one of {', '.join(NETWORKS)}"
-            )
+        check_name(self.network)
         for name, (kind, low, high) in RANGES.items():
             value = getattr(self, name)
             right_kind = isinstance(value, (int, kind)) and not isinstance(value, bool)
@@ -210,8 +207,7 @@ def choose_recipe(
     Raises:
         InvalidValue: for an unknown name or network, and for a recipe of another network.
     """
-    if arch not in NETWORKS:
-        raise InvalidValue(f"unknown network {arch!r}, expected one of {', '.join(NETWORKS)}")
+    check_name(arch)
     fitting = [key for key, recipe in RECIPES.items() if recipe.network == arch]
     name = name or next(iter(fitting), "")
     if name not in fitting:

@@ -63,16 +63,17 @@ def finished_run(folder: Path, recipe: Recipe) -> Run | None:
         describe its weights.
 
     Raises:
-        InvalidValue: if the run is finished but has no complete checkpoint: a synced drive may
-            bring it later.
+        InvalidValue: if the run is finished but has no complete checkpoint or no readable
+            started.json: a synced drive may bring it later.
     """
     metadata = read_json(folder / "finished.json", METADATA_KEYS)
     if metadata is None:
         return None
     path, started = newest_checkpoint(folder), read_json(folder / "started.json", {"resolved"})
     if path is None or started is None:
+        missing = "readable started.json" if path else "complete checkpoint"
         raise InvalidValue(
-            f"{folder} has no complete checkpoint; if it is on a synced drive, wait until that has"
+            f"{folder} has no {missing}; if it is on a synced drive, wait until that has"
             " brought all files, else set FRESH = True to train anew"
         )
     if not recipe.matches(started["resolved"]["recipe"]):

@@ -13,7 +13,7 @@ from training.files import read_json, write_json
 from training.hardware import choose_device, choose_precision, hardware, native_precisions
 from training.options import RunOptions
 from training.recipes import Recipe
-from training.run_folder import archive_run
+from training.run_folder import archive_run, wait_until_archived
 
 
 def start_or_resume(
@@ -41,7 +41,10 @@ def start_or_resume(
     started = read_json(path, {"identity", "resolved"})
     problem = why_not_resumable(folder, started, recipe)
     if options.fresh and (problem or (folder / "finished.json").exists()):
-        archive_run(folder, rank_zero_only.rank == 0, started)
+        if rank_zero_only.rank == 0:
+            archive_run(folder)
+        else:
+            wait_until_archived(folder, started)
         started, problem = None, ""
     if problem:
         raise InvalidValue(f"{problem}, or set FRESH = True to set that run aside and train anew")

@@ -128,25 +128,25 @@ def weights_sha256(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def archive_run(folder: Path, is_first_process: bool, started: dict | None) -> None:
-    """Rename a run's folder, so that the run can be trained anew and the old one is kept.
+def archive_run(folder: Path) -> None:
+    """Rename a run's folder, so that the run can be trained anew and the old one is kept."""
+    folder.rename(folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}"))
+
+
+def wait_until_archived(folder: Path, started: dict | None) -> None:
+    """Wait until the first process has archived a run and begun anew.
 
     Args:
         folder: of the run.
-        is_first_process: whether this process renames it; the others wait until it has done so.
-        started: what started.json holds before; the first process writes another one when it
-            begins anew, which ends the wait.
+        started: what started.json holds before.
 
     Raises:
-        TimeoutError: if the first process does not rename it.
+        TrainingFailed: if the first process does not do so.
     """
-    if is_first_process:
-        folder.rename(folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}"))
-        return
     deadline = time.monotonic() + ARCHIVE_PATIENCE_SECONDS
     while started is not None and read_json(folder / "started.json", set()) == started:
         if time.monotonic() > deadline:
-            raise TimeoutError(
+            raise TrainingFailed(
                 f"the first process did not set {folder} aside; end all of them and start again"
             )
         time.sleep(0.1)

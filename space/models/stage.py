@@ -54,7 +54,8 @@ def check_images(images: Tensor, training: bool) -> None:
     """
     sides = ((32, 32), (24, 24)) if training else ((32, 32),)
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[2:] not in sides:
-        raise InvalidValue(f"expected images of shape (N, 3, 32, 32), got {tuple(images.shape)}")
+        wanted = " or ".join(f"(N, 3, {height}, {width})" for height, width in sides)
+        raise InvalidValue(f"expected images of shape {wanted}, got {tuple(images.shape)}")
 
 
 @contextlib.contextmanager
