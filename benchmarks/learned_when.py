@@ -23,6 +23,7 @@ from dataload import CLASSES, CIFAR10DataModule, Images, load_splits, normalize
 from evaluation.drawing import save_figure
 from evaluation.over_epochs import Learned, epoch_snapshot, plot_learned, save_gif
 from training.classifier import LitClassifier
+from training.files import PROJECT
 from training.hardware import hardware
 from training.lightning_output import quiet_lightning
 from training.options import RunOptions
@@ -32,7 +33,6 @@ from training.run_folder import RunLock, archive_run, run_folder, run_identity
 from training.runs import build_datamodule, fit
 from training.switches import data_folder
 
-PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results" / "learned_when.json"
 STRIP, ANIMATION = (PROJECT / "images" / f"learned_when.{kind}" for kind in ("png", "gif"))
 SHOWN = ("airplane", "ship", "truck", "bird", "cat", "horse")  # the first image of each

@@ -35,10 +35,10 @@ from evaluation.drawing import (
 from lesson.findings import markdown_table
 from models.errors import InvalidValue
 from models.registry import build
+from training.files import PROJECT
 from training.recipes import RECIPES, multiply_adds
 from training.workload import LOW_RES_SAVINGS
 
-PROJECT = Path(__file__).resolve().parent.parent
 MARKS = ("<!-- measured: begin -->\n", "<!-- measured: end -->\n")
 LEADERBOARD_MARKS = ("<!-- leaderboard: begin -->\n", "<!-- leaderboard: end -->\n")
 NOTE = "Test accuracy: the mean of n runs ± their standard deviation."

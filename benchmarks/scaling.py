@@ -31,7 +31,7 @@ from benchmarks.speed import epoch_seconds, first_images
 from dataload import load_splits
 from lesson.findings import markdown_table
 from training.classifier import LitClassifier
-from training.files import write_json
+from training.files import PROJECT, write_json
 from training.hardware import choose_precision, hardware, versions
 from training.optimizer import make_optimizer
 from training.options import RunOptions
@@ -46,7 +46,7 @@ LAYOUTS = {  # (processes, cores of each process)
     "two cores": (1, 2),
     "two processes": (2, 1),
 }
-DOC = Path(__file__).resolve().parent.parent / "docs/scaling.md"
+DOC = PROJECT / "docs/scaling.md"
 TEN_GBIT = 1250  # megabytes per second
 
 
@@ -115,7 +115,7 @@ def torchrun(processes: int, *arguments: str, **options) -> None:
         options: Those of subprocess.run.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    subprocess.run([*command, "-m", *arguments], check=True, cwd=DOC.parent.parent, **options)
+    subprocess.run([*command, "-m", *arguments], check=True, cwd=PROJECT, **options)
 
 
 def measure_layout(network: str, processes: int, cores: int) -> dict[str, float]:

@@ -29,12 +29,11 @@ from cifar10.images import Augmentation
 from dataload import Images, load_splits, normalize
 from evaluation.drawing import save_figure
 from evaluation.over_epochs import NAMES, plot_shortcuts, shortcuts_title
-from training.files import write_json
+from training.files import PROJECT, write_json
 from training.hardware import choose_device, hardware
 from training.schedule import one_cycle_factor
 from training.switches import data_folder
 
-PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results" / "shortcuts.json"
 FIGURE = PROJECT / "images" / "shortcuts.png"
 MAX_LR, WARMUP = 0.1, 0.1

@@ -29,10 +29,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.accuracy import RESULTS
+from tools.project import SPACE
 from training.files import write_json
 from training.hardware import hardware, versions
 
-SPACE = Path(__file__).resolve().parent.parent / "space"
 EARLIER = "8bd0fd3"  # the commit whose app is compared
 ANY = "any class"
 STAGES = [stage["name"] for stage in json.loads((SPACE / "model.json").read_text())["stages"]]

@@ -17,10 +17,10 @@ from dataload import CLASSES, Images, load_splits, normalize
 from evaluation import robustness, saliency_checks
 from models.bundle import load_bundle
 from models.stage import Network
+from tools.project import SPACE
 from training.hardware import choose_device, hardware
 from training.switches import data_folder
 
-SPACE = Path(__file__).resolve().parent.parent / "space"
 HEATMAPS, CORRUPTED = 100, 1000  # images
 
 

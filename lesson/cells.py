@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 from models.errors import EXPLAINED
 from training.console import kernel_shell
+from training.files import PROJECT
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult
-
-PROJECT = Path(__file__).resolve().parent.parent
 
 
 def inline_figures() -> None:

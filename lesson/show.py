@@ -11,9 +11,8 @@ from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
 from evaluation.drawing import save_figure
-from training.files import scratch_folder
+from training.files import PROJECT, scratch_folder
 
-PROJECT = Path(__file__).resolve().parent.parent
 PIXELS_PER_INCH = 80  # on a page; a file has more, for screens with small pixels
 
 

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from training.files import read_json
+from training.files import PROJECT, read_json
 
-PROJECT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "ERA_S12_Assignment.ipynb"
 NOTEBOOKS = (NOTEBOOK, "more.ipynb", "solutions.ipynb")
 SPACE = PROJECT / "space"

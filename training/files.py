@@ -1,9 +1,11 @@
-"""JSON files that are written whole or not at all, and checked when read; a temporary folder."""
+"""The project's folder; a temporary folder; JSON files, written whole and checked when read."""
 
 import functools
 import json
 import tempfile
 from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
 
 
 @functools.cache

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from training.files import PROJECT
+
 # Memory for large tensors comes in pages of 2 MiB instead of 4 KiB, where the system allows it: a
 # training step on a CPU otherwise spends a tenth of its time on being given pages. Read by torch
 # when it first asks for memory.
@@ -23,8 +25,6 @@ from torch import Tensor, nn
 from models.errors import InvalidValue
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]  # Lightning's names
-
-PROJECT = Path(__file__).resolve().parent.parent
 
 
 def training_step(device: str | torch.device) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.errors import InvalidValue
 from models.registry import NETWORKS, check_name
+from training.files import PROJECT
 
 LOW_RESOLUTION = 24  # pixels: 9/16 of the work of 32
 MIN_MICRO_BATCH = 32  # images: BatchNorm's statistics of fewer are too noisy to learn with
@@ -223,7 +224,7 @@ def choose_recipe(
     return name, replace(RECIPES[name], **changes)
 
 
-MEASURED = Path(__file__).resolve().parent.parent / "benchmarks/results/accuracy.json"
+MEASURED = PROJECT / "benchmarks/results/accuracy.json"
 
 
 @functools.cache

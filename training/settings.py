@@ -7,7 +7,7 @@ from typing import Any
 
 from models.bundle import read_bundle
 from training.budget import choose_affordable
-from training.files import scratch_folder
+from training.files import PROJECT, scratch_folder
 from training.hardware import check_precision, choose_device, choose_precision
 from training.options import AutoChoice, RunOptions
 from training.recipe_check import check_recipe
@@ -16,7 +16,6 @@ from training.run_folder import earlier_auto_choice
 from training.switches import SWITCHES as SWITCHES  # who resolves settings needs the switches too
 from training.switches import Switches, from_environment, parse_bool, parse_folder, validate
 
-PROJECT = Path(__file__).resolve().parent.parent
 DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts Google Drive, which outlives a runtime
 
 
