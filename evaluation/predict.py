@@ -51,7 +51,8 @@ def predict(
     """
     line, start, batches = TransientLine(), time.perf_counter(), []
     model.to(device)
-    with eval_mode(model):
+    # Newer GPUs would round what convolutions multiply to TF32; the app computes in fp32.
+    with eval_mode(model), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for index, (images, labels) in enumerate(loader, 1):
             images = images.to(device).contiguous(memory_format=torch.channels_last)
             logits = tta_logits(model, images) if tta else model(images)

@@ -301,8 +301,11 @@ def test_after_one_of_two_is_killed_they_go_on_as_if_nothing_had_happened(
     assert read_table(alone.metrics_csv).dropna(subset="lr_step").step.tolist() == [*range(16)]
 
 
-def test_one_process_loads_what_two_have_trained(two, tmp_path, capsys):
-    train(RECIPE, small_data(), shutil.copytree(two[0], tmp_path / "copy"), OPTIONS)
+def test_one_process_loads_what_two_have_trained(two, tmp_path, capsys, monkeypatch):
+    """So does a notebook that could not have trained it."""
+    monkeypatch.setattr(runs, "choose_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(runs, "kernel_shell", lambda: object())
+    train(RECIPE, small_data(), shutil.copytree(two[0], tmp_path / "copy"), TWO_PROCESSES)
     assert "trained on 2 processes" in capsys.readouterr().out
 
 
@@ -369,12 +372,32 @@ def test_a_gpu_of_several_without_memory_says_which_setting_to_halve(tmp_path, m
     faults("one of two GPUs out of memory (simulated)", 1)
 
 
-def test_a_notebook_that_has_used_a_gpu_is_sent_to_torchrun(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "kernel_shell", lambda: object())
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    with pytest.raises(ValueError, match="torchrun --nproc-per-node 4 -m training"):
-        train(RECIPE, small_data(), tmp_path, dataclasses.replace(OPTIONS, devices=4))
+NOT_HERE = [  # device, its number, whether in a notebook, asked for, answer
+    ("cuda", 4, True, {"devices": 4}, "torchrun --nproc-per-node 4 -m training"),
+    ("cuda", 1, True, {"devices": 2}, "expected DEVICES of at most 1, the GPUs here, got 2"),
+    ("cuda", 1, True, {"strategy": "ddp_notebook"}, "cannot be forked; set STRATEGY"),
+    ("cuda", 1, False, {"strategy": "ddp_notebook", "devices": "auto"}, "cannot be forked"),
+    ("cpu", 0, True, {"strategy": "ddp"}, "expected STRATEGY 'auto' in a notebook, got 'ddp'"),
+    ("mps", 1, False, {"devices": 2}, "expected DEVICES of at most 1"),
+]
+
+
+@pytest.mark.parametrize(("device", "count", "in_notebook", "asked", "answer"), NOT_HERE)
+def test_devices_that_cannot_train_from_here_are_refused_before_a_run_begins(
+    tmp_path, monkeypatch, device, count, in_notebook, asked, answer
+):
+    monkeypatch.setattr(runs, "choose_device", lambda: torch.device(device))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(runs, "kernel_shell", lambda: object() if in_notebook else None)
+    with pytest.raises(ValueError, match=answer):
+        train(RECIPE, small_data(), tmp_path, RunOptions(**asked))
     assert not any(tmp_path.iterdir())
+
+
+def test_a_system_without_forks_is_sent_to_torchrun(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    with pytest.raises(ValueError, match="Windows, cannot be forked"):
+        train(RECIPE, small_data(), tmp_path, TWO_PROCESSES)
 
 
 # ---- the script ----------------------------------------------------------------------------------
@@ -452,3 +475,6 @@ def test_the_settings_reach_the_trainer(monkeypatch, tmp_path):
         train(recipe, small_data(), tmp_path, options)
     assert (given["devices"], given["num_nodes"], given["strategy"]) == (4, 3, "ddp")
     assert given["use_distributed_sampler"] is False  # the loaders split the batches themselves
+    with pytest.raises(InterruptedError):
+        train(recipe, small_data(), tmp_path / "default", RunOptions(precision="32-true"))
+    assert given["devices"] == 1  # a benchmark's training neither starts nor waits for others

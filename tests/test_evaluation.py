@@ -52,6 +52,19 @@ def test_predict_gives_logits_in_the_loader_s_order_and_leaves_the_mode_alone():
     assert torch.allclose(predict(model, "cpu", batches, tta=True)[0], tta_logits(model, images))
 
 
+def test_predict_computes_in_fp32_on_a_gpu_too(monkeypatch):
+    """Where TF32 is on by default; it is on again afterwards."""
+    allowed, answer = [], Corner.forward
+
+    def forward(self, images):
+        allowed.append(torch.backends.cudnn.allow_tf32)
+        return answer(self, images)
+
+    monkeypatch.setattr(Corner, "forward", forward)
+    predict(Corner(), "cpu", [(torch.rand(4, 3, 8, 8), torch.arange(4))])
+    assert allowed == [False] and torch.backends.cudnn.allow_tf32
+
+
 def test_accuracy_is_a_fraction():
     assert accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0])) == 0.75
 

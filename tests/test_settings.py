@@ -148,6 +148,13 @@ def test_no_has_one_meaning_everywhere(monkeypatch, text):
     assert (s.launch, s.options.fresh, s.smoke) == (False, False, False)
 
 
+def test_a_smoke_test_trains_in_one_process(monkeypatch):
+    monkeypatch.setenv("SMOKE_TEST", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ProjectError, match="SMOKE_TEST is for one process, got 2"):
+        resolve(SWITCHES)
+
+
 def test_a_smoke_test_is_not_guessed(monkeypatch):
     monkeypatch.setenv("SMOKE_TEST", "maybe")
     with pytest.raises(ProjectError, match="SMOKE_TEST: expected true or false, got 'maybe'"):

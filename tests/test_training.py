@@ -783,6 +783,17 @@ def test_the_range_test_takes_ever_larger_steps_on_a_network_of_its_own(
     assert not list(tmp_path.iterdir())  # leaves nothing behind
 
 
+def test_a_rate_that_fp16_has_skipped_comes_again_in_the_range_test(data, monkeypatch):
+    """The optimiser calls its hook after each step that was not skipped: here, all but one."""
+    note, calls = LitClassifier.note_step, []
+    monkeypatch.setattr(
+        LitClassifier, "note_step", lambda self, *_: calls.append(0) or calls[1:] and note(self)
+    )
+    table = range_test(RECIPE, data, steps=4, precision="32-true")
+    wanted = [10 ** (3 * step / 4 - 2) for step in (0, 0, 1, 2)]
+    assert table.factor.tolist() == pytest.approx(wanted)
+
+
 def break_losses(monkeypatch, first: int, last: float = float("inf")) -> None:
     """From the first call to the last, counted from 1, cross-entropies are no numbers."""
     right, calls = torch.nn.functional.cross_entropy, []

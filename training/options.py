@@ -28,7 +28,8 @@ class RunOptions:
             old folder is renamed and kept.
         precision: Lightning's name of a precision, or 'auto'.
         compiled: let torch.compile make the network faster, which pays on a GPU, after a minute.
-        devices: as in Lightning's Trainer: how many devices of each machine train, or 'auto'.
+        devices: as in Lightning's Trainer: how many devices of each machine train, or 'auto', which
+            is all GPUs in a script and one in a notebook.
         num_nodes: as in Lightning's Trainer: how many machines train.
         strategy: as in Lightning's Trainer: how the devices train together, or 'auto'.
         auto: the choice of ARCH = "auto", if that chose the recipe.
@@ -38,7 +39,7 @@ class RunOptions:
     fresh: bool = False
     precision: str = "auto"
     compiled: bool = False
-    devices: int | str = "auto"
+    devices: int | str = 1
     num_nodes: int = 1
     strategy: str = "auto"
     auto: AutoChoice | None = None

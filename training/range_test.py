@@ -22,11 +22,14 @@ class RangeTest(LitClassifier):
 
     Attributes:
         losses: step -> the losses of its micro-batches.
+        factors: step -> the learning rate as a multiple of the recipe's. In fp16 the same one comes
+            again after a step that was skipped.
     """
 
     def __init__(self, **recipe):
         super().__init__(**recipe)
         self.losses: dict[int, list[float]] = {}
+        self.factors: dict[int, float] = {}
 
     def configure_optimizers(self) -> dict:
         """Make the recipe's optimiser, with learning rates that follow exponential_lr_factor."""
@@ -43,6 +46,8 @@ class RangeTest(LitClassifier):
         if not loss.isfinite():
             raise FloatingPointError
         self.losses.setdefault(self.global_step, []).append(float(loss.detach()))
+        group = self.trainer.optimizers[0].param_groups[0]
+        self.factors[self.global_step] = group["lr"] / group["initial_lr"]
         return loss
 
 
@@ -95,7 +100,6 @@ def range_test(
     except FloatingPointError:
         losses.pop(classifier.global_step, None)  # some of its micro-batches are missing
     rows = [
-        (exponential_lr_factor(step / steps), sum(of_step) / micro_batches)
-        for step, of_step in losses.items()
+        (classifier.factors[step], sum(of_step) / micro_batches) for step, of_step in losses.items()
     ]
     return pd.DataFrame(rows, columns=["factor", "loss"])

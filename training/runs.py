@@ -147,6 +147,7 @@ def train(
     if finished:
         print_finished(folder, finished)
         return finished
+    check_placement(options)
     network = build(recipe.network)
     check_rates(network, recipe)
     parameters = sum(p.numel() for p in network.parameters())
@@ -164,12 +165,26 @@ def check_trainable(recipe: Recipe, data: CIFAR10DataModule, options: RunOptions
     if options.precision != "auto":
         check_precision(options.precision)
     accumulation_steps(recipe, data)
-    devices = options.devices
-    if devices not in ("auto", 1) and kernel_shell() and torch.cuda.is_initialized():
+
+
+def check_placement(options: RunOptions) -> None:
+    """Raise InvalidValue if the devices that are asked for cannot train together, or from here."""
+    device, in_notebook = choose_device().type, kernel_shell() is not None
+    wanted = 1 if options.devices == "auto" else int(options.devices)
+    gpus = torch.cuda.device_count() if device == "cuda" else 1
+    if device != "cpu" and wanted > gpus:
+        raise InvalidValue(f"expected DEVICES of at most {gpus}, the GPUs here, got {wanted}")
+    if in_notebook and options.strategy == "ddp":
         raise InvalidValue(
-            f"a notebook that has used a GPU cannot train on {devices}; run"
-            f" `torchrun --nproc-per-node {devices} -m training` with the same switches, then this"
-            " loads the result"
+            "expected STRATEGY 'auto' in a notebook, got 'ddp', which is for scripts"
+        )
+    forks = options.strategy == "ddp_notebook" or (in_notebook and wanted > 1)
+    can_fork = device != "cuda" and "fork" in multiprocessing.get_all_start_methods()
+    if forks and not can_fork:
+        raise InvalidValue(
+            "a process that has used a GPU, or that runs on Windows, cannot be forked; set STRATEGY"
+            " = 'auto' and DEVICES = '1', or run `torchrun --nproc-per-node"
+            f" {wanted} -m training` with the same switches, then this loads the result"
         )
 
 

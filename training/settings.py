@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from models.bundle import read_bundle
+from models.errors import InvalidValue
 from training.budget import choose_affordable
 from training.files import PROJECT, scratch_folder
 from training.hardware import check_precision, choose_device, choose_precision
@@ -73,6 +74,8 @@ def resolve(switches: dict) -> Settings:
     """
     chosen = validate({name: from_environment(name, value) for name, value in switches.items()})
     smoke, device = parse_bool("SMOKE_TEST", os.environ.get("SMOKE_TEST", "")), choose_device().type
+    if smoke and os.environ.get("WORLD_SIZE", "1") != "1":  # each would have its scratch folder
+        raise InvalidValue(f"SMOKE_TEST is for one process, got {os.environ['WORLD_SIZE']} of them")
     checkpoint_dir = scratch_folder() if smoke else checkpoint_folder(chosen.CHECKPOINT_DIR)
     arch, name, auto = chosen.ARCH, chosen.RECIPE, None
     if chosen.TRAIN == "stored":
