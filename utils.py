@@ -174,7 +174,7 @@ def export_to_space(
 
     Args:
         space: the folder; it is created if it does not exist.
-        model: the network.
+        model: the network; it is put into eval mode and moved to the CPU.
         meta: the keys of model.json that are not known here: classes, mean, std, image_size,
             temperature, confidence_threshold, test_acc, test_acc_tta, training.
         misclassified: test images, of which the first 50 are shown.

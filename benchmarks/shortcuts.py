@@ -76,6 +76,9 @@ def build_network(depth: int, shortcuts: bool) -> nn.Sequential:
     Args:
         depth: its layers with weights: 8, 14, 20, ... 56.
         shortcuts: whether its blocks have them.
+
+    Raises:
+        ValueError: for another depth.
     """
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:

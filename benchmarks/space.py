@@ -71,7 +71,7 @@ class Visitor:
 
 
 def is_close(one: object, other: object) -> bool:
-    """Whether two answers are equal, numbers to 1e-5 and pixels to one of 256 levels."""
+    """Tell whether two answers are equal, numbers to 1e-5, pixels to one of 256 levels."""
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
         return one.shape == other.shape and bool(np.abs(one - other).max() <= 1)
     if isinstance(one, dict) and isinstance(other, dict):
@@ -85,7 +85,7 @@ def is_close(one: object, other: object) -> bool:
 
 @contextlib.contextmanager
 def serve(space: Path, uploads: str):
-    """`python app.py` on a free port of 127.0.0.1.
+    """Serve `python app.py` on a free port of 127.0.0.1.
 
     Yields its address, its process and when it was started.
     """
@@ -112,19 +112,19 @@ def serve(space: Path, uploads: str):
 
 
 def memory(app: subprocess.Popen, key: str) -> float:
-    """Memory of a process in MB. key: 'VmRSS', now, or 'VmHWM', the most it ever had."""
+    """Return a process's memory in MB, now ('VmRSS') or the most it ever had ('VmHWM')."""
     status = Path(f"/proc/{app.pid}/status").read_text()
     return int(status.split(f"{key}:")[1].split()[0]) / 1024
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
-    """p50, p95 and p99 in milliseconds."""
+    """Return p50, p95 and p99 in milliseconds."""
     cuts = statistics.quantiles(seconds, n=100, method="inclusive")
     return {f"p{p}": round(1000 * cuts[p - 1], 1) for p in (50, 95, 99)}
 
 
 def mixed_requests(visitor: Visitor) -> list[tuple]:
-    """Forty different requests: every endpoint, stage and method, some that are refused."""
+    """Make forty different requests: every endpoint, stage and method, some that are refused."""
     pictures = [visitor.upload(path) for path in sorted((SPACE / "examples").glob("*.png"))]
     methods = ("GradCAM", "GradCAM++", "LayerCAM")
     return [
@@ -226,7 +226,7 @@ def measure_ratios(uploads: str, rounds: int, requests: int) -> dict[str, float]
 
 
 def measure_opacity(address: str, moves: int) -> float:
-    """Median milliseconds of a move of the opacity slider, by the page's own protocol."""
+    """Measure a move of the opacity slider by the page's protocol: median milliseconds."""
     http, session = httpx.Client(base_url=f"{address}/gradio_api", timeout=60), "benchmark"
     config = httpx.get(f"{address}/config").json()
     explain = next(event for event in config["dependencies"] if event.get("api_name") == "explain")

@@ -200,6 +200,9 @@ def measure_to94(splits: Splits, images: int, precision: str, name: str) -> dict
     Returns:
         'time_to_94_ratio': our seconds over those of the published schedule; 'time_to_94': seconds
         and test accuracies of both. Both names end in '_fp32' where that is the precision.
+
+    Raises:
+        InvalidValue: on a GPU, where the published schedule would not run.
     """
     if DEVICE != "cpu":
         raise InvalidValue(f"the published schedule runs on a CPU only, FastNet here on {DEVICE}")

@@ -288,6 +288,9 @@ def batchnorm_values(model: nn.Module, images: Tensor) -> tuple[np.ndarray, np.n
 
     Returns:
         Both (channels, values).
+
+    Raises:
+        ValueError: if the network has fewer than two BatchNorms.
     """
     copied = copy.deepcopy(model).train()
     kept: list[Any] = []

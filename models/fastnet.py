@@ -88,7 +88,7 @@ class FastNet(Network):
         return [Stage(name, getattr(self, name), size) for name, size in sizes.items()]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits of images, as every Network does."""
+        """Compute logits of normalised images: (N, 3, 32, 32) -> (N, num_classes)."""
         check_images(images, self.training)
         x = F.gelu(self.stem(images))
         x = self.group3(self.group2(self.group1(x)))

@@ -55,7 +55,7 @@ class BasicBlock(nn.Module):
 
 
 def stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """Return two blocks; with stride 2 the first one halves the feature map."""
+    """Return two blocks: (N, in_channels, S, S) -> (N, out_channels, S / stride, S / stride)."""
     return nn.Sequential(
         BasicBlock(in_channels, out_channels, stride), BasicBlock(out_channels, out_channels, 1)
     )
@@ -91,7 +91,7 @@ class ResNet18(Network):
         return self.conv1
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits of images, as every Network does."""
+        """Compute logits of normalised images: (N, 3, 32, 32) -> (N, num_classes)."""
         check_images(images, self.training)
         x = F.relu(self.bn1(self.conv1(images)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
@@ -100,9 +100,9 @@ class ResNet18(Network):
 
 
 def conv_block(in_channels: int, out_channels: int, pool: bool = False) -> list[nn.Module]:
-    """Return a 3x3 convolution, BatchNorm and ReLU.
+    """Return a 3x3 convolution, BatchNorm and ReLU: (N, in, S, S) -> (N, out, S, S).
 
-    With pool, 2x2 max-pooling before the BatchNorm halves the feature map.
+    With pool, 2x2 max-pooling before the BatchNorm halves S.
     """
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
     return [conv, *([nn.MaxPool2d(2)] if pool else []), nn.BatchNorm2d(out_channels), nn.ReLU()]
@@ -144,7 +144,7 @@ class CustomResNet(Network):
         ]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits of images, as every Network does."""
+        """Compute logits of normalised images: (N, 3, 32, 32) -> (N, num_classes)."""
         check_images(images, self.training)
         x = self.convblock1(self.preplayer1(images))
         x = x + self.resblock2(self.resblock1(x))
