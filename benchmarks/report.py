@@ -32,7 +32,7 @@ from evaluation.drawing import (
     save_figure,
     styled,
 )
-from lesson.findings import markdown_table
+from lesson.findings import centre_share, markdown_table
 from models.errors import InvalidValue
 from models.registry import build
 from training.files import PROJECT
@@ -361,14 +361,14 @@ def heatmaps_sentence(found: dict) -> str:
     Args:
         found: of trust.read.
     """
-    deletion, insertion = (
-        saliency_checks.deletion_title(found[name]) for name in ("deletion", "insertion")
-    )
+    tables = {"masked": found["deletion"], "shown": found["insertion"]}
+    areas = {part: saliency_checks.deletion_areas(table) for part, table in tables.items()}
     return (
-        f"Can Grad-CAM be trusted? {saliency_checks.cascade_title(found['cascade'])} (95 % interval"
-        f" over {found['images']} test images). Squares of an image are masked (deletion) or shown"
-        " (insertion) in the heatmap's order or that of a control: random, centre first, another"
-        f" image's heatmap. {deletion}. {insertion}.\n"
+        f"Can Grad-CAM be trusted? {saliency_checks.cascade_title(found['cascade'])} (95 % interval,"
+        f" {found['images']} test images). Squares of an image are masked or shown in the"
+        " heatmap's order or that of a control: random, centre first, another image's heatmap."
+        f" {saliency_checks.controls_title([*tables.values()])}. {centre_share(areas)}".rstrip()
+        + "\n"
     )
 
 

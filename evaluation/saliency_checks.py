@@ -418,6 +418,13 @@ def deletion_title(table: pd.DataFrame) -> str:
     return f"{name}: the heatmap beats {listed(beaten)}, but not {listed(rest)}"
 
 
+def controls_title(tables: Sequence[pd.DataFrame]) -> str:
+    """Say which controls the heatmap beats in a table of `deletion` or `insertion`, or in both."""
+    if len(tables) == 2 and not any(compared(table)[1] for table in tables):
+        return "Masked and shown, the heatmap beats every control by area"
+    return ". ".join(deletion_title(table) for table in tables)
+
+
 @styled
 def plot_deletion(
     table: pd.DataFrame, note: str = "", inserted: pd.DataFrame | None = None
@@ -435,10 +442,7 @@ def plot_deletion(
     for axis, one in zip(axes, tables, strict=True):
         draw_curves(axis, one)
     axes[0].set_ylabel("probability of the predicted class")
-    title = ". ".join(deletion_title(one) for one in tables)
-    if inserted is not None and not any(compared(one)[1] for one in tables):
-        title = "Masked and shown, the heatmap beats every control by area"
-    title += " (bands: 95 % intervals)"
+    title = f"{controls_title(tables)} (bands: 95 % intervals)"
     shows = "Curves of the confidence while an image is masked or shown in several orders"
     headline(fig, title, shows, note)
     return fig

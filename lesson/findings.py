@@ -377,8 +377,8 @@ def centre_share(controls: Mapping[str, pd.DataFrame]) -> str:
     if not shares:
         return ""
     return (
-        "An order from the centre outwards, which needs no network, achieves this part of the"
-        f" heatmap's lead over random squares: {', '.join(shares)}."
+        "Centre first, without a network, achieves this part of the heatmap's lead over random:"
+        f" {', '.join(shares)}."
     )
 
 
