@@ -267,19 +267,19 @@ def plot(rows: list[dict]) -> Figure:
     fig, axis = new_chart(WIDTH, 6.2)
     axis.set(xscale="log", xlim=(0.15, 60), ylim=(LOWEST, 0.968))
     plot_published(axis)
-    work = [petaflop(row) for row in rows]
-    single, tta = ([row[key] for row in rows] for key in ("single", "tta"))
-    axis.vlines(work, single, tta, color=COLOURS[0], linewidth=1.5)
-    axis.plot(work, single, "o", label="ours, no TTA", markerfacecolor="white", color=COLOURS[0])
-    axis.plot(work, tta, "o", label="ours, TTA", color=COLOURS[0])
+    for label, fill in (("ours, no TTA", "white"), ("ours, TTA", GREY)):
+        axis.plot([], [], "o", label=label, color=GREY, markerfacecolor=fill)
+    networks = sorted({row["network"] for row in rows})  # each has its colour
     for row in rows:
+        work, colour = petaflop(row), COLOURS[networks.index(row["network"])]
+        axis.plot([work, work], [row["single"], row["tta"]], "-o", color=colour, linewidth=1.5)
+        axis.plot([work], [row["single"]], "o", color=colour, markerfacecolor="white")
         part = "" if row["train_images"] == 50_000 else f", {row['train_images']:,} images"
         # With both ends, for two rows may stand above each other.
         ends = f"{100 * row['single']:.1f} to {percent(row['tta'])}"
         name = f"{row['network']}, {row['epochs']} epochs{part}: {ends} (n = {row['n']})"
         end = "tta" if line_beside(row, rows) else "single"  # there is more room beside the lower
-        point = (petaflop(row), row[end])
-        axis.annotate(name, point, (7, -4), textcoords="offset points", color=COLOURS[0])
+        axis.annotate(name, (work, row[end]), (7, -4), textcoords="offset points", color=colour)
     axis.set(xlabel="training compute (PFLOP)", ylabel="test accuracy")
     axis.xaxis.set_major_formatter("{x:g}")
     percent_axis(axis)
@@ -364,9 +364,10 @@ def heatmaps_sentence(found: dict) -> str:
     tables = {"masked": found["deletion"], "shown": found["insertion"]}
     areas = {part: saliency_checks.deletion_areas(table) for part, table in tables.items()}
     return (
-        f"Can Grad-CAM be trusted? {saliency_checks.cascade_title(found['cascade'])} (95 % interval,"
-        f" {found['images']} test images). Squares of an image are masked or shown in the"
-        " heatmap's order or that of a control: random, centre first, another image's heatmap."
+        f"Can Grad-CAM be trusted? {saliency_checks.cascade_title(found['cascade'])}"
+        f" (95 % interval, {found['images']} test images). Squares of an image are masked or shown"
+        " in the heatmap's order or that of a control: random, centre first, another image's"
+        " heatmap."
         f" {saliency_checks.controls_title([*tables.values()])}. {centre_share(areas)}".rstrip()
         + "\n"
     )
