@@ -370,6 +370,10 @@ class CIFAR10DataModule(pl.LightningDataModule):
             raise InvalidValue("the images are not loaded yet; call setup() first")
         return self._splits
 
+    @splits.setter
+    def splits(self, splits: Splits) -> None:
+        self._splits = splits
+
     def prepare_data(self) -> None:
         """Download CIFAR-10 if no images were given and its files are missing."""
         if self._splits is None:
