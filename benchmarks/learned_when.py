@@ -123,8 +123,8 @@ def record_run(recipe: Recipe, root: Path, results: Path, data: CIFAR10DataModul
     folder = run_folder(root, identity)
     root.mkdir(parents=True, exist_ok=True)
     with RunLock(folder) as lock:
-        begun = folder / "started.json"
-        if begun.exists() and not epochs_of(read(results), metadata):
+        begun = (folder / "started.json").exists()
+        if begun and not epochs_of(read(results), metadata):
             archive_run(folder)  # its epochs were not recorded
         started = start_or_resume(folder, identity, recipe, data, options)
         lock.started = started
