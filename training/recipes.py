@@ -169,6 +169,7 @@ RECIPES = {
     # More epochs allow more overfitting, so there is more augmentation.
     "custom-24": replace(CUSTOM, epochs=24, cutout=8),
     "fastnet-7": FASTNET,
+    "fastnet-9": replace(FASTNET, epochs=9),
     "fastnet-4": replace(SHORT_FASTNET, epochs=4),
     "fastnet-2": replace(SHORT_FASTNET, epochs=2),
 }
