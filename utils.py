@@ -83,9 +83,11 @@ def space_files(space: Path, meta: dict) -> list[str]:
 
 def write_weights(model: Network, path: Path) -> None:
     """Write the weights of a network in fp16."""
-    weights = model.cpu().state_dict()
-    halved = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
-    save_file({name: w.contiguous() for name, w in halved.items()}, path)
+    halved = {
+        name: (w.half() if w.is_floating_point() else w).contiguous()
+        for name, w in model.cpu().state_dict().items()
+    }
+    save_file(halved, path)
     path.chmod(0o644)  # safetensors makes it readable for its owner only
 
 

@@ -242,7 +242,7 @@ def schedule_title(largest: float, wanted: float, recipe: Recipe) -> str:
 @styled
 def plot_schedule(
     metrics_csv: str | Path, recipe: Recipe, note: str = ""
-) -> tuple[Figure | None, float, float]:
+) -> tuple[Figure, float, float]:
     """Draw the logged learning rate of every step: Muon's where it is used, otherwise SGD's.
 
     Args:
@@ -252,12 +252,9 @@ def plot_schedule(
 
     Returns:
         The figure, the largest rate in the log, and the largest rate that the recipe asks for in
-        that many steps, which is slightly below its peak; None, NaN and NaN where the log holds no
-        rates.
+        that many steps, which is slightly below its peak.
     """
     rates = logged_rates(metrics_csv)
-    if not len(rates):
-        return None, float("nan"), float("nan")
     largest, wanted = float(rates.max()), float(planned_rates(recipe, len(rates)).max())
     fig, axis = new_chart(WIDTH, 3.4)
     draw_rates(axis, rates, recipe, int(read_table(metrics_csv)["epoch"].to_numpy().max()) + 1)

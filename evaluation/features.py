@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from evaluation.drawing import (
     styled,
 )
 from models.errors import InvalidValue
-from models.fastnet import FastNet
 from models.stage import Network, eval_mode
 from training.whitening import LEAST_VARIANCE
 
@@ -56,22 +55,14 @@ def filters_title(shares: np.ndarray) -> str:
 
 
 @styled
-def plot_filters(model: nn.Module, note: str = "") -> Figure | None:
+def plot_filters(weight: Tensor, note: str = "") -> Figure:
     """Draw the filters of a whitening layer, each scaled to its own range.
 
     Args:
-        model: the network; its whitening layer has been computed.
+        weight: of FastNet's stem after `whiten`, (24, 3, 2, 2): filters, then their negatives.
         note: a line under the title.
-
-    Returns:
-        The figure, or None for other networks than FastNet: their first filters look like coloured
-        noise.
     """
-    # By name: the class of a network that came out of a bundle is the bundle's own.
-    if type(model).__name__ != FastNet.__name__:
-        return None
-    filters = cast(FastNet, model).stem.weight.detach().cpu()
-    filters = filters[: len(filters) // 2]  # the others are their negatives
+    filters = weight.detach().cpu()[: len(weight) // 2]
     largest = filters.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-8)
     images = (0.5 + filters / largest / 2).permute(0, 2, 3, 1).numpy()
     shares = whitening_shares(filters)

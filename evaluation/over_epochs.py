@@ -223,7 +223,7 @@ def plot_learned(learned: Learned, note: str = "") -> Figure:
 
 
 def draw_prediction(axis: Axes, learned: Learned, epoch: int, image: int) -> None:
-    """Draw an image's heatmap for its true class, and below it the prediction, red if wrong."""
+    """Draw an image's heatmap for its true class, and below it the prediction, orange if wrong."""
     blended = explain.overlay(learned.images[image], learned.cams[epoch, image], 0.5)
     show_image(axis, blended)
     probs = learned.probs[epoch, image]

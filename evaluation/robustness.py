@@ -159,16 +159,16 @@ def robustness_title(table: pd.DataFrame) -> str:
 def plot_robustness(
     table: pd.DataFrame,
     image: np.ndarray,
+    predictions: pd.DataFrame,
     note: str = "",
-    predictions: pd.DataFrame | None = None,
 ) -> Figure:
     """Draw the accuracies, and above them an example of each corruption and strength.
 
     Args:
         table: of `corrupted_accuracy`.
         image: the example, uint8 (32, 32, 3).
-        note: a line under the title.
         predictions: of `corrupted_predictions` for that image; written under each example.
+        note: a line under the title.
     """
     fig = new_figure(WIDTH, 12.4)
     above, below = fig.subfigures(2, 1, squeeze=False, height_ratios=(2.4, 1))[:, 0]
@@ -181,20 +181,19 @@ def plot_robustness(
 
 
 def draw_examples(
-    axes: np.ndarray, names: list[str], image: np.ndarray, predictions: pd.DataFrame | None
+    axes: np.ndarray, names: list[str], image: np.ndarray, predictions: pd.DataFrame
 ) -> None:
     """Draw an image with each corruption (column) in each strength (row).
 
-    A prediction that differs from that of the clean image is red.
+    A prediction that differs from that of the clean image is orange.
     """
     for column, name in enumerate(names):
         for strength, axis in enumerate(axes[:, column]):
             show_image(axis, corrupt(image[None], name, strength)[0])
             hide_frame(axis)
-            if predictions is not None:
-                said = str(predictions[name].iloc[strength])
-                same = said == predictions[name].iloc[0]
-                axis.set_xlabel(said, color="black" if same else COLOURS[1], fontsize=TEXT)
+            said = str(predictions[name].iloc[strength])
+            same = said == predictions[name].iloc[0]
+            axis.set_xlabel(said, color="black" if same else COLOURS[1], fontsize=TEXT)
         axes[0, column].set_title(name, fontweight="bold")
     labels = ("clean", *(f"strength {i}" for i in (1, 2, 3)))
     for axis, label in zip(axes[:, 0], labels, strict=True):

@@ -12,6 +12,7 @@ Both take minutes on two cores: `python -m benchmarks.trust` computes them and w
 from which they are drawn.
 """
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -94,6 +95,24 @@ def predicted_classes(model: nn.Module, images: Tensor) -> list[int]:
         return model(images.to(next(model.parameters()).device)).argmax(1).tolist()
 
 
+def children_from_output(model: nn.Module, images: Tensor) -> list[str]:
+    """Name the children of a network that have weights, the one that computes last first.
+
+    Args:
+        model: the network.
+        images: (N, 3, S, S), on its device.
+    """
+    called: list[str] = []
+    with contextlib.ExitStack() as hooks:
+        for name, module in model.named_modules():
+            child = name.partition(".")[0]
+            if any(True for _ in module.parameters(recurse=False)):
+                hook = module.register_forward_hook(lambda *_, child=child: called.append(child))
+                hooks.enter_context(hook)
+        model(images)
+    return list(dict.fromkeys(reversed(called)))
+
+
 def cascading_randomization(model: Network, images: Tensor, examples: int = 3) -> Cascade:
     """Make the layers of a network random one after the other, and compare the heatmaps.
 
@@ -117,13 +136,10 @@ def cascading_randomization(model: Network, images: Tensor, examples: int = 3) -
 
     trained = heatmaps()
     layers, steps = ["none"], [trained]
-    children = [
-        child for child in changed.named_children() if any(True for _ in child[1].parameters())
-    ]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for name, child in reversed(children):
-            reset_weights(child)
+        for name in children_from_output(changed, images[:1]):
+            reset_weights(getattr(changed, name))
             layers.append(name)
             steps.append(heatmaps())
     correlation = np.stack([rank_correlation(trained, maps) for maps in steps])
@@ -419,24 +435,22 @@ def deletion_title(table: pd.DataFrame) -> str:
 
 
 def controls_title(tables: Sequence[pd.DataFrame]) -> str:
-    """Say which controls the heatmap beats in a table of `deletion` or `insertion`, or in both."""
-    if len(tables) == 2 and not any(compared(table)[1] for table in tables):
+    """Say which controls the heatmap beats in the tables of `deletion` and of `insertion`."""
+    if not any(compared(table)[1] for table in tables):
         return "Masked and shown, the heatmap beats every control by area"
     return ". ".join(deletion_title(table) for table in tables)
 
 
 @styled
-def plot_deletion(
-    table: pd.DataFrame, note: str = "", inserted: pd.DataFrame | None = None
-) -> Figure:
+def plot_deletion(deleted: pd.DataFrame, inserted: pd.DataFrame, note: str = "") -> Figure:
     """Draw the mean curves with their 95 % intervals; the legends state the areas.
 
     Args:
-        table: of `deletion`.
+        deleted: of `deletion`.
+        inserted: of `insertion`.
         note: a last line of the title.
-        inserted: of `insertion`, drawn in a second panel.
     """
-    tables = [table] if inserted is None else [table, inserted]
+    tables = [deleted, inserted]
     fig = new_figure(WIDTH, 6.6)
     axes = fig.subplots(1, len(tables), squeeze=False, sharey=True)[0]
     for axis, one in zip(axes, tables, strict=True):

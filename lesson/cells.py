@@ -83,7 +83,7 @@ def enable_short_errors() -> None:
 
 def headings(notebook: Path) -> dict[str, str]:
     """Map the source of each cell to the heading of its section; {} for a file that is damaged."""
-    found, heading = {}, ""
+    found, heading = {}, "before section 1"
     try:
         for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
             source = "".join(cell["source"])
@@ -132,11 +132,12 @@ class Clock:
             name = ours.get(source, "changed cells")
             sums[name] = sums.get(name, 0) + seconds
         total = sum(sums.values())
+        width = max(map(len, [*sums, "all cells"]))
         lines = [
-            f"{name:32s} {seconds:7.1f} s {seconds / (total or 1):5.0%}"
+            f"{name:{width}s} {seconds:7.1f} s {seconds / (total or 1):5.0%}"
             for name, seconds in sums.items()
         ]
-        return "\n".join([*lines, f"{'all cells':32s} {total:7.1f} s"])
+        return "\n".join([*lines, f"{'all cells':{width}s} {total:7.1f} s"])
 
 
 clock = Clock()

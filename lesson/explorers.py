@@ -264,7 +264,7 @@ class ErrorExplorer(Explorer):
                 1, min=1, max=len(self.test.labels), description="from number"
             ),
             "count": widgets.IntSlider(5, 1, MAX_SAMPLES, description="how many"),
-            "heatmaps": widgets.Checkbox(True, description="Grad-CAM"),
+            "heatmaps": widgets.Checkbox(False, description="Grad-CAM"),
             "stage": widgets.Dropdown(options=stages, value=last, description="stage"),
             "method": widgets.Dropdown(options=list(explain.METHODS), description="method"),
             "opacity": widgets.FloatSlider(opacity, min=0, max=1, step=0.05, description="opacity"),

@@ -11,19 +11,10 @@ import pandas as pd
 from scipy.stats import binomtest
 from torch import Tensor
 
-from evaluation.calibration import (
-    ReliabilityBins,
-    expected_calibration_error,
-    reliability_bins,
-)
-from evaluation.curves import (
-    change_of_resolution,
-    read_epochs,
-    what_the_change_did,
-    which_is_higher,
-)
+from evaluation.calibration import reliability_bins
+from evaluation.curves import read_epochs
 from evaluation.drawing import listed, percent
-from evaluation.errors import Misclassified, class_accuracy, count_crossed, most_confused
+from evaluation.errors import Misclassified, class_accuracy, most_confused
 from evaluation.saliency_checks import sort_controls
 from models.registry import NETWORKS, build
 from training.console import format_duration
@@ -165,12 +156,11 @@ def overfitting(losses: Sequence[float], correct: float) -> str:
 # ---- training ------------------------------------------------------------------------------------
 
 
-def curves(metrics_csv: str | Path, values: Recipe) -> str:
+def curves(metrics_csv: str | Path) -> str:
     """Say what the curves of a run show.
 
     Args:
         metrics_csv: the table of the run; accuracies are fractions.
-        values: the recipe of the run.
     """
     epochs = read_epochs(metrics_csv)
     first, last = epochs.iloc[0], epochs.iloc[-1]
@@ -179,9 +169,7 @@ def curves(metrics_csv: str | Path, values: Recipe) -> str:
     verb = "rises" if last["val_acc"] > first["val_acc"] else "goes"
     sentences = [
         f"Validation accuracy {verb} from {percent(first['val_acc'])} after the first epoch to"
-        f" {percent(last['val_acc'])} after the last.",
-        f"{which_is_higher(epochs)}.",
-        resolution_change(epochs, values),
+        f" {percent(last['val_acc'])} after the last."
     ]
     best = int(np.argmin(epochs["val_loss"].to_numpy()))
     if best == len(epochs) - 1:
@@ -190,8 +178,8 @@ def curves(metrics_csv: str | Path, values: Recipe) -> str:
         )
     else:
         sentences.append(
-            f"The validation loss is lowest in epoch {best + 1} and higher at the end: the"
-            " network overfits, or its last steps were too large."
+            f"The validation loss is lowest in epoch {best + 1} and higher at the end: by"
+            " overfitting, by steps that were too large, or by chance."
         )
     gap = last["train_acc"] - last["val_acc"]
     if gap > 0:
@@ -199,21 +187,7 @@ def curves(metrics_csv: str | Path, values: Recipe) -> str:
             f"In the last epoch the accuracy on training images is {100 * gap:.1f} percentage"
             " points above that on validation images: augmentation is there to keep this gap small."
         )
-    return " ".join(filter(None, sentences))
-
-
-def resolution_change(epochs: pd.DataFrame, values: Recipe) -> str:
-    """Say what happens where the training images become larger; '' if they do not.
-
-    Args:
-        epochs: a row for each epoch, with train_loss.
-        values: the recipe of the run.
-    """
-    change = change_of_resolution(values, len(epochs))
-    if change is None:
-        return ""
-    told = what_the_change_did(epochs, change)
-    return f"{told[0].upper()}{told[1:]}."
+    return " ".join(sentences)
 
 
 # ---- evaluation ----------------------------------------------------------------------------------
@@ -254,60 +228,40 @@ def by_class(wrong: Sequence[Misclassified], labels: np.ndarray, classes: Sequen
 
 
 def confusions(wrong: Sequence[Misclassified], classes: Sequence[str]) -> str:
-    """Say which classes are confused most, and how often an animal and a vehicle are."""
+    """Tabulate the pairs of classes that are confused most."""
     if not wrong:
         return "Nothing is confused: every test image was classified correctly."
-    pairs = most_confused(wrong, classes)
-    top = pairs.iloc[0]
-    crossed = count_crossed(wrong, classes)
-    return (
-        f"{str(top['pair']).capitalize()} are confused most: {top['images']} of {len(wrong)} errors"
-        f" ({percent(top['images'] / len(wrong), 0)}). An animal and a vehicle are confused in"
-        f" {crossed} errors ({percent(crossed / len(wrong), 0)}). The most frequent pairs, in"
-        " either direction:\n\n"
-        + markdown_table(("pair", "images"), [list(row) for row in pairs.itertuples(index=False)])
-    )
+    pairs = [list(row) for row in most_confused(wrong, classes).itertuples(index=False)]
+    table = markdown_table(("pair", "images"), pairs)
+    return f"The most frequent pairs, in either direction:\n\n{table}"
 
 
 def confidence(logits: Tensor, labels: Tensor, temperature: float) -> str:
-    """Say whether the network is overconfident, and what its temperature changes.
+    """Say how far confidence and accuracy stay apart in the fullest bin, and in all others.
 
     Args:
         logits: of test images, (N, num_classes).
         labels: (N,).
         temperature: divides the logits.
     """
-    before = expected_calibration_error(logits, labels)
-    after = expected_calibration_error(logits, labels, temperature)
-    raw = reliability_bins(logits, labels)
-    kind = "overconfident" if raw.confidence.sum() > raw.correct.sum() else "underconfident"
-    change = "falls" if after < before else "does not fall: it goes"
-    return (
-        f"The network was {kind}; the temperature is {temperature:.2f}. The expected calibration"
-        f" error (ECE) on the test images {change} from {percent(before, 2)} to"
-        f" {percent(after, 2)}. {remaining_gaps(reliability_bins(logits, labels, temperature))}"
-        " The accuracy stays the same, because no answer changes."
-    )
-
-
-def remaining_gaps(bins: ReliabilityBins) -> str:
-    """Say how far confidence and accuracy are apart in the fullest bin, and in all others."""
+    bins = reliability_bins(logits, labels, temperature)
     fullest, images = int(bins.total.argmax()), float(bins.total.sum())
     excess, total = bins.confidence - bins.correct, bins.total  # summed over a bin's images
     held = float(total[fullest])
     said = (
-        f"The fullest bar then holds {percent(held / images, 0)} of the images, with a gap of"
-        f" {percent(abs(float(excess[fullest])) / held)}."
+        f"With the temperature, the fullest bar holds {percent(held / images, 0)} of the images,"
+        f" with a gap of {100 * abs(float(excess[fullest])) / held:.1f} percentage points."
     )
+    same = " The accuracy stays the same, because no answer changes."
     if held == images:
-        return said
+        return said + same
     others = (float(excess.sum()) - float(excess[fullest])) / (images - held)
     kind = "overconfident" if others > 0 else "underconfident"
     opposed = float(excess[fullest]) * others < 0
     return (
         f"{said} The other {percent(1 - held / images, 0)} are {kind}, by"
         f" {100 * abs(others):.1f} percentage points on average"
-        f"{': one number cannot correct both' if opposed else ''}."
+        f"{': one number cannot correct both' if opposed else ''}.{same}"
     )
 
 

@@ -33,7 +33,9 @@ def logits(model, tiny_splits) -> torch.Tensor:
 
 @pytest.fixture
 def explorer(model, tiny_splits, logits) -> explorers.ErrorExplorer:
-    return explorers.ErrorExplorer(model, tiny_splits.test, logits, CLASSES)
+    explorer = explorers.ErrorExplorer(model, tiny_splits.test, logits, CLASSES)
+    explorer.controls["heatmaps"].value = True
+    return explorer
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,7 @@ def shared(model, tiny_splits, logits) -> explorers.ErrorExplorer:
     explorer = explorers.ErrorExplorer(model, tiny_splits.test, logits, CLASSES)
     explorer.controls["count"].value = 2
     explorer.controls["order"].value = "most confident first"
+    explorer.controls["heatmaps"].value = True
     return explorer
 
 

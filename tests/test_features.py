@@ -18,18 +18,13 @@ def test_the_whitening_filters_are_drawn_with_their_share_of_the_variance():
     model, generator = build("FastNet"), torch.Generator().manual_seed(0)
     images = torch.randn(200, 1, 1, 1, generator=generator).expand(200, 3, 32, 32)
     whiten(model.stem, images + 0.1 * torch.randn(200, 3, 32, 32, generator=generator))
-    fig = features.plot_filters(model, "a note")
+    fig = features.plot_filters(model.stem.weight, "a note")
     titles = [axis.get_title() for axis in fig.axes]
     assert len(titles) == 12 and float(titles[0][:-2]) > 98 and "a note" in fig.get_suptitle()
     first = fig.axes[0].images[0].get_array()
     assert np.ptp(first) < 0.05 and "the first of 12 directions" in " ".join(
         fig.get_suptitle().split()
     )
-
-
-@pytest.mark.parametrize("arch", ["ResNet18", "CustomResNet"])
-def test_filters_that_look_like_noise_are_not_drawn(arch):
-    assert features.plot_filters(build(arch)) is None
 
 
 @pytest.mark.numeric

@@ -8,7 +8,7 @@ from dataload import CLASSES
 from lesson import findings, first_look, measured
 from models.registry import build
 from tests.conftest import wrong_predictions
-from training.recipes import RECIPES, Recipe, multiply_adds
+from training.recipes import RECIPES, multiply_adds
 
 
 def csv_of(tmp_path, train, val, gap=0.1, slope=0.05) -> str:
@@ -43,29 +43,19 @@ def test_recipes_are_tabulated_by_their_work():
     assert "Nothing was measured" in findings.budgets([])
 
 
-def test_the_curves_say_which_loss_is_higher_and_where_the_images_grow(tmp_path):
-    recipe = Recipe("FastNet", epochs=4, low_res=0.5)
-    told = findings.curves(csv_of(tmp_path, [2, 1.5, 1, 0.9], [2.5, 2, 1.9, 1.8]), recipe)
+def test_the_curves_say_what_was_reached_and_whether_there_is_overfitting(tmp_path):
+    told = findings.curves(csv_of(tmp_path, [2, 1.5, 1, 0.9], [2.5, 2, 1.9, 1.8]))
     assert "from 50.0 % after the first epoch to 65.0 %" in told
-    assert "Validation loss stays above training loss." in told
-    assert "Training loss falls from 1.50 to 1.00 where 24 pixels become 32" in told
     assert "no overfitting" in told and "10.0 percentage points above" in told
 
 
 def test_other_curves_get_other_sentences(tmp_path):
-    recipe = Recipe("FastNet", epochs=3, low_res=0)
-    told = findings.curves(csv_of(tmp_path, [2, 1.5, 1], [1.9, 0.9, 1.1], gap=-0.1), recipe)
-    assert "above training loss in 1 of 3 epochs" in told and "pixels" not in told
+    told = findings.curves(csv_of(tmp_path, [2, 1.5, 1], [1.9, 0.9, 1.1], gap=-0.1))
     assert "lowest in epoch 2 and higher at the end" in told and "percentage points" not in told
-    below = findings.curves(csv_of(tmp_path, [2, 1.5], [1.9, 0.9]), recipe)
-    assert "Validation loss stays below training loss." in below
     falling = csv_of(tmp_path, [2, 1.5], [1.9, 0.9], slope=-0.1)
-    assert "goes from 50.0 % after the first epoch to 40.0 %" in findings.curves(falling, recipe)
-    only = findings.curves(csv_of(tmp_path, [2], [1.9]), recipe)
+    assert "goes from 50.0 % after the first epoch to 40.0 %" in findings.curves(falling)
+    only = findings.curves(csv_of(tmp_path, [2], [1.9]))
     assert only == "Validation accuracy is 50.0 % after the only epoch."
-    rising = pd.DataFrame({"train_loss": [1, 1.1]})
-    late = findings.resolution_change(rising, Recipe("FastNet", epochs=2, low_res=0.5))
-    assert late.startswith("Training loss rises from 1.00 to 1.10")
 
 
 def test_the_accuracy_has_an_interval():
@@ -77,12 +67,12 @@ def test_the_accuracy_has_an_interval():
     assert "test-time" not in findings.test_accuracy(500, 10_000, None)
 
 
-def test_confusions_count_pairs_and_animals_for_vehicles(tiny_splits):
+def test_confusions_count_pairs(tiny_splits):
     # Each class is taken for the next one: (1, 2) and (7, 8) are an automobile for a bird, and a
     # horse for a ship; (9, 0) is a truck for an airplane.
     wrong = wrong_predictions(tiny_splits.test.images[:10], tiny_splits.test.labels[:10])
     told = findings.confusions(wrong, CLASSES)
-    assert "1 of 10 errors (10 %)" in told and "confused in 2 errors (20 %)" in told
+    assert told.count("| 1 |") == 5  # the five first of ten pairs
     assert "every test image" in findings.confusions([], CLASSES)
 
 
@@ -97,15 +87,13 @@ def test_confidence_follows_the_temperature():
     logits, labels = 9 * torch.eye(4)[[0, 1, 2, 3]], torch.tensor([0, 1, 2, 0])
     # 3 of 4 are correct, all with a confidence of e^1.8 / (e^1.8 + 3) = 66.85 %.
     told = findings.confidence(logits, labels, 5.0)
-    assert told.startswith("The network was overconfident; the temperature is 5.00.")
-    assert "The fullest bar then holds 100 % of the images, with a gap of 8.2 %." in told
-    assert "The other" not in told
-    assert "does not fall" in findings.confidence(logits, labels, 0.1)
+    assert "the fullest bar holds 100 % of the images, with a gap of 8.2 percentage points." in told
+    assert "The other" not in told and "no answer changes" in told
     # Three correct ones with nearly 100 %; one of 1 / (1 + e^0) = 50 % between two classes, wrong.
     unsure = torch.cat([99 * torch.eye(4)[:3], torch.tensor([[9.0, 9, -99, -99]])])
     told = findings.confidence(unsure, torch.tensor([0, 1, 2, 3]), 1.0)
-    assert "holds 75 % of the images, with a gap of 0.0 %. The other 25 % are overconfident" in told
-    assert "by 50.0 percentage points on average" in told
+    assert "holds 75 % of the images, with a gap of 0.0 percentage points. The other 25 %" in told
+    assert "are overconfident, by 50.0 percentage points on average" in told
 
 
 def areas(centre: float, other: float, random: float = 0.2, half: float = 0.05) -> pd.DataFrame:

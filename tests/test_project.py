@@ -17,11 +17,14 @@ from types import SimpleNamespace
 import httpx
 import nbformat
 import pytest
+import torch
 
 import dataload
+import utils
 from benchmarks import leaderboard, learned_when, report, scaling, shortcuts, trust
 from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES
 from models.bundle import load_bundle
+from models.errors import InvalidValue
 from models.registry import build
 from models.resnet import model_summary
 from tests.conftest import PROJECT, tracked_files
@@ -422,6 +425,8 @@ def test_publish_promotes_the_newest_run_on_cifar10(project, exported_space, cap
     (project / "runs/damaged/results.json").write_text('{"data": "CIF')
     a_run(project / "runs/20260101-000000", "CIFAR-10", exported_space)
     a_run(project / "runs/20260102-000000", "built-in sample, not CIFAR-10", exported_space)
+    (project / "runs/not executed to its end").mkdir()
+    (project / "runs/not executed to its end/results.json").write_text('{"data": "CIFAR-10"}')
     (project / "space/models").mkdir(parents=True)
     for name in ("app.py", "notes.txt", "models/fastnet.py"):
         (project / "space" / name).write_text("of the project")
@@ -758,7 +763,7 @@ def test_make_app_serves_the_committed_space_until_ctrl_c():
 def stored(tmp_path, sha256: str) -> Run:
     results = {"sha256": sha256, "metrics": [{"epoch": 0, "train_loss": 1.0}]}
     (tmp_path / "results.json").write_text(json.dumps(results))
-    return stored_run(PROJECT / "space", tmp_path / "results.json")
+    return stored_run(PROJECT / "space", 42, tmp_path / "results.json")
 
 
 def test_the_stored_run_has_the_metrics_of_its_own_weights_only(tmp_path):
@@ -767,6 +772,34 @@ def test_the_stored_run_has_the_metrics_of_its_own_weights_only(tmp_path):
     assert own.metadata == meta["training"] and type(own.model).__name__ == meta["architecture"]
     assert own.metrics_csv and read_table(own.metrics_csv)["train_loss"].tolist() == [1.0]
     assert stored(tmp_path, "0" * 64).metrics_csv is None
+
+
+def test_the_stored_run_is_validated_on_its_own_validation_images_only():
+    with pytest.raises(InvalidValue, match="expected SEED = 42, got 7: another one would validate"):
+        stored_run(PROJECT / "space", 7)
+
+
+def test_the_results_name_the_images_that_were_measured(notebook, tmp_path, monkeypatch):
+    """Not those of the training: without CIFAR-10, the stored network is measured on the sample."""
+    (cell,) = (cell for cell in notebook.cells if "results = trained |" in cell.source)
+    names = {
+        "settings": SimpleNamespace(output_folder=lambda *_: tmp_path),
+        "s": SimpleNamespace(recipe_name="resnet18-20"),
+        "run": SimpleNamespace(metadata={"data": "CIFAR-10"}, metrics_csv=None),
+        "splits": SimpleNamespace(source="built-in sample, not CIFAR-10"),
+        "bundle": SimpleNamespace(load_bundle=lambda _: (lambda images: images, {})),
+        "drawing": SimpleNamespace(copy_figures=lambda *_: None),
+        "model": type("Fake", (), {"cpu": lambda self: self, "__call__": lambda self, x: x})(),
+        "batch": torch.eye(3),
+        "torch": torch,
+        "CLASSES": CLASSES,
+    }
+    given = "is_cifar10 temperature threshold test_acc test_acc_tta wrong denormalize confusion"
+    names |= dict.fromkeys(f"{given} arch parameters drafts".split())
+    monkeypatch.setattr(utils, "export_to_space", lambda *_: {"sha256": {"weights": "0"}})
+    exec(cell.source, names)
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["data"] == "built-in sample, not CIFAR-10"
 
 
 def test_without_cifar10_the_notebook_goes_on_with_the_sample(notebook, capsys, tmp_path):

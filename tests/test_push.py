@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from huggingface_hub import ModelCard, SpaceCard
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from dataload import CLASSES
 from models.bundle import load_bundle
@@ -354,6 +355,17 @@ def command(monkeypatch):
         return api.sent
 
     return run
+
+
+def test_what_hugging_face_refuses_is_told_without_a_traceback(monkeypatch):
+    def refuse(*_, **__):
+        raise HfHubHTTPError("401: log in", response=NOT_THERE.response)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", refuse)
+    monkeypatch.setattr(sys, "argv", ["push", "me/my-space"])
+    monkeypatch.delitem(sys.modules, "tools.push")
+    with pytest.raises(SystemExit, match="^HfHubHTTPError: 401: log in$"):
+        runpy.run_module("tools.push", run_name="__main__")
 
 
 def test_one_command_sends_the_weights_then_the_space_that_links_to_them(command):

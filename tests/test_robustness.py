@@ -108,7 +108,8 @@ def test_the_curves_of_robustness_hold_the_table_below_the_images_from_clean_to_
     table = pd.DataFrame(
         {name: [0.9, 0.8, 0.7, 0.1 * i] for i, name in enumerate(robustness.CORRUPTIONS)}
     )
-    *panels, axis = robustness.plot_robustness(table, image).axes
+    said = pd.DataFrame("cat", range(4), list(table))
+    *panels, axis = robustness.plot_robustness(table, image, said).axes
     assert [list(line.get_ydata()) for line in axis.lines] == [
         table[name].tolist() for name in table
     ]
@@ -147,7 +148,7 @@ def test_the_prediction_stands_under_each_thumbnail_and_is_coloured_where_it_cha
     assert said["dark"].tolist() == ["bright", "dim", "dim", "dim"]
     assert (said["contrast"] == "bright").all()
     table = pd.DataFrame({name: [0.9, 0.8, 0.7, 0.6] for name in said})
-    *panels, axis = robustness.plot_robustness(table, bright, "a note", said).axes
+    *panels, axis = robustness.plot_robustness(table, bright, said, "a note").axes
     place = 5 + list(said).index("dark")
     assert [panels[i].get_xlabel() for i in (place - 5, place)] == ["bright", "dim"]
     assert panels[place].xaxis.label.get_color() != panels[place - 5].xaxis.label.get_color()

@@ -78,6 +78,22 @@ def test_layers_become_random_from_the_output_to_the_input(cascade):
     assert cascade.control.shape == (5,)
 
 
+def test_the_order_is_that_in_which_a_network_computes_not_in_which_it_was_written():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.pool = nn.Linear(2, 2), nn.Flatten()
+            self.first = nn.ModuleList([nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 32)])
+
+        def forward(self, images):
+            return self.last(self.pool(self.first[1](self.first[0](images))))
+
+    assert saliency_checks.children_from_output(Backwards(), torch.zeros(1, 3, 32, 32)) == [
+        "last",
+        "first",
+    ]
+
+
 @pytest.mark.numeric
 def test_a_cascade_survives_json(cascade):
     again = saliency_checks.Cascade.from_json(json.loads(json.dumps(cascade.to_json())))
@@ -227,7 +243,7 @@ def test_the_areas_of_triangles_and_the_interval_of_their_difference(triangles):
 def test_the_figure_has_a_curve_for_each_order_and_its_legend_says_the_areas(triangles):
     shown = triangles.copy()
     shown.index = shown.index.set_names(["shown", "image"])
-    fig = saliency_checks.plot_deletion(triangles, "a note", shown)
+    fig = saliency_checks.plot_deletion(triangles, shown, "a note")
     masked, inserted = fig.axes
     labels = [line.get_label() for line in masked.lines]
     assert labels == ["heatmap, area 0.375", "random, area 0.500"]
@@ -235,7 +251,6 @@ def test_the_figure_has_a_curve_for_each_order_and_its_legend_says_the_areas(tri
     assert len(masked.collections) == 2  # the intervals
     assert "2 images" in masked.get_title() and "insertion" in inserted.get_title()
     assert fig.get_suptitle().endswith("a note")
-    assert len(saliency_checks.plot_deletion(triangles).axes) == 1
 
 
 def areas_table(index: str, **areas: float) -> pd.DataFrame:

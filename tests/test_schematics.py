@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dataload import CLASSES, denormalize, normalize
-from evaluation import drawing, schematics
+from evaluation import drawing
+from lesson import schematics
 from models import explain
 from models.registry import build
 from models.resnet import BasicBlock

@@ -26,9 +26,13 @@ def run_to_publish(folder: str | Path | None) -> Path | None:
     results = (PROJECT / "runs").glob("*/results.json")
     newest_first = sorted(results, key=lambda path: path.stat().st_mtime, reverse=True)
     candidates = [Path(folder)] if folder else [path.parent for path in newest_first]
-    on_cifar10 = (path for path in candidates if read_results(path).get("data") == "CIFAR-10")
-    source = next(on_cifar10, None)
-    if source is None or not (source / NOTEBOOK).exists():
+    finished = (
+        path
+        for path in candidates
+        if (path / NOTEBOOK).exists() and read_results(path).get("data") == "CIFAR-10"
+    )
+    source = next(finished, None)
+    if source is None:
         print(f"No finished run on CIFAR-10 in {folder or 'runs/'}: `make run` makes one.")
         return None
     notebook = nbformat.read(source / NOTEBOOK, as_version=4)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi, SpaceCard, SpaceHardware
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from models.bundle import bundle_files, load_bundle
 from models.errors import EXPLAINED, InvalidValue
@@ -259,5 +259,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except EXPLAINED as error:
+    except (*EXPLAINED, HfHubHTTPError) as error:  # the latter: no login, no right, no connection
         sys.exit(f"{type(error).__name__}: {error}")

@@ -119,15 +119,25 @@ def unfinished_run(folder: str | Path) -> Run:
     return Run(round_to_fp16(classifier.model), metadata, folder / "metrics.csv")
 
 
-def stored_run(space: str | Path, results: str | Path = "results.json") -> Run:
+def stored_run(space: str | Path, seed: int, results: str | Path = "results.json") -> Run:
     """Load the network of a bundle, with what is stored of its training.
 
     Args:
         space: the folder of the bundle, whose model.json holds the metadata.
+        seed: of the split into training and validation images.
         results: the results of the same run, which hold the metrics of its epochs; those of other
             weights are not used.
+
+    Raises:
+        InvalidValue: for another seed than that of the network's own split.
     """
     model, meta = load_bundle(space)
+    own = meta["training"]["split_seed"]
+    if seed != own:
+        raise InvalidValue(
+            f"expected SEED = {own}, got {seed}: another one would validate on images that the"
+            " stored network was trained on"
+        )
     metrics = None
     stored = read_json(Path(results), {"sha256", "metrics"})
     if stored and stored["sha256"] == meta["sha256"]["weights"]:
