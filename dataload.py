@@ -113,7 +113,7 @@ def load_splits(data_dir: str | Path = "data", seed: int = 42) -> Splits:
 
 
 def sample_splits(pictures: str | Path, seed: int = 42, fraction: float = 1.0) -> Splits:
-    """Draw the built-in sample as 1,800 / 200 / 500 images, for a first run without a network.
+    """Draw the built-in sample as 1,800 / 200 / 500 images, for a first run without internet.
 
     Args:
         pictures: as of `sample_cifar10`.
@@ -223,17 +223,16 @@ class AlbumentationImageDataset(Dataset):
         return len(self.image_list)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        images, labels = self.__getitems__([index])
-        return images[0], int(labels[0])
+        return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return a whole batch, images (B, 3, 32, 32) and labels (B,).
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """Return several images with their labels; a DataLoader asks for those of a batch.
 
-        Normalising the batch at once takes a third of the time of one image after the other.
+        Normalising them at once takes a third of the time of one image after the other.
         """
         images, labels = zip(*(self.image_list[index] for index in indices), strict=True)
         images = np.stack([self.transform(image=image)["image"] for image in images])
-        return normalize(images), torch.tensor(labels, dtype=torch.long)
+        return list(zip(normalize(images), map(int, labels), strict=True))
 
 
 # ---- loaders -------------------------------------------------------------------------------------
@@ -288,11 +287,6 @@ def shard_batches(
     return [batch[rank::world_size].tolist() for batch in batches]
 
 
-def identity_collate(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return what the dataset gives, which is a batch already."""
-    return batch
-
-
 def make_loader(
     part: Images,
     batches: int | list[list[int]],
@@ -319,7 +313,6 @@ def make_loader(
     options: dict[str, Any] = {
         "num_workers": num_workers,
         "worker_init_fn": seed_worker,
-        "collate_fn": identity_collate,
         "generator": torch.Generator().manual_seed(seed),
         "pin_memory": torch.cuda.is_available(),
     }
@@ -384,7 +377,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         if self._splits is None:
             self._splits = load_splits(self.data_dir, self.seed)
 
-    def rank_and_world_size(self) -> Process:
+    def process(self) -> Process:
         """Return the number of this process, from 0, and how many there are."""
         if not self.trainer:
             return Process()
@@ -396,7 +389,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader | FastLoader:
         """Return the loader of the current epoch, shuffled and augmented."""
-        process = self.rank_and_world_size()
+        process = self.process()
         # One number from the pair: a sum would make (1, 3) and (2, 2) the same epoch.
         numbers = np.random.SeedSequence((self.seed, self.current_epoch()))
         seed = int(numbers.generate_state(1)[0])
@@ -422,7 +415,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """Return the loader of this process's part of the validation images, in their order."""
         val, batch_size = self.splits.val, max(self.batch_size, EVAL_BATCH_SIZE)
-        batches = shard_batches(len(val.labels), batch_size, None, *self.rank_and_world_size())
+        batches = shard_batches(len(val.labels), batch_size, None, *self.process())
         return make_loader(val, batches, self.num_workers, False)
 
     def test_dataloader(self) -> DataLoader:
@@ -447,7 +440,7 @@ class FastDataModule(CIFAR10DataModule):
         The number of processes, for example, may change after a range test.
         """
         device = torch.device(self.trainer.strategy.root_device if self.trainer else "cpu")
-        process = self.rank_and_world_size()
+        process = self.process()
         settings = self.augmentation, self.batch_size, self.seed, process, device
         splits, made_with = self.resident_of
         if self.resident is None or splits is not self.splits or made_with != settings:

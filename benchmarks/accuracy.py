@@ -178,13 +178,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("recipe", choices=list(RECIPES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--all-images", action="store_true", help="train on all 50,000 images")
-    parser.add_argument("--without", choices=list(WITHOUT), help="leave out one technique")
+    parser.add_argument("--without", choices=list(WITHOUT), help="leave out a technique of FastNet")
     parser.add_argument("--images", type=int, default=0, help="train on the first N images only")
     parser.add_argument("--compiled", action="store_true", help="compile the network: for a GPU")
     parser.add_argument("--change", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--root", default="checkpoints", help="folder of the runs")
     parser.add_argument("--albumentations", action="store_true", help="instead of the fast loader")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.without and RECIPES[args.recipe].network != "FastNet":
+        parser.error(f"--without is for FastNet's recipes, got {args.recipe}")
+    return args
 
 
 def chosen_splits(all_for_training: bool, images: int) -> Splits:

@@ -23,7 +23,7 @@ from dataload import CLASSES, CIFAR10DataModule, Images, load_splits, normalize
 from evaluation.drawing import save_figure
 from evaluation.over_epochs import Learned, epoch_snapshot, plot_learned, save_gif
 from training.classifier import LitClassifier
-from training.files import PROJECT
+from training.files import PROJECT, write_whole
 from training.hardware import hardware
 from training.lightning_output import quiet_lightning
 from training.options import RunOptions
@@ -83,9 +83,7 @@ def write_compact(path: Path, value: dict) -> None:
     """Write a JSON file whole or not at all, a line for each epoch."""
     head = json.dumps({key: value[key] for key in value if key != "epochs"})[:-1]
     epochs = ",\n".join(json.dumps(epoch, separators=(",", ":")) for epoch in value["epochs"])
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(f'{head}, "epochs": [\n{epochs}\n]}}\n', encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, f'{head}, "epochs": [\n{epochs}\n]}}\n')
 
 
 def metadata_of(recipe_name: str, data: CIFAR10DataModule) -> dict:

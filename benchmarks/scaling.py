@@ -30,9 +30,10 @@ from benchmarks.report import write_between_marks
 from benchmarks.speed import epoch_seconds, first_images
 from dataload import load_splits
 from lesson.findings import markdown_table
+from models.errors import InvalidValue
 from training.classifier import LitClassifier
 from training.files import PROJECT, write_json
-from training.hardware import choose_precision, hardware, versions
+from training.hardware import choose_device, choose_precision, hardware, versions
 from training.optimizer import make_optimizer
 from training.options import RunOptions
 from training.recipes import RECIPES, Recipe
@@ -128,8 +129,7 @@ def measure_layout(network: str, processes: int, cores: int) -> dict[str, float]
     with tempfile.TemporaryDirectory() as root:
         arguments = ("benchmarks.scaling", "--network", network, "--root", root)
         environment = os.environ | {"OMP_NUM_THREADS": str(cores)}
-        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        torchrun(processes, *arguments, env=environment, **silent)
+        torchrun(processes, *arguments, env=environment, stdout=subprocess.DEVNULL)
         return json.loads((Path(root) / "found.json").read_text())
 
 
@@ -218,6 +218,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.network:
         return measure_process(args.network, args.root)
+    if choose_device().type != "cpu":
+        raise InvalidValue(f"this measures processes on CPU cores, got {choose_device()}")
     found = {"networks": {}, "machine": hardware(), "versions": versions()}
     found["batch_sizes"] = {name: full_resolution_recipe(name).batch_size for name in STEPS}
     for network in STEPS:

@@ -89,6 +89,11 @@ def synchronized_time() -> float:
     return time.perf_counter()
 
 
+def loop_batch(recipe: Recipe) -> int:
+    """Return how many images pass through the bare loop's network at a time."""
+    return (recipe.micro_batch if DEVICE == "cpu" else 0) or recipe.batch_size
+
+
 def bare_seconds(recipe: Recipe, count: int) -> float:
     """Measure the same steps in a plain loop over random images that stay on the device.
 
@@ -101,7 +106,7 @@ def bare_seconds(recipe: Recipe, count: int) -> float:
     Returns:
         Seconds.
     """
-    micro_batch = (recipe.micro_batch if DEVICE == "cpu" else 0) or recipe.batch_size
+    micro_batch = loop_batch(recipe)
     net = LitClassifier(**asdict(recipe)).model.to(DEVICE).train()
     images = torch.randn(micro_batch, 3, 32, 32, device=DEVICE).contiguous(
         memory_format=torch.channels_last
@@ -149,7 +154,7 @@ def measure_steps(splits: Splits, images: int) -> dict:
 def step_ratios(recipe: Recipe, splits: Splits, images: int) -> dict[str, float]:
     """Measure the ratios of one network, as measure_steps describes them: loader -> ratio."""
     recipe = replace(recipe, low_res=0.0)  # the bare loop has no start at low resolution
-    micro_batch = recipe.micro_batch or recipe.batch_size
+    micro_batch = loop_batch(recipe)
     enough = STEP_IMAGES[recipe.network] if DEVICE == "cpu" else len(splits.train.labels)
     count = (images or enough) // micro_batch * micro_batch
     bare, ours = [], {"fast": []} if DEVICE == "cuda" else {"albumentations": [], "fast": []}

@@ -18,6 +18,7 @@ from evaluation import robustness, saliency_checks
 from models.bundle import load_bundle
 from models.stage import Network
 from tools.project import SPACE
+from training.files import write_whole
 from training.hardware import choose_device, hardware
 from training.switches import data_folder
 
@@ -83,7 +84,7 @@ def main() -> None:
     found = measure(model, test, args.images, args.corrupted)
     about = {"weights": meta["sha256"]["weights"], "machine": hardware()}
     about |= {"images": args.images, "corrupted": args.corrupted}
-    args.out.write_text(json.dumps(about | found, separators=(",", ":")) + "\n", "utf-8")
+    write_whole(args.out, json.dumps(about | found, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ class DataUnavailable(ProjectError, RuntimeError):
 def md5(path: Path) -> str:
     """Return the md5 of a file, in hexadecimal."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+        # Against damage, not against attacks: so it works where md5 is forbidden for the latter.
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def verify(folder: Path, checksums: dict[str, str]) -> None:

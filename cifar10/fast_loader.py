@@ -1,8 +1,8 @@
 """The fast loader: all images stay on the device and are augmented there, a batch at a time.
 
-It applies the same transforms as `dataload.augmentation_transforms` in a few tensor operations. A
-network so small, or a GPU so fast, would otherwise wait for Albumentations, which takes one image
-at a time.
+It shifts and masks as `dataload.augmentation_transforms` does, in a few tensor operations;
+mirroring alternates from epoch to epoch. A network so small, or a GPU so fast, would otherwise wait
+for Albumentations, which takes one image at a time.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,6 +1,6 @@
 """The built-in sample: a small stand-in for CIFAR-10, drawn from one picture per class.
 
-It needs no network.
+It needs no internet connection.
 """
 
 from pathlib import Path
@@ -58,7 +58,7 @@ def draw(picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
 def sample_cifar10(pictures: str | Path, seed: int = 42) -> tuple[Images, Images]:
     """Draw 2,000 training and 500 test images, equally many of each class, in random order.
 
-    They stand in for `read_cifar10` where there is no network.
+    They stand in for `read_cifar10` where there is no internet connection.
 
     Args:
         pictures: the folder of the pictures, <class>.png for each class.

@@ -87,7 +87,7 @@ class ResNet18(Network):
         return [Stage(name, getattr(self, name), size) for name, size in sizes.items()]
 
     def whitening_layer(self) -> nn.Conv2d:
-        """Return the first convolution: 54 of its 64 filters begin so, and all are learned."""
+        """Return the first convolution: 54 of its 64 filters begin as whitening ones."""
         return self.conv1
 
     def forward(self, images: Tensor) -> Tensor:

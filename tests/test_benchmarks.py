@@ -185,6 +185,33 @@ def test_the_plot_s_title_compares_the_best_run_with_the_cheapest(row):
     )
 
 
+def test_an_ablation_of_another_network_than_fastnet_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["accuracy", "custom-10", "--without", "whitening"])
+    with pytest.raises(SystemExit, match="2"):
+        accuracy.parse_arguments()
+    assert "--without is for FastNet's recipes, got custom-10" in capsys.readouterr().err
+
+
+def test_processes_on_cores_are_not_measured_on_a_gpu(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["scaling"])
+    monkeypatch.setattr(scaling, "choose_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(scaling, "measure_layout", lambda *_: pytest.fail("it began"))
+    with pytest.raises(ValueError, match="processes on CPU cores, got cuda"):
+        scaling.main()
+
+
+def test_both_loops_of_the_step_ratio_see_the_same_images(monkeypatch, tiny_splits):
+    """On a GPU, where whole batches of 512 pass at once: 97 of them, no micro-batches of 128."""
+    seen = []
+    monkeypatch.setattr(speed, "DEVICE", "cuda")
+    monkeypatch.setattr(speed, "ROUNDS", 1)
+    monkeypatch.setattr(speed, "bare_seconds", lambda _, count: seen.append(count) or 1.0)
+    monkeypatch.setattr(speed, "first_images", lambda _, count: seen.append(count))
+    monkeypatch.setattr(speed, "our_seconds", lambda *_: 1.0)
+    speed.step_ratios(RECIPES["custom-10"], tiny_splits, 50_000)
+    assert seen == [97 * 512] * 2
+
+
 def test_the_formula_splits_all_but_the_optimiser_and_adds_the_all_reduce():
     one = {"step": 10.0, "optimiser": 2.0}
     assert scaling.predicted_step(one, 0.5, 2) == pytest.approx(8 / 2 + 2 + 0.5)

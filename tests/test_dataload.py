@@ -6,6 +6,7 @@ import albumentations as A
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, Subset
 
 import dataload
 from cifar10.fast_loader import FastLoader
@@ -189,12 +190,13 @@ def test_validation_and_test_images_are_never_augmented(tiny_splits):
 @pytest.mark.numeric
 def test_a_dataset_gives_single_images_and_batches_alike(tiny_splits):
     dataset = AlbumentationImageDataset(list(zip(*tiny_splits.test, strict=True)), train=False)
-    images, labels = dataset.__getitems__([5, 2])
-    assert (
-        images.shape == (2, 3, 32, 32)
-        and labels.tolist() == tiny_splits.test.labels[[5, 2]].tolist()
-    )
-    assert torch.allclose(dataset[2][0], images[1], atol=1e-5) and dataset[2][1] == int(labels[1])
+    two, part = dataset.__getitems__([5, 2]), Subset(dataset, [5, 2])
+    assert [label for _, label in two] == tiny_splits.test.labels[[5, 2]].tolist()
+    assert torch.allclose(dataset[2][0], two[1][0], atol=1e-5) and dataset[2][1] == two[1][1]
+    for whole in (DataLoader(part, 2), DataLoader(Subset(part, [0, 1]), 2)):  # torch's own
+        ((images, labels),) = whole
+        assert images.shape == (2, 3, 32, 32) and labels.tolist() == [two[0][1], two[1][1]]
+        assert torch.equal(images, torch.stack([two[0][0], two[1][0]]))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

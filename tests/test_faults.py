@@ -380,10 +380,11 @@ def test_a_rate_far_too_high_stops_in_words(tiny_splits, tmp_path, faults):
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        torch.AcceleratorError("CUDA error: out of memory"),
         RuntimeError("MPS backend out of memory (MPS allocated: 9.0 GiB, max allowed: 9.1 GiB)"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't"),
     ],
-    ids=["GPU", "Apple GPU", "CPU"],
+    ids=["GPU", "GPU full before", "Apple GPU", "CPU"],
 )
 def test_too_little_memory_says_which_setting_to_halve(data, tmp_path, monkeypatch, faults, error):
     def full(self, *_):

@@ -42,11 +42,6 @@ def dataset(tiny_splits) -> AlbumentationImageDataset:
 # ---- an image and its prediction ----
 
 
-def in_batches(dataset: AlbumentationImageDataset, size: int, **settings) -> DataLoader:
-    """A sequential loader; the dataset gives whole batches, so there is nothing to collate."""
-    return DataLoader(dataset, size, collate_fn=lambda batch: batch, **settings)
-
-
 class Backwards(BatchSampler):
     """Batches of a sampler that is sequential, the last first."""
 
@@ -99,7 +94,7 @@ def test_what_the_refusal_advises_works_and_each_error_has_its_own_image(dataset
     data = CIFAR10DataModule(
         batch_size=8, num_workers=0, splits=tiny_splits._replace(val=tiny_splits.test)
     )
-    advised = in_batches(dataset, 8, shuffle=False)
+    advised = DataLoader(dataset, 8, shuffle=False)
     for loader in (advised, data.test_dataloader(), data.val_dataloader()):
         found = get_misclassified_data(Brightest(), "cpu", loader)
         assert len(found) > 10
@@ -116,21 +111,21 @@ def test_what_the_refusal_advises_works_and_each_error_has_its_own_image(dataset
 def test_predictions_of_another_number_of_images_are_refused(dataset, count):
     some = torch.zeros(count, 10), torch.ones(count, dtype=torch.long)
     with pytest.raises(ValueError, match=f"expected predictions of 40 images, got {count}"):
-        get_misclassified_data(Brightest(), "cpu", in_batches(dataset, 8), predictions=some)
+        get_misclassified_data(Brightest(), "cpu", DataLoader(dataset, 8), predictions=some)
 
 
 def test_a_loader_that_drops_its_last_batch_is_refused(dataset):
     with pytest.raises(ValueError, match="expected predictions of 40 images, got 32"):
-        get_misclassified_data(Brightest(), "cpu", in_batches(dataset, 16, drop_last=True))
+        get_misclassified_data(Brightest(), "cpu", DataLoader(dataset, 16, drop_last=True))
 
 
 def test_predictions_of_another_order_are_refused_by_their_labels(dataset):
-    logits, labels = predict(Brightest(), "cpu", in_batches(dataset, 8))
+    logits, labels = predict(Brightest(), "cpu", DataLoader(dataset, 8))
     turned = logits.flip(0), labels.flip(0)
     with pytest.raises(
         ValueError, match=r"image \d+ has the label \d, its prediction was made for label \d"
     ):
-        get_misclassified_data(Brightest(), "cpu", in_batches(dataset, 8), predictions=turned)
+        get_misclassified_data(Brightest(), "cpu", DataLoader(dataset, 8), predictions=turned)
 
 
 @pytest.mark.parametrize("shape", [(39, 10), (41, 10), (40, 9), (40,)])

@@ -153,6 +153,9 @@ def test_a_smoke_test_trains_in_one_process(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ProjectError, match="SMOKE_TEST is for one process, got 2"):
         resolve(SWITCHES)
+    monkeypatch.delenv("WORLD_SIZE")
+    assert resolve(SWITCHES).options.devices == 1  # also where there are several GPUs
+    assert resolve(SWITCHES | {"DEVICES": "2"}).options.devices == 2  # but what is asked is tried
 
 
 def test_a_smoke_test_is_not_guessed(monkeypatch):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import pytorch_lightning as pl
 import torch
 
 import training.classifier
@@ -284,11 +285,24 @@ def test_micro_batches_make_one_step_and_the_start_is_at_low_resolution(tiny_spl
 
 def test_micro_batches_together_weigh_as_much_in_batchnorm_as_the_batch():
     classifier = LitClassifier(network="FastNet", bn_momentum=0.4)
-    classifier.trainer = SimpleNamespace(accumulate_grad_batches=4)
+    classifier.trainer = SimpleNamespace(
+        accumulate_grad_batches=4, datamodule=CIFAR10DataModule(), max_epochs=1
+    )
+    classifier.trainer.reload_dataloaders_every_n_epochs = 0  # of a single epoch, either will do
     classifier.on_fit_start()
     norms = [m for m in classifier.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert len(norms) > 1
     assert [1 - (1 - m.momentum) ** 4 for m in norms] == pytest.approx([0.4] * len(norms))
+
+
+def test_a_trainer_that_would_not_train_as_meant_is_refused(tiny_splits):
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    classifier, data = LitClassifier(network="FastNet"), CIFAR10DataModule(splits=tiny_splits)
+    with pytest.raises(ValueError, match=r"reload_dataloaders_every_n_epochs=1.*got 0"):
+        pl.Trainer(accelerator="cpu", max_epochs=2, **quiet).fit(classifier, datamodule=data)
+    with pytest.raises(ValueError, match=r"datamodule=CIFAR10DataModule.*got loaders"):
+        loaders = data.val_dataloader(), data.val_dataloader()
+        pl.Trainer(accelerator="cpu", max_epochs=1, **quiet).fit(classifier, *loaders)
 
 
 @pytest.mark.numeric

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
 from dataload import CIFAR10DataModule
-from models.errors import Diverged
+from models.errors import Diverged, InvalidValue
 from models.registry import build
 from training.optimizer import make_optimizer
 from training.recipes import LOW_RESOLUTION, Recipe
@@ -43,12 +43,11 @@ class LitClassifier(pl.LightningModule):
         self.recipe = Recipe(**recipe)
         self.save_hyperparameters(asdict(self.recipe))
         self.acc = MulticlassAccuracy(NUM_CLASSES, average="micro")
-        # channels_last: the layout in which convolutions are fastest, on a CPU and on tensor cores
-        # alike.
         self.model = build(self.recipe.network, NUM_CLASSES)
         if self.recipe.fixed_bn_scale:
             for norm in filter(lambda m: isinstance(m, nn.BatchNorm2d), self.model.modules()):
                 norm.weight.requires_grad_(False)
+        # The layout in which convolutions are fastest, on a CPU and on tensor cores alike.
         self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.history: list[tuple[Tensor, Tensor, int]] = []
         self.rates: dict[int, float] = {}
@@ -70,7 +69,22 @@ class LitClassifier(pl.LightningModule):
             torch.set_num_threads(1)
 
     def on_fit_start(self) -> None:
-        """Lower BatchNorm's momentum, so that all micro-batches together count as one batch."""
+        """Lower BatchNorm's momentum, so that all micro-batches together count as one batch.
+
+        Raises:
+            InvalidValue: if the trainer was given other data than a CIFAR10DataModule, or would
+                repeat the order and augmentation of its first epoch in all others.
+        """
+        data = datamodule_of(self.trainer)
+        if not isinstance(data, CIFAR10DataModule):
+            got = "loaders" if data is None else type(data).__name__
+            raise InvalidValue(f"expected fit(..., datamodule=CIFAR10DataModule(...)), got {got}")
+        every = self.trainer.reload_dataloaders_every_n_epochs  # pyright: ignore
+        if self.trainer.max_epochs != 1 and every != 1:
+            raise InvalidValue(
+                "expected Trainer(reload_dataloaders_every_n_epochs=1), so that each epoch has its"
+                f" own augmentation, got {every}"
+            )
         micro_batches = self.trainer.accumulate_grad_batches
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -18,11 +18,16 @@ def scratch_folder() -> Path:
     return Path(_temporary().name)
 
 
+def write_whole(path: str | Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    partial = Path(path).with_name(Path(path).name + ".part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 def write_json(path: str | Path, value: object) -> None:
     """Write a JSON file whole or not at all."""
-    partial = Path(path).with_name(Path(path).name + ".part")
-    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: Path, keys: set[str]) -> dict | None:

@@ -163,12 +163,10 @@ def cpu_bf16_is_faster() -> bool:
 
 def choose_precision() -> Precision:
     """Choose this machine's fastest safe precision."""
-    device = choose_device().type
-    if device == "cuda":
-        return (
-            "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-        )
-    return "bf16-mixed" if device == "cpu" and cpu_bf16_is_faster() else "32-true"
+    if choose_device().type == "cpu":
+        return "bf16-mixed" if cpu_bf16_is_faster() else "32-true"
+    possible = possible_precisions()
+    return "bf16-mixed" if "bf16-mixed" in possible else possible[-1]
 
 
 def possible_precisions() -> list[Precision]:

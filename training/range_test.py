@@ -93,6 +93,7 @@ def range_test(
         enable_model_summary=False,
         limit_val_batches=0,
         num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
     )
     losses = classifier.losses
     try:

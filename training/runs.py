@@ -285,7 +285,7 @@ def make_trainer(
 
 def is_out_of_memory(error: Exception) -> bool:
     """Tell whether an error is torch's for too little memory, of a GPU or of the computer."""
-    known = ("OutOfMemoryError", "DefaultCPUAllocator", "MPS backend out of memory")
+    known = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
     return any(name in repr(error) for name in known)
 
 

@@ -10,6 +10,7 @@ from models.errors import InvalidValue
 from training.budget import choose_affordable
 from training.files import PROJECT, scratch_folder
 from training.hardware import check_precision, choose_device, choose_precision
+from training.lightning_output import print_rank_zero
 from training.options import AutoChoice, RunOptions
 from training.recipe_check import check_recipe
 from training.recipes import RECIPES, Recipe, choose_recipe
@@ -76,6 +77,8 @@ def resolve(switches: dict) -> Settings:
     smoke, device = parse_bool("SMOKE_TEST", os.environ.get("SMOKE_TEST", "")), choose_device().type
     if smoke and os.environ.get("WORLD_SIZE", "1") != "1":  # each would have its scratch folder
         raise InvalidValue(f"SMOKE_TEST is for one process, got {os.environ['WORLD_SIZE']} of them")
+    if smoke and chosen.DEVICES == "auto":  # without a notebook, Lightning would take all GPUs
+        chosen = chosen.model_copy(update={"DEVICES": "1"})
     checkpoint_dir = scratch_folder() if smoke else checkpoint_folder(chosen.CHECKPOINT_DIR)
     arch, name, auto = chosen.ARCH, chosen.RECIPE, None
     if chosen.TRAIN == "stored":
@@ -139,7 +142,8 @@ def choose_automatically(
     asked = {name: getattr(chosen, name) for name in ("ARCH", "RECIPE", "EPOCHS", "BATCH_SIZE")}
     before = None if chosen.FRESH else earlier_auto_choice(checkpoint_dir, asked, chosen.SEED)
     if before in RECIPES:
-        print(f'ARCH = "auto" chose {before} when this run began; FRESH = True chooses anew')
+        said = f'ARCH = "auto" chose {before} when this run began; FRESH = True chooses anew'
+        print_rank_zero(said)
         return AutoChoice(asked, before)
     name = chosen.RECIPE or choose_recipe("FastNet" if device == "cpu" else "ResNet18")[0]
     settled = smoke or chosen.RECIPE or chosen.EPOCHS
