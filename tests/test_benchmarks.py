@@ -90,11 +90,13 @@ def test_a_recipe_without_a_run_is_listed_as_not_measured(row, monkeypatch):
 
 def test_the_speed_is_that_of_the_slowest_and_the_fastest_step():
     steps = {"FastNet": {"fast": 0.97, "albumentations": 0.992}, "ResNet18": {"fast": 0.958}}
-    text = report.speed({"step_ratio": steps, "time_to_94_ratio": 0.538})
-    assert "at 0.96 to 0.99 times the speed" in text and "takes 0.54 of the time" in text
-    assert "fp32" not in text
-    both = {"step_ratio": steps, "time_to_94_ratio": 0.538, "time_to_94_ratio_fp32": 0.7}
-    assert "takes 0.54 (0.70 in fp32) of the time" in report.speed(both)
+    found = {"step_ratio": steps, "time_to_94_ratio": 0.538, "time_to_94": {"recipe": "one"}}
+    text = report.speed(found)
+    assert "at 0.96 to 0.99 times the speed" in text and "FastNet's `one` 0.54: one" in text
+    found |= {"time_to_94_ratio_fp32": 0.7, "time_to_94_fp32": {"recipe": "other"}}
+    assert "schedule in a plain loop, FastNet's `one` 0.54, in fp32 `other` 0.70" in (
+        report.speed(found)
+    )
 
 
 def test_the_ablations_are_listed_with_the_largest_loss_first(row, tmp_path):

@@ -125,7 +125,7 @@ def kill_in(phase: str, root: Path, epochs: int, after: int) -> str | None:
 
 def weights_and_metrics(root: Path) -> tuple[dict, pd.DataFrame]:
     (folder,) = root.glob("FastNet-*")
-    weights = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+    weights = torch.load(newest_checkpoint(folder), weights_only=True)["state_dict"]
     table = pd.read_csv(folder / "metrics.csv").groupby("epoch").mean().drop(columns="seconds")
     return weights, table
 
@@ -166,19 +166,22 @@ def test_a_damaged_last_checkpoint_is_noticed_and_the_one_before_is_used(
     root, run = finished(2)
     folder = run.metrics_csv.parent
     (folder / "finished.json").unlink()
-    content = bytearray((folder / "last.ckpt").read_bytes())
+    newest = newest_checkpoint(folder)
+    content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     damaged = {"cut": content[:-9], "flipped": content, "empty": b"", "no checksum": None}[damage]
     if damaged is None:
-        sidecar(folder / "last.ckpt").unlink()
+        sidecar(newest).unlink()
     else:
-        (folder / "last.ckpt").write_bytes(damaged)
+        newest.write_bytes(damaged)
     capsys.readouterr()
     again = train(stopped, data, root, OPTIONS)
-    assert "last.ckpt is incomplete or damaged and is not used" in capsys.readouterr().out
+    assert f"{newest.name} is incomplete or damaged and is not used" in capsys.readouterr().out
     pairs = zip(run.model.state_dict().values(), again.model.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    faults("damaged last.ckpt", 1, run.metadata["epochs"], again.metadata["epochs"], "epochs")
+    faults(
+        "damaged newest checkpoint", 1, run.metadata["epochs"], again.metadata["epochs"], "epochs"
+    )
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"epochs": 3}', "\0\0\0"])
@@ -254,7 +257,7 @@ def test_a_disk_too_small_for_the_checkpoints_is_said_before_the_first_epoch(dat
     with small_disk(8) as disk:
         (disk / "older").write_text("kept")
         with pytest.raises(
-            OSError, match=r"has \d MB left, its checkpoints may need 63 MB; make room"
+            OSError, match=r"has \d MB left, its checkpoints may need 47 MB; make room"
         ):
             train(RECIPE, data, disk, OPTIONS)
         assert (disk / "older").read_text() == "kept" and not list(disk.glob("*/*.ckpt"))
@@ -266,7 +269,7 @@ def test_a_disk_too_small_for_a_fresh_run_beside_the_old_one_is_said(data, monke
     root, run = finished(3)
     usage = shutil.disk_usage(root)._replace(free=20_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(OSError, match="has 20 MB left, its checkpoints may need 63 MB; make room"):
+    with pytest.raises(OSError, match="has 20 MB left, its checkpoints may need 47 MB; make room"):
         train(RECIPE, data, root, dataclasses.replace(OPTIONS, fresh=True))
     assert train(RECIPE, data, root, OPTIONS).metadata == run.metadata
 
@@ -293,7 +296,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_the_last_checkpoint_usable(
                 train(RECIPE, data, disk, OPTIONS)
         (disk / "other").unlink()
         (folder,) = disk.glob("FastNet-*")
-        assert newest_checkpoint(folder).name in ("last.ckpt", "epoch000.ckpt")
+        assert newest_checkpoint(folder).name == "epoch000.ckpt"
         run = train(RECIPE, data, disk, OPTIONS)
         assert run.metadata["epochs"] == 3
     faults("disk full in the second epoch", 1, RECIPE.epochs, run.metadata["epochs"], "epochs")

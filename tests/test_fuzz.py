@@ -124,7 +124,7 @@ def test_a_batch(batch, tmp_path, edits):
 def checkpoint(tmp_path_factory) -> Path:
     """A small checkpoint as Lightning writes it."""
     classifier = LitClassifier(network="FastNet")
-    path = tmp_path_factory.mktemp("checkpoint") / "last.ckpt"
+    path = tmp_path_factory.mktemp("checkpoint") / "epoch000.ckpt"
     content = {"state_dict": classifier.state_dict(), "hyper_parameters": dict(classifier.hparams)}
     torch.save(content | {"pytorch-lightning_version": "2.6.6", "epoch": 0}, path)
     return path
@@ -133,7 +133,7 @@ def checkpoint(tmp_path_factory) -> Path:
 @settings(FUZZ, max_examples=max(15, EXAMPLES // 4) if EXAMPLES < 500 else EXAMPLES)
 @given(edits=EDITS)
 def test_a_checkpoint_whose_checksum_is_right(checkpoint, tmp_path, edits):
-    (tmp_path / "last.ckpt").write_bytes(edited(checkpoint.read_bytes(), edits))
+    (tmp_path / "epoch000.ckpt").write_bytes(edited(checkpoint.read_bytes(), edits))
     shapes = shapes_of(build("FastNet"))
 
     def check(answer):
@@ -144,7 +144,9 @@ def test_a_checkpoint_whose_checksum_is_right(checkpoint, tmp_path, edits):
             and epochs == 1
         )
 
-    refused_or("a checkpoint", lambda: load_checkpoint(tmp_path / "last.ckpt", "FastNet"), check)
+    refused_or(
+        "a checkpoint", lambda: load_checkpoint(tmp_path / "epoch000.ckpt", "FastNet"), check
+    )
 
 
 @pytest.fixture(scope="module")

@@ -191,18 +191,13 @@ def test_what_auto_chose_is_known_when_the_same_is_asked_for_again(data, tmp_pat
 
 def test_metadata_of_other_weights_are_noticed_and_training_continues(folder, data, capsys):
     wanted, metadata = weights(folder), json.loads((folder / "finished.json").read_text())
-    for name in (
-        "epoch002.ckpt",
-        "last.ckpt",
-    ):  # a synced drive has brought finished.json before them
-        (folder / name).unlink()
-        sidecar(folder / name).unlink()
-    shutil.copy(folder / "epoch001.ckpt", folder / "last.ckpt")
-    sidecar(folder / "last.ckpt").write_text(sha256(folder / "last.ckpt"))
+    newest = folder / "epoch002.ckpt"  # a synced drive has brought finished.json before it
+    newest.unlink()
+    sidecar(newest).unlink()
     assert weights(folder) != wanted
     run = again(folder, data)
     assert (
-        "describes other weights than last.ckpt, of epoch 2; training continues"
+        "describes other weights than epoch001.ckpt, of epoch 2; training continues"
         in capsys.readouterr().out
     )
     assert (
@@ -247,7 +242,7 @@ def test_files_that_a_synced_drive_adds_are_ignored(data, tmp_path, original, mo
     (folder / "logs/version_7").write_text("a file")
     shutil.copy(folder / "epoch001.ckpt", folder / "epoch001 (1).ckpt")
     shutil.copy(folder / "started.json", folder / "started (1).json")
-    sidecar(folder / "last.ckpt").write_bytes(b"\xff\xfe\x00binary")
+    sidecar(folder / "epoch001.ckpt").write_bytes(b"\xff\xfe\x00binary")
     run = train(RECIPE, data, tmp_path, OPTIONS)
     assert weights(folder) == weights(original) and run.metadata["epochs"] == 3
 
@@ -264,11 +259,7 @@ def test_an_unfinished_run_counts_the_epochs_of_its_weights_not_of_its_log(
 ):
     interrupt(monkeypatch, 2, data, tmp_path)
     (folder,) = tmp_path.glob("FastNet-*")
-    for name in (
-        "epoch001.ckpt",
-        "last.ckpt",
-    ):  # killed after the log of the second epoch was written
-        (folder / name).unlink()
+    (folder / "epoch001.ckpt").unlink()  # killed after the log of the second epoch was written
     run = unfinished_run(folder)
     assert run.metadata["epochs"] == 1 and history.read_table(run.metrics_csv).epoch.max() == 0
 

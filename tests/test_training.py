@@ -334,7 +334,7 @@ def test_a_loss_that_is_no_number_stops_and_the_last_checkpoint_stays(data, tmp_
         ):
             train(RECIPE, data, tmp_path, OPTIONS)
     (folder,) = tmp_path.glob("FastNet-*")
-    assert newest_checkpoint(folder).name == "last.ckpt" and (folder / "epoch000.ckpt").exists()
+    assert newest_checkpoint(folder).name == "epoch000.ckpt"
     assert (
         train(RECIPE, data, tmp_path, OPTIONS).metadata["epochs"] == 3
     )  # and it goes on from there
@@ -914,12 +914,11 @@ def test_the_logged_accuracy_is_that_of_the_network(finished, data):
     )  # fp16 weights may tip a few images of 32
 
 
-def test_two_checkpoints_and_the_last_are_kept_each_with_its_checksum(finished):
+def test_the_two_last_checkpoints_are_kept_each_with_its_checksum(finished):
     folder = finished[1].metrics_csv.parent
     assert {p.name for p in folder.glob("*.ckpt")} == {
         "epoch001.ckpt",
         "epoch002.ckpt",
-        "last.ckpt",
     }
     assert {p.name for p in folder.glob("*.sha256")} == {
         f"{p.name}.sha256" for p in folder.glob("*.ckpt")
@@ -974,14 +973,14 @@ def test_fresh_trains_anew_and_keeps_the_old_run_aside(finished, data, tmp_path)
 
 
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, capsys):
-    for name in ("epoch000.ckpt", "epoch001.ckpt", "last.ckpt"):
+    for name in ("epoch000.ckpt", "epoch001.ckpt", "epoch002.ckpt"):
         (tmp_path / name).write_bytes(name.encode())
         sidecar(tmp_path / name).write_text(sha256(tmp_path / name))
-    assert newest_checkpoint(tmp_path).name == "last.ckpt"
-    (tmp_path / "last.ckpt").write_bytes(b"last")  # cut off
+    assert newest_checkpoint(tmp_path).name == "epoch002.ckpt"
+    (tmp_path / "epoch002.ckpt").write_bytes(b"epoch")  # cut off
     sidecar(tmp_path / "epoch001.ckpt").unlink()  # never finished
     assert newest_checkpoint(tmp_path).name == "epoch000.ckpt"
-    assert "last.ckpt is incomplete or damaged" in capsys.readouterr().out
+    assert "epoch002.ckpt is incomplete or damaged" in capsys.readouterr().out
     (tmp_path / "epoch000.ckpt").unlink()
     assert newest_checkpoint(tmp_path) is None
 

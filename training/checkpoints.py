@@ -48,7 +48,7 @@ def is_complete(path: Path) -> bool:
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """Find the newest complete checkpoint of a run: last.ckpt, or else that of the latest epoch.
+    """Find the newest complete checkpoint of a run.
 
     Other files, such as the copies that a synced drive makes of conflicting ones, are ignored.
 
@@ -57,11 +57,10 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     """
     epochs = [path for path in run_dir.glob("epoch*.ckpt") if re.fullmatch(r"epoch\d+", path.stem)]
     epochs.sort(key=lambda path: int(path.stem[5:]), reverse=True)
-    for path in [run_dir / "last.ckpt", *epochs]:
-        if path.exists():
-            if is_complete(path):
-                return path
-            print(f"{path.name} is incomplete or damaged and is not used")
+    for path in epochs:
+        if is_complete(path):
+            return path
+        print(f"{path.name} is incomplete or damaged and is not used")
     return None
 
 
@@ -98,7 +97,7 @@ def needed_space(folder: Path, parameters: int, fresh: bool = False) -> int:
         parameters: of the network.
         fresh: whether the checkpoints that are there are kept beside the new ones.
     """
-    # Four files at most, one of them half written, of the weights and as many numbers of the
+    # Three files at most, one of them half written, of the weights and as many numbers of the
     # optimiser, in fp32.
     there = 0 if fresh else sum(path.stat().st_size for path in folder.glob("*.ckpt"))
-    return 4 * 2 * 4 * parameters - there
+    return 3 * 2 * 4 * parameters - there

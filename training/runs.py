@@ -258,7 +258,6 @@ def make_trainer(
         monitor="epoch",
         mode="max",
         save_top_k=2,
-        save_last=True,
         auto_insert_metric_name=False,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
