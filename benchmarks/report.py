@@ -235,16 +235,16 @@ def speed(results: dict) -> str:
     The step ratios are those of the slowest and the fastest combination of network and loader.
     """
     steps = [ratio for loaders in results["step_ratio"].values() for ratio in loaders.values()]
-    timed = [
-        f"{how}`{results[f'time_to_94{mark}']['recipe']}` {results[f'time_to_94_ratio{mark}']:.2f}"
-        for how, mark in (("", ""), ("in fp32 ", "_fp32"))
-        if f"time_to_94{mark}" in results
-    ]
+    timed = []
+    for mark, takes in (("", "takes"), ("_fp32", "in fp32")):
+        if f"time_to_94{mark}" in results:
+            recipe = results[f"time_to_94{mark}"]["recipe"]
+            timed.append(f"`{recipe}` {takes} {results[f'time_to_94_ratio{mark}']:.2f}")
     return (
         "On two CPU cores, our training step, data loading included, runs at"
         f" {min(steps):.2f} to {max(steps):.2f} times the speed of a bare PyTorch loop.\n"
-        f"Of the time of airbench94's schedule in a plain loop, FastNet's {', '.join(timed)}: one"
-        " pair of runs each, `make bench`.\n"
+        f"Of the time of airbench94's schedule in a plain loop, {', '.join(timed)}: one pair of"
+        " runs each, `make bench`.\n"
     )
 
 

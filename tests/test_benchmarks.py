@@ -92,9 +92,9 @@ def test_the_speed_is_that_of_the_slowest_and_the_fastest_step():
     steps = {"FastNet": {"fast": 0.97, "albumentations": 0.992}, "ResNet18": {"fast": 0.958}}
     found = {"step_ratio": steps, "time_to_94_ratio": 0.538, "time_to_94": {"recipe": "one"}}
     text = report.speed(found)
-    assert "at 0.96 to 0.99 times the speed" in text and "FastNet's `one` 0.54: one" in text
+    assert "at 0.96 to 0.99 times the speed" in text and "`one` takes 0.54: one" in text
     found |= {"time_to_94_ratio_fp32": 0.7, "time_to_94_fp32": {"recipe": "other"}}
-    assert "schedule in a plain loop, FastNet's `one` 0.54, in fp32 `other` 0.70" in (
+    assert "schedule in a plain loop, `one` takes 0.54, `other` in fp32 0.70" in (
         report.speed(found)
     )
 
