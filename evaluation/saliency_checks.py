@@ -103,7 +103,7 @@ def children_from_output(model: nn.Module, images: Tensor) -> list[str]:
         images: (N, 3, S, S), on its device.
     """
     called: list[str] = []
-    with contextlib.ExitStack() as hooks:
+    with contextlib.ExitStack() as hooks, torch.no_grad():
         for name, module in model.named_modules():
             child = name.partition(".")[0]
             if any(True for _ in module.parameters(recurse=False)):

@@ -24,6 +24,25 @@ def datamodule_of(trainer: pl.Trainer) -> CIFAR10DataModule:
     return trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] # fit sets it
 
 
+def check_trainer(trainer: pl.Trainer) -> None:
+    """Check that a trainer trains as meant.
+
+    Raises:
+        InvalidValue: if `fit` was given other data than a CIFAR10DataModule, or if the order and
+            augmentation of the first epoch would be those of all others.
+    """
+    data = datamodule_of(trainer)
+    if not isinstance(data, CIFAR10DataModule):
+        got = "loaders" if data is None else type(data).__name__
+        raise InvalidValue(f"expected fit(..., datamodule=CIFAR10DataModule(...)), got {got}")
+    every = trainer.reload_dataloaders_every_n_epochs  # pyright: ignore[reportAttributeAccessIssue]
+    if trainer.max_epochs != 1 and every != 1:
+        raise InvalidValue(
+            "expected Trainer(reload_dataloaders_every_n_epochs=1), so that each epoch has its"
+            f" own augmentation, got {every}"
+        )
+
+
 class LitClassifier(pl.LightningModule):
     """A network with its loss, metric, optimiser and schedule.
 
@@ -69,22 +88,8 @@ class LitClassifier(pl.LightningModule):
             torch.set_num_threads(1)
 
     def on_fit_start(self) -> None:
-        """Lower BatchNorm's momentum, so that all micro-batches together count as one batch.
-
-        Raises:
-            InvalidValue: if the trainer was given other data than a CIFAR10DataModule, or would
-                repeat the order and augmentation of its first epoch in all others.
-        """
-        data = datamodule_of(self.trainer)
-        if not isinstance(data, CIFAR10DataModule):
-            got = "loaders" if data is None else type(data).__name__
-            raise InvalidValue(f"expected fit(..., datamodule=CIFAR10DataModule(...)), got {got}")
-        every = self.trainer.reload_dataloaders_every_n_epochs  # pyright: ignore
-        if self.trainer.max_epochs != 1 and every != 1:
-            raise InvalidValue(
-                "expected Trainer(reload_dataloaders_every_n_epochs=1), so that each epoch has its"
-                f" own augmentation, got {every}"
-            )
+        """Lower BatchNorm's momentum, so that all micro-batches together count as one batch."""
+        check_trainer(self.trainer)
         micro_batches = self.trainer.accumulate_grad_batches
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
