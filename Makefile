@@ -20,7 +20,7 @@ test: $(READY) ## all tests, the notebooks and the app in a browser among them; 
 	SMOKE_TEST=1 $(BIN)/python $(if $(COVERAGE),-m coverage run) -m pytest tests $(NOTEBOOKS) \
 		--nbval-lax --nbval-current-env --nbval-cell-timeout=600
 
-numeric: $(READY) ## the tests that compare computed numbers, as on three other CPUs
+numeric: $(READY) ## the tests that compare computed numbers, with the instructions of older CPUs and with one thread
 	SMOKE_TEST=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest tests -m numeric
 	features=$$($(BIN)/python -c "$(NPY_FEATURES)") && \
 		SMOKE_TEST=1 NPY_DISABLE_CPU_FEATURES="$$features" $(BIN)/python -m pytest tests -m numeric

@@ -118,8 +118,13 @@ def sample_splits(pictures: str | Path, seed: int = 42, fraction: float = 1.0) -
     Args:
         pictures: as of `sample_cifar10`.
         seed: of the drawing and the split.
-        fraction: of the images that are kept, for tests.
+        fraction: of the images that are kept, for tests, above 0 and at most 1.
+
+    Raises:
+        InvalidValue: for a fraction out of range.
     """
+    if not 0 < fraction <= 1:
+        raise InvalidValue(f"expected a fraction above 0 and at most 1, got {fraction}")
     train, test = (
         part.first(round(fraction * len(part.labels))) for part in sample_cifar10(pictures, seed)
     )
@@ -168,7 +173,12 @@ def normalize(images: np.ndarray) -> Tensor:
 
     Returns:
         Float (N, 3, 32, 32) in channels_last.
+
+    Raises:
+        InvalidValue: for images of another type: floats from 0 to 1 would all become nearly black.
     """
+    if images.dtype != np.uint8:
+        raise InvalidValue(f"expected uint8 images, got {images.dtype} {images.shape}")
     mean, std = (255 * torch.tensor(values) for values in (CIFAR10_MEAN, CIFAR10_STD))
     return ((torch.from_numpy(images) - mean) / std).permute(0, 3, 1, 2)
 
@@ -212,9 +222,13 @@ class AlbumentationImageDataset(Dataset):
         train: bool = True,
         augmentation: Augmentation = DEFAULT_AUGMENTATION,
     ):
-        for index, (image, label) in enumerate(image_list):
-            check_image(index, image, label)
-        self.image_list = image_list
+        # What can be iterated only once, such as a zip, has no length.
+        self.image_list = image_list if hasattr(image_list, "__len__") else list(image_list)
+        for index, pair in enumerate(self.image_list):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                got = type(pair).__name__
+                raise InvalidValue(f"image {index}: expected a pair of image and label, got {got}")
+            check_image(index, *pair)
         transforms = augmentation_transforms(augmentation) if train else []
         # Without strict, Albumentations 2 ignores arguments that it does not know.
         self.transform = A.Compose(list(transforms), strict=True)

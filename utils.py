@@ -53,7 +53,6 @@ APP_FILES = (
     "about.md",
     "README.md",
     "requirements.txt",
-    ".gitattributes",
 )
 EXAMPLES = (*(f"{name}.png" for name in CLASSES), "CREDITS.md", "LICENSE-*.txt")  # in examples/
 
@@ -125,7 +124,7 @@ def write_bundle(
     save_figure(confusion, folder / "confusion_matrix.png")
     stages = [{"name": stage.name, "size": stage.size} for stage in model.stages()]
     meta = meta | {"architecture": type(model).__name__, "source": source.name, "stages": stages}
-    return seal_bundle(folder, json.loads(json.dumps(meta)))  # tuples become lists, as when read
+    return seal_bundle(folder, json.loads(json.dumps(meta, default=float)))  # as when read
 
 
 def seal_bundle(folder: Path, meta: dict) -> dict:
@@ -146,6 +145,7 @@ def seal_bundle(folder: Path, meta: dict) -> dict:
         "files": {path.relative_to(folder).as_posix(): bundle.sha256(path) for path in files},
     }
     meta = meta | {"sha256": sums}
+    bundle.check_schema(meta, folder / "model.json")
     write_json(folder / "model.json", meta)
     return meta
 

@@ -4,10 +4,10 @@
     python -m benchmarks.accuracy fastnet-7 --seeds 0 1 2
     # trained on all 50,000 images
     python -m benchmarks.accuracy fastnet-7 --seeds 0 1 2 --all-images
-    # an ablation: one technique left out
+    # an ablation: one technique left out, compared with --without nothing
     python -m benchmarks.accuracy fastnet-7 --seeds 0 1 2 --without muon
     # a trial of other hyperparameters
-    python -m benchmarks.accuracy custom-10 --change muon_lr=0.1 low_res=0.3
+    python -m benchmarks.accuracy custom-10 --change muon_lr=0.2 low_res=0.5
 
 Ablations and other hyperparameters are judged by the validation images: with --without and
 --change no test image is used. An interrupted run continues where it ended. The results go to
@@ -75,6 +75,7 @@ def sgd_parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
 
 
 WITHOUT = {
+    "nothing": Ablation(),
     "whitening": Ablation(patch=(training.runs, "whiten", skip_whitening)),
     "dirac": Ablation(patch=(nn.init, "dirac_", lambda weight: weight)),
     "fast_biases": Ablation({"bias_lr": 1 / 64}),

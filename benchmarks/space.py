@@ -51,7 +51,7 @@ class Visitor:
         return {"path": sent, "meta": {"_type": "gradio.FileData"}}
 
     def ask(self, endpoint: str, *data: object) -> tuple[str, object]:
-        """('complete' or 'error', what came back)."""
+        """Call an endpoint; return 'complete' or 'error', and what came back."""
         event = self.http.post(f"/call/{endpoint}", json={"data": data}).json()["event_id"]
         with self.http.stream("GET", f"/call/{endpoint}/{event}") as answer:
             lines = [line for line in answer.iter_lines() if line.startswith(("event: ", "data: "))]

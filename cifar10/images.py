@@ -45,11 +45,11 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         """Raise InvalidValue for what an image has no room for."""
-        # A reflection needs one pixel more than it adds.
-        if not (0 <= self.padding < IMAGE_SIZE and 0 <= self.cutout <= IMAGE_SIZE):
+        # A reflection needs one pixel more than it adds. A fraction is in no range.
+        if self.padding not in range(IMAGE_SIZE) or self.cutout not in range(IMAGE_SIZE + 1):
             raise InvalidValue(
                 f"expected a padding from 0 to {IMAGE_SIZE - 1} and a cutout from 0 to"
-                f" {IMAGE_SIZE}, got {self.padding} and {self.cutout}"
+                f" {IMAGE_SIZE}, whole numbers, got {self.padding!r} and {self.cutout!r}"
             )
 
 

@@ -27,6 +27,7 @@ from training.recipes import Recipe
 from training.schedule import one_cycle_factor
 
 PARTS = {"train": "training", "val": "validation"}
+METRICS = [f"{part}_{name}" for part in PARTS for name in ("loss", "acc")]  # columns of the table
 
 # ---- loss and accuracy ---------------------------------------------------------------------------
 
@@ -42,14 +43,21 @@ def read_epochs(metrics_csv: str | Path) -> pd.DataFrame:
         A row for each epoch; the index is the epoch, counted from 0.
 
     Raises:
-        InvalidValue: if the run had no validation images.
+        InvalidValue: if the run had no validation images, if a column is missing, and if no epoch
+            is complete.
     """
     means = epoch_means(read_table(metrics_csv)).set_index("epoch")
     if "val_loss" not in means:
         raise InvalidValue(
             f"expected a run with validation images, got one without in {metrics_csv}"
         )
-    return pd.DataFrame(means.loc[means["train_loss"].notna() & means["val_loss"].notna()])
+    missing = [name for name in METRICS if name not in means]
+    if missing:
+        raise InvalidValue(f"expected the column {missing[0]}, found none in {metrics_csv}")
+    complete = pd.DataFrame(means.loc[means["train_loss"].notna() & means["val_loss"].notna()])
+    if complete.empty:
+        raise InvalidValue(f"expected a whole epoch or more, got none in {metrics_csv}")
+    return complete
 
 
 def ending(table: pd.DataFrame, name: str) -> str:
@@ -166,7 +174,7 @@ def plot_training(metrics_csv: str | Path, recipe: Recipe, note: str = "") -> Fi
         draw_rates(axes[2], rates, recipe, len(table))
     else:
         draw_rates(axes[2], planned_rates(recipe), recipe, recipe.epochs)
-        axes[2].set_ylabel("learning rate\n(planned)")
+        axes[2].set_ylabel(rate_label(recipe).replace(" (", "\n(planned, "))
     for axis in axes:
         style_chart(axis)
     changed = change_of_resolution(recipe, len(table))
@@ -220,7 +228,7 @@ def rate_label(recipe: Recipe) -> str:
 
 def draw_rates(axis: Axes, rates: np.ndarray, recipe: Recipe, epochs: int) -> None:
     """Draw the learning rate of every step of so many epochs against the epoch."""
-    axis.plot(np.arange(1, len(rates) + 1) * epochs / len(rates), rates, color=COLOURS[2])
+    axis.plot((np.arange(len(rates)) + 0.5) * epochs / len(rates), rates, color=COLOURS[2])
     axis.set_ylim(bottom=0)
     axis.set_ylabel(rate_label(recipe).replace(" (", "\n("))
 

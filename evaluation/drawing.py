@@ -217,7 +217,7 @@ def check_count(wanted: int, available: int) -> None:
     """Raise ValueError unless 1 <= wanted <= 20 and that many samples are available."""
     if not 1 <= wanted <= min(MAX_SAMPLES, available):
         raise InvalidValue(
-            f"expected 1 to {MAX_SAMPLES} samples of the {available} there are, got {wanted}"
+            f"expected 1 to {MAX_SAMPLES} samples, at most the {available} there are, got {wanted}"
         )
 
 

@@ -125,7 +125,8 @@ def predicted_sample(
         temperature: divides the logits before the softmax.
 
     Raises:
-        ValueError: if the image has another label than its prediction.
+        ValueError: if the image has another label than its prediction, if a logit is no finite
+            number, and if the temperature is not above 0.
     """
     image, label = samples[index]
     if int(label) != int(labels[index]):
@@ -134,8 +135,11 @@ def predicted_sample(
             f" its prediction was made for label {int(labels[index])};"
             " the predictions must be of the same loader"
         )
+    if not (0 < temperature < math.inf and logits[index].isfinite().all()):
+        got = f"{logits[index].tolist()} for image {index} and {temperature}"
+        raise InvalidValue(f"expected finite logits and a finite temperature above 0, got {got}")
     probs = (logits[index] / temperature).softmax(0)
-    pred = int(probs.argmax())
+    pred = int(logits[index].argmax())
     return Misclassified(image, int(label), pred, float(probs[pred]), probs)
 
 

@@ -28,6 +28,7 @@ from training.whitening import LEAST_VARIANCE
 
 BATCH = 100  # images at a time
 PATCHES = 5  # of a channel
+OUTSIDE = 0.8  # the grey of what lies outside an image, unlike the white of many backgrounds
 
 # ---- whitening -----------------------------------------------------------------------------------
 
@@ -215,7 +216,7 @@ def top_patches(model: Network, images: Tensor) -> dict[str, TopPatches]:
 
 
 def cut_patch(image: np.ndarray, field: ReceptiveField, cell: Sequence[int]) -> np.ndarray:
-    """Cut the receptive field of a cell out of an image; what lies outside of it is white.
+    """Cut the receptive field of a cell out of an image; what lies outside of it is grey.
 
     Args:
         image: RGB (32, 32, 3) in [0, 1].
@@ -228,22 +229,20 @@ def cut_patch(image: np.ndarray, field: ReceptiveField, cell: Sequence[int]) -> 
     if field.size >= len(image):
         return image
     margin = field.size
-    padded = np.pad(image, ((margin,) * 2, (margin,) * 2, (0, 0)), constant_values=1)
+    padded = np.pad(image, ((margin,) * 2, (margin,) * 2, (0, 0)), constant_values=OUTSIDE)
     rows, columns = (slice(*(margin + end for end in field.of_cell(int(at)))) for at in cell)
     return padded[rows, columns]
 
 
-def stages_title(patches: dict[str, TopPatches], labels: np.ndarray | None) -> str:
+def stages_title(patches: dict[str, TopPatches], labels: np.ndarray) -> str:
     """Say for how many channels of the first and the last stage all top images are of one class.
 
     Args:
         patches: of `top_patches`.
-        labels: (N,), of the images, if they are known.
+        labels: (N,), of the images.
     """
     names = list(patches)
     first, last = names[0], names[-1]
-    if labels is None:
-        return f"The test patches that activate channels of {first} to {last} most"
     one = {
         name: float(np.mean([len(set(labels[row])) == 1 for row in found.images]))
         for name, found in patches.items()
@@ -255,13 +254,13 @@ def stages_title(patches: dict[str, TopPatches], labels: np.ndarray | None) -> s
 
 
 @styled
-def plot_stages(  # noqa: PLR0913
+def plot_stages(
     model: Network,
     images: Tensor,
+    labels: np.ndarray,
     inv_normalize: Callable[[Tensor], Tensor],
     channels: int = 2,
     note: str = "",
-    labels: np.ndarray | None = None,
 ) -> Figure:
     """Draw, for a few channels of each stage, the patches that activate them most.
 
@@ -271,10 +270,10 @@ def plot_stages(  # noqa: PLR0913
     Args:
         model: the network.
         images: normalised (N, 3, 32, 32), some hundreds.
+        labels: (N,), of the images.
         inv_normalize: normalised (3, H, W) -> [0, 1].
         channels: how many of each stage.
         note: a line under the title.
-        labels: (N,), of the images, for the title.
     """
     patches, fields = top_patches(model, images), receptive_fields(model)
     groups = channels * (PATCHES + 1) - 1  # an empty column between two channels

@@ -23,7 +23,6 @@ from models import explain
 from models.errors import InvalidValue
 
 COLUMNS = 5
-SAME, OTHER = 0.6, 0.2  # rank correlations: above, heatmaps are called alike; below, different
 
 
 @styled
@@ -55,12 +54,21 @@ def display_gradcam_output(  # noqa: PLR0913
         note: a line under the title.
 
     Raises:
-        ValueError: if there are too few samples, targets or layers.
+        ValueError: if there are too few samples, targets, classes or layers, and for a transparency
+            that is not from 0 to 1.
     """
     check_count(number_of_samples, len(data))
+    if isinstance(target_layers, nn.Module):  # a Sequential would be taken for its children
+        got = type(target_layers).__name__
+        raise InvalidValue(f"expected a list of target layers, got a module, {got}")
     if not target_layers:
         raise InvalidValue("expected at least one target layer, got none")
+    if not 0 <= transparency <= 1:
+        raise InvalidValue(f"expected a transparency from 0 to 1, got {transparency}")
     chosen = data[:number_of_samples]
+    if len(classes) < len(chosen[0].probs):
+        wanted = len(chosen[0].probs)
+        raise InvalidValue(f"expected the names of {wanted} classes, got {len(classes)}")
     explained = [explained_classes(chosen, targets), [other_class(sample) for sample in chosen]]
     batch = torch.stack([sample.image for sample in chosen])
     cams = [mean_heatmaps(model, target_layers, batch, wanted) for wanted in explained]
@@ -112,11 +120,7 @@ def gradcam_title(
     pair = "the predicted and the true class" if errors.any() else "the two most probable classes"
     if given:
         pair = "the two classes"
-    where = "the same places" if alike > SAME else "partly the same places"
-    if alike < OTHER:
-        where = "different places"
-    found = f"mean rank correlation {alike:.2f}, n = {used.sum()}"
-    return f"Grad-CAM finds the evidence for {pair} in {where} ({found})"
+    return f"Heatmaps for {pair}: mean rank correlation {alike:.2f} (n = {used.sum()})"
 
 
 def other_class(sample: Misclassified) -> int:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from models.errors import InvalidValue
 from models.stage import eval_mode
 from training.console import TransientLine, format_duration
 
@@ -48,6 +49,9 @@ def predict(
 
     Returns:
         Logits (N, num_classes) and labels (N,) in the loader's order, on the CPU, in fp32.
+
+    Raises:
+        InvalidValue: if the loader gives no images.
     """
     line, start, batches = TransientLine(), time.perf_counter(), []
     model.to(device)
@@ -60,6 +64,8 @@ def predict(
             left = (time.perf_counter() - start) * (len(loader) - index) / index
             progress = f"batch {index} of {len(loader)}, {format_duration(left)} left"
             line.show(progress if index < len(loader) else "")
+    if not batches:
+        raise InvalidValue("expected a loader with images, got an empty one")
     logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return logits, labels
 

@@ -148,7 +148,7 @@ def cascading_randomization(model: Network, images: Tensor, examples: int = 3) -
 
 
 def reset_weights(module: nn.Module) -> None:
-    """Give all layers of a module new random weights."""
+    """Give all layers of a module new weights, as before a training: random but for BatchNorm's."""
     for layer in module.modules():
         reset = getattr(layer, "reset_parameters", None)
         if reset:
@@ -169,8 +169,8 @@ def cascade_title(cascade: Cascade) -> str:
     (end, half), (control, _) = interval(cascade.correlation[-1]), interval(cascade.control)
     lead, uncertainty = interval(cascade.control - cascade.correlation[-1])
     found = (
-        f"rank correlation {end:.2f} ± {half:.2f} with all layers random; with another image's"
-        f" heatmap {control:.2f}"
+        f"rank correlation {end:.2f} ± {half:.2f} (95 %) with all layers random; with another"
+        f" image's heatmap {control:.2f}"
     )
     if lead > uncertainty:
         return f"The heatmaps depend on what was learned: {found}"

@@ -161,8 +161,8 @@ def explore_augmentation(
             "brightness": widgets.FloatSlider(
                 0, min=0, max=0.8, step=0.1, description="brightness"
             ),
-            "draws": widgets.IntSlider(3, 1, 6, description="draws"),
-            "seed": widgets.IntSlider(0, 0, 20, description="draw"),
+            "draws": widgets.IntSlider(3, 1, 6, description="rows"),
+            "seed": widgets.IntSlider(0, 0, 20, description="random seed"),
         },
         draw,
         "Training images above, and below each of them what the chosen transforms make of it",

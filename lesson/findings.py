@@ -351,7 +351,7 @@ def lessons(name: str, epochs: int, correct: float, temperature: float, top_pair
     """
     points = [
         f"`{name}` classifies {percent(correct)} of the test images correctly after"
-        f" {epochs} epochs. That is one run with one seed.",
+        f" {epochs} epoch{'s' * (epochs != 1)}. That is one run with one seed.",
         f"One number, the temperature {temperature:.2f}, is meant to bring its confidence nearer to"
         " its accuracy: on average, not in every bar. It changes no answer.",
         "A confident error can be an error in the label: look before you blame the network.",

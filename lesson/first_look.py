@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from dataload import IMAGE_SIZE, normalize
-from evaluation.drawing import new_image_grid, show_image
+from evaluation.drawing import WIDTH, headline, new_image_grid, show_image, styled
 from evaluation.errors import confidence
 from models import explain
 from models.stage import Network
@@ -42,6 +42,7 @@ def read_pictures(folder: str | Path, classes: Sequence[str]) -> np.ndarray:
     return np.stack(images)
 
 
+@styled
 def look(
     model: Network, images: np.ndarray, classes: Sequence[str], temperature: float | None = None
 ) -> tuple[Figure, list[int], list[float]]:
@@ -62,7 +63,7 @@ def look(
     probs, found = (logits / (temperature or 1)).softmax(1).max(1)
     preds = found.tolist()
     half = (len(images) + 1) // 2
-    fig, axes = new_image_grid(4, half, 10.5, 9.2)
+    fig, axes = new_image_grid(4, half, WIDTH, 9.2)
     for i, (image, (cam,)) in enumerate(zip(images, cams, strict=True)):
         row, column = 2 * (i // half), i % half
         said = f"{classes[preds[i]]} {confidence(float(probs[i]))}"
@@ -70,6 +71,6 @@ def look(
         show_image(axes[row + 1, column], explain.overlay(image / 255, cam, 0.5).clip(0, 1))
     correct = sum(pred == label for label, pred in enumerate(preds))
     title = f"The network names {correct} of {len(images)} pictures correctly"
-    fig.suptitle(f"{title}; below each, in bright colours, the evidence for its answer")
-    fig.set_label(f"Ten pictures with the network's answers and their heatmaps. {title}.")
+    title += "; below each, in bright colours, the evidence for its answer"
+    headline(fig, title, "Ten pictures with the network's answers and their heatmaps")
     return fig, preds, probs.tolist()

@@ -427,7 +427,7 @@ def draw_ellipses(axis: Axes, before: tuple[float, float], after: tuple[float, f
     turn = np.linspace(0, 2 * np.pi, 200)
     tilt = np.array([[0.8, -0.6], [0.6, 0.8]])
     for axes_of, colour, name, place in (
-        (before, COLOURS[0], "gradient: nearly all\nin one direction", (-1.45, 1.35)),
+        (before, COLOURS[0], "gradient: far less\nin the weaker one", (-1.45, 1.35)),
         (after, COLOURS[1], "orthogonal: both\nalmost alike", (-0.35, -1.75)),
     ):
         curve = tilt @ (np.array(axes_of)[:, None] * np.stack([np.cos(turn), np.sin(turn)]))

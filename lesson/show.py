@@ -10,7 +10,7 @@ from pathlib import Path
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
-from evaluation.drawing import save_figure
+from evaluation.drawing import alt_text, save_figure
 from training.files import PROJECT, scratch_folder
 
 PIXELS_PER_INCH = 80  # on a page; a file has more, for screens with small pixels
@@ -34,7 +34,7 @@ def figure(fig: Figure, path: Path | None = None) -> None:
     """
     path = path or scratch_folder() / "shown.png"
     save_figure(fig, path)
-    alt = str(fig.get_label()) or fig.get_suptitle() or "A figure"
+    alt = alt_text(fig) or fig.get_suptitle() or "A figure"
     picture(path, alt, round(PIXELS_PER_INCH * fig.get_figwidth()))
 
 

@@ -136,7 +136,8 @@ def misclassified(  # noqa: PLR0913
     number = round(check_number(count, 1, MAX_TILES, "Number of images"))
     check_choice(true_class, [ANY, *CLASSES], "True class")
     check_choice(predicted_class, [ANY, *CLASSES], "Predicted class")
-    check_options(maps, 1, stage, method)
+    check_choice(stage, list(STAGES), "Stage")
+    check_choice(method, list(METHODS), "Method")
     fits = [tile for tile in TILES if true_class in (ANY, CLASSES[tile["true"]])]
     fits = [tile for tile in fits if predicted_class in (ANY, CLASSES[tile["predicted"]])]
     tiles = fits[:number] if show else []

@@ -11,6 +11,7 @@ import tests.environment  # noqa: F401  before those below read theirs
 
 # isort: split
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -20,6 +21,7 @@ from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES, Images, Splits, denorma
 from evaluation.errors import Misclassified, plot_confusion
 from models.registry import build
 from tests.faults import faults, pytest_runtest_makereport, pytest_terminal_summary  # noqa: F401  found by pytest
+from training.checkpoints import newest_checkpoint
 from utils import export_to_space
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -127,3 +129,11 @@ def exported_space(tmp_path_factory, tiny_splits) -> Path:
     confusion = plot_confusion(wrong, tiny_splits.test.labels, CLASSES)
     export_to_space(folder, model, space_meta(), wrong, denormalize, confusion)
     return folder
+
+
+def weights_and_metrics(root: Path) -> tuple[dict, pd.DataFrame]:
+    """The last weights of the one run of FastNet in a folder, and the means of its epochs."""
+    (folder,) = root.glob("FastNet-*")
+    weights = torch.load(newest_checkpoint(folder), weights_only=True)["state_dict"]
+    table = pd.read_csv(folder / "metrics.csv").groupby("epoch").mean().drop(columns="seconds")
+    return weights, table

@@ -70,7 +70,10 @@ def test_in_a_kernel_the_cell_still_fails_but_shortly(tmp_path):
         cells=[nbformat.v4.new_code_cell(source) for source in sources]
     )
     client = NotebookClient(
-        notebook, timeout=60, kernel_name="python3", resources={"metadata": {"path": cells.PROJECT}}
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        resources={"metadata": {"path": cells.PROJECT}},
     )
     with pytest.raises(CellExecutionError):
         client.execute()
@@ -132,7 +135,7 @@ def test_figures_are_pictures_whatever_the_backend_is_called(monkeypatch, backen
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(source) for source in sources]
     )
-    NotebookClient(notebook, timeout=60, resources={"metadata": {"path": cells.PROJECT}}).execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": cells.PROJECT}}).execute()
     (output,) = notebook.cells[1].outputs
     assert "image/png" in output.data
 
@@ -151,7 +154,7 @@ line.show('')
 print('after')"""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     where = {"metadata": {"path": cells.PROJECT}}
-    NotebookClient(notebook, timeout=60, coalesce_streams=True, resources=where).execute()
+    NotebookClient(notebook, timeout=600, coalesce_streams=True, resources=where).execute()
     (output,) = notebook.cells[0].outputs
     assert "\x1b" not in output.text  # which moves the cursor between lines
     assert output.text.split() == ["before", "after"] and "widgets" not in notebook.metadata
@@ -166,7 +169,7 @@ def test_in_a_kernel_the_clock_measures_every_cell_once_however_often_it_is_star
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(source) for source in sources]
     )
-    NotebookClient(notebook, timeout=60, resources={"metadata": {"path": cells.PROJECT}}).execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": cells.PROJECT}}).execute()
     words = notebook.cells[2].outputs[0].text.split()
     assert words[:2] == ["all", "cells"] and 0.5 <= float(words[2]) < 5 and words[4] == "2"
 

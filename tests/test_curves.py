@@ -66,6 +66,22 @@ def test_a_run_without_validation_images_has_no_such_curves(tmp_path):
         curves.plot_metrics(tmp_path / "metrics.csv")
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (
+            "epoch,train_loss,val_loss,train_acc,val_acc\n",
+            "a whole epoch or more, got none",
+        ),
+        ("epoch,train_loss,val_loss,val_acc\n0,1.5,1.4,0.4\n", "the column train_acc, found none"),
+    ],
+)
+def test_a_table_without_an_epoch_or_a_column_is_refused(tmp_path, rows, words):
+    (tmp_path / "metrics.csv").write_text(rows)
+    with pytest.raises(ValueError, match=words):
+        curves.plot_metrics(tmp_path / "metrics.csv")
+
+
 def range_table(lowest: float) -> pd.DataFrame:
     """A range test of 31 steps whose loss is lowest, and flat, around a factor."""
     factor = np.logspace(-2, 1, 31)
@@ -137,7 +153,7 @@ def test_one_figure_shows_loss_accuracy_and_rate_and_marks_the_resolution(tmp_pa
     table.to_csv(tmp_path / "a.csv", index=False)
     recipe = Recipe("ResNet18", epochs=4, low_res=0.5, max_lr=0.1)
     *_, planned = curves.plot_training(tmp_path / "a.csv", recipe).axes  # no rates were logged
-    assert planned.get_ylabel() == "learning rate\n(planned)"
+    assert planned.get_ylabel() == "learning rate\n(planned, SGD)"
     assert max(planned.lines[0].get_ydata()) == pytest.approx(0.1, rel=0.01)
     rates = pd.DataFrame({"epoch": [0, 1, 2, 3], "lr_step": [0.05, 0.1, 0.05, 0.01]})
     pd.concat([table, rates]).to_csv(tmp_path / "b.csv", index=False)
@@ -152,7 +168,7 @@ def test_one_figure_shows_loss_accuracy_and_rate_and_marks_the_resolution(tmp_pa
     half.to_csv(tmp_path / "c.csv", index=False)
     for figure in (curves.plot_training, lambda *run: curves.plot_schedule(*run)[0]):
         *_, rate = figure(tmp_path / "c.csv", recipe).axes
-        assert rate.lines[0].get_xdata().tolist() == [1, 2]
+        assert rate.lines[0].get_xdata().tolist() == [0.5, 1.5]
 
 
 def test_the_schedule_s_title_says_whether_the_peak_was_reached():

@@ -152,10 +152,29 @@ def test_what_is_no_image_or_no_label_is_refused(image, bad, label, message):
         Draw.plotings([image, bad], [3, label])
 
 
-@pytest.mark.parametrize(("padding", "cutout"), [(-1, 0), (32, 0), (0, -1), (0, 33)])
+@pytest.mark.parametrize(
+    ("padding", "cutout"), [(-1, 0), (32, 0), (0, -1), (0, 33), (1.5, 0), (0, 2.5)]
+)
 def test_what_an_image_has_no_room_for_is_refused(padding, cutout):
     with pytest.raises(ValueError, match=f"got {padding} and {cutout}"):
         Augmentation(padding, cutout)
+
+
+@pytest.mark.parametrize("fraction", [0, -1, 1.1, float("nan")])
+def test_a_fraction_of_the_sample_that_leaves_nothing_is_refused(fraction):
+    with pytest.raises(ValueError, match=f"above 0 and at most 1, got {fraction}"):
+        dataload.sample_splits("space/examples", 1, fraction)
+
+
+def test_images_of_floats_are_refused_instead_of_becoming_nearly_black(image):
+    with pytest.raises(ValueError, match=r"expected uint8 images, got float64 \(1, 32, 32, 3\)"):
+        normalize(image[None] / 255)
+
+
+def test_a_zip_is_a_list_of_pairs_and_what_are_no_pairs_is_refused(image):
+    assert len(AlbumentationImageDataset(zip([image] * 3, [1, 2, 3], strict=True))) == 3
+    with pytest.raises(ValueError, match="expected a pair of image and label, got ndarray"):
+        AlbumentationImageDataset(image[None])
 
 
 def test_a_batch_size_below_one_is_refused(tiny_splits):
@@ -178,6 +197,16 @@ def test_a_module_without_images_says_how_to_load_them(tiny_splits):
 
 
 @pytest.mark.numeric
+def test_the_seed_of_the_module_decides_the_split_of_cifar10(monkeypatch):
+    monkeypatch.setattr(dataload, "prepare_cifar10", lambda folder: folder)
+    monkeypatch.setattr(dataload, "read_cifar10", lambda _: (numbered(500), numbered(10)))
+    data = CIFAR10DataModule("nowhere", seed=7)
+    data.prepare_data()
+    data.setup()
+    wanted = split(numbered(500), numbered(10), 7, "CIFAR-10")
+    assert np.array_equal(data.splits.val.images, wanted.val.images)
+
+
 def test_validation_and_test_images_are_never_augmented(tiny_splits):
     data = CIFAR10DataModule(batch_size=16, num_workers=0, splits=tiny_splits)
     for batches, part in (

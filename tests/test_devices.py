@@ -37,10 +37,9 @@ from dataload import (
     shard_batches,
 )
 from models.errors import TrainingFailed
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, weights_and_metrics
 from tests.warm import WarmProcess
 from training import run_folder, runs
-from training.checkpoints import newest_checkpoint
 from training.classifier import LitClassifier
 from training.history import read_table
 from training.options import RunOptions
@@ -206,14 +205,6 @@ def train_in_two(root: Path, dies: bool = False) -> tuple[list[bool], str]:
     for process in ranks:
         process.kill()
     return finished, "".join((root / f"printed{rank}").read_text() for rank in range(2))
-
-
-def weights_and_metrics(root: Path) -> tuple[dict, pd.DataFrame]:
-    (folder,) = root.glob("FastNet-*")
-    weights = torch.load(newest_checkpoint(folder), weights_only=True)["state_dict"]
-    return weights, pd.read_csv(folder / "metrics.csv").groupby("epoch").mean().drop(
-        columns="seconds"
-    )
 
 
 @pytest.fixture(scope="module")

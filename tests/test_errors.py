@@ -92,3 +92,14 @@ def test_correct_examples_are_the_first_of_each_class(tiny_splits):
     assert all(sample.label == sample.pred for sample in found)
     assert torch.equal(found[-1].image, loader.dataset[10][0])
     assert len(errors.get_correct_data(loader, (logits, labels), 3)) == 3
+
+
+@pytest.mark.parametrize("temperature", [0, -1, float("nan"), float("inf")])
+def test_a_temperature_that_is_not_above_zero_is_refused(tiny_splits, temperature):
+    loader = make_loader(tiny_splits.test, 16, 0, train=False)
+    labels = torch.from_numpy(tiny_splits.test.labels)
+    logits = torch.nn.functional.one_hot((labels + 1) % 10, 10).float()
+    with pytest.raises(ValueError, match=f"temperature above 0, got .* and {temperature}"):
+        errors.get_misclassified_data(None, "cpu", loader, temperature, (logits, labels))
+    with pytest.raises(ValueError, match="expected finite logits"):
+        errors.get_misclassified_data(None, "cpu", loader, 1, (logits * float("nan"), labels))

@@ -92,7 +92,7 @@ def test_it_works_where_gradients_are_switched_off_and_under_autocast(model, ima
         assert np.allclose(gradcam(model, model.layer3, images, [0, 1, 2]), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("classes", [[0, 1], [0, 1, 2, 3], [-1, 0, 0]])
+@pytest.mark.parametrize("classes", [[0, 1], [0, 1, 2, 3], [-1, 0, 0], [1.5, 0, 0]])
 def test_wrong_classes_are_refused(model, images, classes):
     with pytest.raises(ValueError, match="expected a class"):
         gradcam(model, model.layer4, images, classes)
@@ -101,6 +101,15 @@ def test_wrong_classes_are_refused(model, images, classes):
 def test_a_layer_of_another_network_is_refused(model, images):
     with pytest.raises(ValueError, match="not in it"):
         gradcam(model, build("ResNet18").layer4, images, [0, 1, 2])
+
+
+def test_what_has_no_heatmap_is_refused(model, images):
+    with pytest.raises(ValueError, match=r"feature maps .* got Linear with outputs of shape \(3, "):
+        gradcam(model, model.linear, images, [0, 1, 2])
+    with pytest.raises(ValueError, match="at least one image"):
+        gradcam(model, model.layer4, images[:0], [])
+    with pytest.raises(ValueError, match="finite numbers only"):
+        gradcam(model, model.layer4, images * float("nan"), [0, 1, 2])
 
 
 def test_threads_that_share_a_network_get_their_own_heatmaps(model, images):

@@ -11,8 +11,8 @@ from models.fastnet import FastNet, Group, PooledConv, dirac_conv
 from models.registry import build
 from training import whitening
 from training.classifier import LitClassifier
-from training.optimizer import MuonWithSGD, orthogonalize, parameter_groups
-from training.recipes import RECIPES
+from training.optimizer import MuonWithSGD, make_optimizer, orthogonalize, parameter_groups
+from training.recipes import RECIPES, Recipe
 
 pytestmark = pytest.mark.numeric
 
@@ -33,6 +33,13 @@ def test_the_size_is_that_of_the_airbench_family():
     stem, batch_norms, head = 12 * 24 + 24, 2 * (2 * 64 + 4 * 256), 2560
     found = sum(p.numel() for p in FastNet().parameters())
     assert found == convolutions + stem + batch_norms + head
+
+
+def test_the_forward_pass_is_stem_groups_maximum_and_head(images):
+    net = FastNet().eval()
+    maps = net.group3(net.group2(net.group1(nn.functional.gelu(net.stem(images[:2, :, :32, :32])))))
+    wanted = maps.flatten(2).max(2).values @ net.head.weight.T
+    assert torch.allclose(net(images[:2, :, :32, :32]), wanted, atol=1e-5)
 
 
 def test_an_image_takes_105_million_multiply_adds():
@@ -198,3 +205,12 @@ def test_every_parameter_that_learns_is_in_exactly_one_group(name):
     filters = [p for group in groups if group.get("muon") for p in group["params"]]
     by_hand = [p for n, p in model.named_parameters() if p.shape[2:] == (3, 3) and p.shape[1] > 3]
     assert len(filters) == (len(by_hand) if recipe.muon_lr else 0)
+
+
+def test_each_group_has_its_own_momentum_and_the_same_decay_per_step():
+    rates = {"max_lr": 0.02, "bias_lr": 2.0, "muon_lr": 0.1}
+    recipe = Recipe("FastNet", momentum=0.8, weight_decay=0.5, **rates)
+    filters, *by_sgd = make_optimizer(build("FastNet"), recipe, bf16=False).param_groups
+    assert [group["momentum"] for group in (filters, *by_sgd)] == [0.6, 0.8, 0.8]
+    decays = [group["lr"] * group["weight_decay"] for group in by_sgd]
+    assert decays == pytest.approx([0.01, 0.01])

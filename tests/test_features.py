@@ -99,23 +99,21 @@ def test_too_few_images_for_top_patches_are_refused(tiny_splits):
         features.top_patches(build("FastNet"), normalize(tiny_splits.test.images[:4]))
 
 
-def test_a_patch_is_the_field_of_its_cell_and_white_outside_the_image():
+def test_a_patch_is_the_field_of_its_cell_and_grey_outside_the_image():
     image = np.arange(32 * 32 * 3, dtype=float).reshape(32, 32, 3)
     field = features.ReceptiveField(size=5, jump=2, start=-1)
     assert np.array_equal(features.cut_patch(image, field, (3, 4)), image[5:10, 7:12])
     corner = features.cut_patch(image, field, (0, 0))
-    assert (corner[0] == 1).all() and np.array_equal(corner[1:, 1:], image[:4, :4])
+    assert (corner[0] == features.OUTSIDE).all() and np.array_equal(corner[1:, 1:], image[:4, :4])
     assert features.cut_patch(image, features.ReceptiveField(40, 8, -16), (0, 0)) is image
 
 
 @pytest.mark.numeric
 def test_the_stages_figure_has_five_patches_of_each_channel_and_a_finding(tiny_splits):
     model, images = build("FastNet").eval(), normalize(tiny_splits.test.images[:12])
-    fig = features.plot_stages(model, images, denormalize, 2, "a note", tiny_splits.test.labels)
+    fig = features.plot_stages(model, images, tiny_splits.test.labels, denormalize, 2, "a note")
     assert sum(bool(axis.images) for axis in fig.axes) == 4 * 2 * 5
     assert "of a single class" in fig.get_suptitle() and "a note" in fig.get_suptitle()
-    plain = features.plot_stages(model, images, denormalize)
-    assert "stem to group3 most" in plain.get_suptitle()
 
 
 def test_the_share_of_channels_whose_patches_are_of_one_class():

@@ -20,7 +20,6 @@ from dataload import (
     FastDataModule,
     Images,
     Splits,
-    make_loader,
 )
 from evaluation.errors import get_misclassified_data
 from evaluation.predict import predict
@@ -198,9 +197,3 @@ def test_the_resident_loader_moves_to_the_device_that_trains(tiny_splits):
     assert data.train_dataloader().labels.device.type == "cpu"
     data.trainer = as_process(0, 1, "meta")
     assert data.train_dataloader().labels.device.type == "meta"
-
-
-def test_the_test_loader_of_the_module_is_sequential(tiny_splits):
-    loader = make_loader(tiny_splits.test, 16, 0, train=False)
-    labels = torch.cat([labels for _, labels in loader])
-    assert labels.tolist() == tiny_splits.test.labels.tolist()

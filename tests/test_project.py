@@ -398,9 +398,9 @@ def test_no_file_of_cifar10_and_no_checkpoint_is_committed():
 # ---- make run and make publish ----
 
 
-def a_run(folder: Path, data: str, space: Path, error: bool = False) -> Path:
-    cell = nbformat.v4.new_code_cell("1")
-    if error:
+def a_run(folder: Path, data: str, space: Path, ending: str = "") -> Path:
+    cell = nbformat.v4.new_code_cell("1", execution_count=None if ending == "stopped" else 1)
+    if ending == "error":
         cell.outputs = [nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]
     (folder / "images").mkdir(parents=True)
     (folder / "images/loss_metrics.png").write_text("curve")
@@ -442,16 +442,17 @@ def test_publish_promotes_the_newest_run_on_cifar10(project, exported_space, cap
 
 
 @pytest.mark.parametrize(
-    ("data", "error", "words"),
+    ("data", "ending", "words"),
     [
-        ("built-in sample, not CIFAR-10", False, "No finished run on CIFAR-10 in runs/"),
-        ("CIFAR-10", True, "holds an error and is not published"),
+        ("built-in sample, not CIFAR-10", "", "No finished run on CIFAR-10 in runs/"),
+        ("CIFAR-10", "error", "holds an error and is not published"),
+        ("CIFAR-10", "stopped", "was not executed to its end and is not published"),
     ],
 )
-def test_publish_refuses_the_sample_and_a_run_that_failed(
-    project, capsys, exported_space, data, error, words
+def test_publish_refuses_the_sample_and_a_run_that_failed_or_was_stopped(
+    project, capsys, exported_space, data, ending, words
 ):
-    a_run(project / "runs/20260101-000000", data, exported_space, error)
+    a_run(project / "runs/20260101-000000", data, exported_space, ending)
     assert publish.publish(None) == 1 and not (project / "results.json").exists()
     assert words in capsys.readouterr().out
 
@@ -472,6 +473,7 @@ def test_a_failing_cell_is_reported_and_the_notebook_up_to_it_is_kept(project, c
         nbformat.v4.new_markdown_cell("## 1. First"),
         nbformat.v4.new_code_cell("print('so far')"),
         nbformat.v4.new_code_cell("1 / 0"),
+        nbformat.v4.new_code_cell("2", execution_count=7),  # of the stored notebook
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), project / run.NOTEBOOK)
     monkeypatch.setattr(run, "port_is_free", lambda: True)
@@ -479,9 +481,10 @@ def test_a_failing_cell_is_reported_and_the_notebook_up_to_it_is_kept(project, c
     monkeypatch.setenv("ERA_OUT_DIR", "")
     assert run.run() == 1
     told = capsys.readouterr().out
-    assert "[cell 1 of 2] 1. First" in told and "so far" in told and "ZeroDivisionError" in told
+    assert "[cell 1 of 3] 1. First" in told and "so far" in told and "ZeroDivisionError" in told
     (kept,) = (project / "runs").glob(f"*/{run.NOTEBOOK}")
     assert "so far" in kept.read_text()
+    assert nbformat.read(kept, as_version=4).cells[-1].execution_count is None
 
 
 def program_of(project: Path, change: str = "") -> str:
@@ -501,7 +504,7 @@ def run_of(project: Path, *sources: str, **environment: str) -> subprocess.Compl
         cwd=PROJECT,
         env=os.environ | environment,
         capture_output=True,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -740,13 +743,13 @@ def test_a_run_serves_its_own_space_or_after_the_sample_the_committed_one(
     assert served == [folder / "space" if data == "CIFAR-10" else run.SPACE]
 
 
-def test_make_app_serves_the_committed_space_until_ctrl_c():
+def test_make_app_serves_the_committed_space_until_ctrl_c(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
     child = subprocess.Popen(
         [sys.executable, "-m", "tools.run", "app"],
         cwd=PROJECT,
-        env=os.environ | {"GRADIO_SERVER_PORT": port},
+        env=os.environ | {"GRADIO_SERVER_PORT": port, "GRADIO_TEMP_DIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -27,6 +27,15 @@ def test_the_number_of_parameters_is_the_published_one(arch, count):
     assert sum(p.numel() for p in build(arch).parameters()) == count
 
 
+def test_custom_resnet_adds_two_shortcuts_and_divides_its_logits_by_eight():
+    net, images = build("CustomResNet").eval(), torch.rand(2, 3, 32, 32)
+    x = net.convblock1(net.preplayer1(images))
+    x = x + net.resblock2(net.resblock1(x))
+    x = net.convblock3(net.convblock2(x))
+    x = x + net.resblock4(net.resblock3(x))
+    assert torch.allclose(net(images), net.ffconnectedlayer1(x.amax((2, 3))) / 8, atol=1e-5)
+
+
 def test_resnet18_has_the_torchsummary_table_of_the_reference():
     assert folded(model_summary(build("ResNet18"))) == folded(
         (REFERENCE / "resnet18_torchsummary.txt").read_text()

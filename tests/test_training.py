@@ -15,6 +15,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+import training.__main__
 import training.classifier
 import training.optimizer
 from dataload import CIFAR10DataModule, normalize
@@ -340,6 +341,25 @@ def test_a_loss_that_is_no_number_stops_and_the_last_checkpoint_stays(data, tmp_
     )  # and it goes on from there
 
 
+def test_the_validation_loss_has_smoothed_labels_as_that_of_training_has(monkeypatch):
+    classifier, logged = LitClassifier(network="FastNet", label_smoothing=0.3).eval(), {}
+    monkeypatch.setattr(classifier, "log_means", lambda metrics, _: logged.update(metrics))
+    images, labels = torch.rand(8, 3, 32, 32), torch.arange(8)
+    classifier.validation_step((images, labels), 0)
+    # By definition: 0.7 of the cross-entropy, and 0.3 of its mean over all classes.
+    minus_log = -classifier(images).log_softmax(1)
+    wanted = 0.7 * minus_log[labels, labels].mean() + 0.3 * minus_log.mean()
+    assert float(logged["val_loss"]) == pytest.approx(float(wanted))
+
+
+def test_lightning_s_validate_and_test_return_loss_and_accuracy(data):
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    classifier = LitClassifier(network="FastNet")
+    (validated,) = trainer.validate(classifier, datamodule=data, verbose=False)
+    (tested,) = trainer.test(classifier, datamodule=data, verbose=False)
+    assert set(validated) == {"val_loss", "val_acc"} and set(tested) == {"test_loss", "test_acc"}
+
+
 def test_the_first_of_several_bad_losses_is_named_by_its_step(monkeypatch):
     """As on a GPU, where they are looked at when the epoch ends.
 
@@ -475,9 +495,7 @@ def test_a_network_of_the_reader_s_own_is_advised_too(monkeypatch):
             super().__init__(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
 
     monkeypatch.setitem(registry.NETWORKS, "Deeper", Deeper)
-    assert "would take" in smaller_budget("Deeper", 5) and "would take" in smaller_budget(
-        "unknown", 5
-    )
+    assert "would take" in smaller_budget("Deeper", 5)
     multiply_adds.cache_clear()
 
 
@@ -1024,3 +1042,10 @@ def test_channels_last_gives_the_same_logits():
     plain.load_state_dict(classifier.model.state_dict())
     images = torch.rand(2, 3, 32, 32)
     assert torch.allclose(classifier(images), plain(images), atol=1e-4)
+
+
+def test_a_training_of_the_stored_network_is_refused(monkeypatch):
+    monkeypatch.setenv("ERA_TRAIN", "stored")
+    monkeypatch.setattr("sys.argv", ["training"])
+    with pytest.raises(ValueError, match="expected TRAIN=yes for a training, got stored"):
+        training.__main__.main()

@@ -228,7 +228,7 @@ def test_transparency_1_shows_the_image_and_0_the_heatmap_alone(model, wrong):
 @pytest.mark.parametrize(("count", "available"), [(0, 23), (21, 23), (6, 5)])
 def test_a_number_of_samples_that_is_not_there_is_refused(model, wrong, count, available):
     layers = [model.stages()[-1].module]
-    with pytest.raises(ValueError, match=f"of the {available} there are, got {count}"):
+    with pytest.raises(ValueError, match=f"at most the {available} there are, got {count}"):
         display_gradcam_output(
             wrong[:available], CLASSES, denormalize, model, layers, number_of_samples=count
         )
@@ -241,6 +241,38 @@ def test_missing_targets_and_layers_are_refused(model, wrong):
         display_gradcam_output(wrong, CLASSES, denormalize, model, [model.convblock3], [1, 2], 3)
     with pytest.raises(ValueError, match="at least one target layer"):
         display_gradcam_output(wrong, CLASSES, denormalize, model, [])
+    with pytest.raises(ValueError, match="list of target layers, got a module, Sequential"):
+        display_gradcam_output(wrong, CLASSES, denormalize, model, model.convblock3)
+
+
+def test_a_wrong_transparency_and_too_few_names_of_classes_are_refused(model, wrong):
+    layers = [model.convblock3]
+    with pytest.raises(ValueError, match=r"a transparency from 0 to 1, got -0\.1"):
+        display_gradcam_output(
+            wrong, CLASSES, denormalize, model, layers, number_of_samples=1, transparency=-0.1
+        )
+    with pytest.raises(ValueError, match="names of 10 classes, got 9"):
+        display_gradcam_output(wrong, CLASSES[:9], denormalize, model, layers, number_of_samples=1)
+
+
+@pytest.mark.parametrize("changes", [{"image_size": None}, {"temperature": 0}, {"test_acc": 94}])
+def test_a_description_that_the_app_would_refuse_is_named_and_nothing_written(
+    tmp_path, model, wrong, changes
+):
+    (name,) = changes
+    nothing = plot_confusion([], np.arange(10), CLASSES)
+    meta = {key: value for key, value in (space_meta() | changes).items() if value is not None}
+    with pytest.raises(ValueError, match=rf"model\.json: {name}: "):
+        export_to_space(tmp_path, model, meta, wrong, denormalize, nothing)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_of_numpy_and_torch_are_written_as_numbers(tmp_path, model, wrong):
+    numbers = {"temperature": np.float32(0.5), "test_acc": torch.tensor(0.25)}
+    nothing = plot_confusion([], np.arange(10), CLASSES)
+    utils.write_bundle(tmp_path, model, space_meta() | numbers, wrong, denormalize, nothing)
+    written = json.loads((tmp_path / "model.json").read_text())
+    assert (written["temperature"], written["test_acc"]) == (0.5, 0.25)
 
 
 # ---- export ----
@@ -249,6 +281,10 @@ def test_missing_targets_and_layers_are_refused(model, wrong):
 def exported(folder, model, wrong, labels, **changes):
     confusion = plot_confusion(wrong, labels, CLASSES)
     return export_to_space(folder, model, space_meta() | changes, wrong, denormalize, confusion)
+
+
+def test_everybody_may_read_the_weights(exported_space):
+    assert (exported_space / "model.safetensors").stat().st_mode & 0o444 == 0o444
 
 
 def test_the_bundle_is_complete_and_its_code_is_a_copy(exported_space):
@@ -266,7 +302,7 @@ def test_the_bundle_is_complete_and_its_code_is_a_copy(exported_space):
         "misclassified.png",
         "misclassified.json",
     }
-    assert not [name for name in names if name.startswith((".", "_")) and name != ".gitattributes"]
+    assert not [name for name in names if name.startswith((".", "_"))]
     sources = {path.name: path.read_bytes() for path in (exported_space / "models").glob("*.py")}
     assert set(sources) == {
         "__init__.py",
@@ -381,8 +417,11 @@ def test_tiles_are_the_images_enlarged_three_times(wrong, tiny_splits):
     assert np.array_equal(figure[96:192, 192:288], enlarged)
 
 
-def test_no_more_than_fifty_tiles_leave(wrong):
+def test_no_more_than_fifty_tiles_leave(tmp_path, model, wrong):
     assert draw_tiles([wrong[0]] * 60, denormalize).size == (960, 480)
+    nothing = plot_confusion([], np.arange(10), CLASSES)
+    utils.write_bundle(tmp_path, model, space_meta(), [wrong[0]] * 60, denormalize, nothing)
+    assert len(json.loads((tmp_path / "misclassified.json").read_text())) == 50
 
 
 # ---- bundle ----
@@ -524,7 +563,7 @@ def test_the_app_refuses_a_changed_source_before_it_runs(space):
     with (space / "models/explain.py").open("a") as file:
         file.write("\nraise SystemExit('it ran')\n")
     done = subprocess.run(
-        [sys.executable, "app.py"], cwd=space, capture_output=True, text=True, timeout=100
+        [sys.executable, "app.py"], cwd=space, capture_output=True, text=True, timeout=600
     )
     assert (
         done.returncode
@@ -690,7 +729,10 @@ def test_a_bundle_that_needs_the_project_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_app_that_is_loaded_is_the_one_exported_last(tmp_path, model, wrong, tiny_splits):
+def test_the_app_that_is_loaded_is_the_one_exported_last(
+    tmp_path, tmp_path_factory, monkeypatch, model, wrong, tiny_splits
+):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
     exported(tmp_path, model, wrong, tiny_splits.test.labels)
     first = utils.load_app(tmp_path)
     exported(tmp_path, build("FastNet"), wrong, tiny_splits.test.labels)

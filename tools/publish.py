@@ -21,7 +21,7 @@ def run_to_publish(folder: str | Path | None) -> Path | None:
         folder: of the run; None takes the newest one on CIFAR-10.
 
     Returns:
-        The folder of a run on CIFAR-10 whose notebook holds no error, else None.
+        The folder of a run on CIFAR-10 whose notebook was executed without an error, else None.
     """
     results = (PROJECT / "runs").glob("*/results.json")
     newest_first = sorted(results, key=lambda path: path.stat().st_mtime, reverse=True)
@@ -39,6 +39,9 @@ def run_to_publish(folder: str | Path | None) -> Path | None:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     if any(output.output_type == "error" for output in outputs):
         print(f"{source / NOTEBOOK} holds an error and is not published.")
+        return None
+    if any(cell.cell_type == "code" and not cell.execution_count for cell in notebook.cells):
+        print(f"{source / NOTEBOOK} was not executed to its end and is not published.")
         return None
     return source
 

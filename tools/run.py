@@ -85,6 +85,8 @@ def execute(out: Path, name: str = NOTEBOOK) -> None:
     """
     notebook = nbformat.read(PROJECT / name, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in cells:  # what is not reached must not look as if it had been executed
+        cell.update(outputs=[], execution_count=None)
     client = TalkingClient(
         notebook,
         timeout=None,

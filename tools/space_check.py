@@ -20,8 +20,8 @@ EXPECTED = {"classes": 3, "maps": 2, "panels": 6}
 SMOKE_TEST = """
 import json, sys, app
 from gradio_client import Client, handle_file
-_, address, _ = app.demo.queue().launch(prevent_thread_lock=True, quiet=True)
-client, cat = Client(address, verbose=False), handle_file("examples/cat.png")
+app.serve(prevent_thread_lock=True, quiet=True)
+client, cat = Client(app.demo.local_url, verbose=False), handle_file("examples/cat.png")
 stage = list(app.STAGES)[-1]
 _, answer, _ = client.predict(cat, 3, api_name="/classify")
 maps = client.predict(cat, True, 2, stage, "GradCAM", 0.4, api_name="/explain")

@@ -13,7 +13,7 @@ import argparse
 import sys
 
 from dataload import load_splits, sample_splits
-from models.errors import EXPLAINED
+from models.errors import EXPLAINED, InvalidValue
 from training.console import forgive_output
 from training.runs import build_datamodule, train
 from training.settings import PROJECT, SWITCHES, resolve
@@ -26,6 +26,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     s = resolve(SWITCHES)
+    if s.train == "stored":
+        raise InvalidValue("expected TRAIN=yes for a training, got stored: nothing to be trained")
     if s.smoke:
         splits = sample_splits(PROJECT / "space/examples", s.seed, 0.3)
     else:

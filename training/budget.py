@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from models.registry import NETWORKS
 from training.console import format_duration
 from training.recipes import (
     FASTNET,
@@ -113,7 +112,7 @@ def smaller_budget(network: str, epochs: float, measured: Path = MEASURED) -> st
         measured: a file that benchmarks/accuracy.py wrote; its times are of another machine, so
             multiply-adds are compared.
     """
-    affordable = epochs * multiply_adds(network) if network in NETWORKS else 0
+    affordable = epochs * multiply_adds(network)
     fitting = [row for row in measured_runs(measured) if training_work(row) <= affordable]
     advice = f"This machine needs more than {SLOW_RUN_MINUTES} minutes for it. "
     if not fitting:

@@ -185,7 +185,7 @@ class LitClassifier(pl.LightningModule):
             metrics,
             on_step=False,
             on_epoch=True,
-            logger=False,
+            logger=self.trainer.state.fn != "fit",  # whose history `Progress` writes
             # A float: Lightning's mean over gloo's processes would round an integer down.
             batch_size=float(images),  # pyright: ignore[reportArgumentType]
             sync_dist=True,
@@ -224,7 +224,16 @@ class LitClassifier(pl.LightningModule):
         Args:
             batch: images (N, 3, 32, 32) and labels (N,).
         """
+        self.log_evaluation(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        """Log what validation_step does, as test_loss and test_acc."""
+        self.log_evaluation(batch, "test")
+
+    def log_evaluation(self, batch: tuple[Tensor, Tensor], part: str) -> None:
+        """Log the loss and the accuracy of a batch of a part, 'val' or 'test'."""
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        self.log_means({"val_loss": loss, "val_acc": self.acc(logits, labels)}, len(labels))
+        metrics = {f"{part}_loss": loss, f"{part}_acc": self.acc(logits, labels)}
+        self.log_means(metrics, len(labels))

@@ -213,8 +213,10 @@ def hardware(processes: int = 1) -> str:
         return name if processes == 1 else f"{processes} x {name}"
     if device == "mps":
         return f"Apple GPU ({platform.machine()})"
-    cores = f"{torch.get_num_threads()} CPU cores" if processes == 1 else f"{processes} processes"
-    return f"{cores} ({cpu_name()})"
+    if processes > 1:
+        return f"{processes} processes ({cpu_name()})"
+    threads = torch.get_num_threads()
+    return f"{threads} CPU core{'s' * (threads > 1)} ({cpu_name()})"
 
 
 def versions() -> dict[str, str]:

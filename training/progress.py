@@ -141,9 +141,10 @@ class Progress(Callback):
     def print_estimate(self, trainer: pl.Trainer, module: LitClassifier, seconds: float) -> None:
         """Print what the whole run takes, and, where that is long, what would take less."""
         epochs = module.recipe.epochs - self.first_epoch
+        plural = "s" * (epochs > 1)
         # format_duration would round 100 to 600 s to minutes, which is too coarse here.
         duration = format_duration(seconds) if seconds > 600 else f"{seconds:.0f} s"
-        print(f"{'now ' if self.estimated else ''}about {duration} for {epochs} epochs")
+        print(f"{'now ' if self.estimated else ''}about {duration} for {epochs} epoch{plural}")
         if not self.estimated and seconds > 60 * SLOW_RUN_MINUTES and self.first_epoch == 0:
             # Advice never ends a run, whatever network or file it is given.
             with contextlib.suppress(Exception):

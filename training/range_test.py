@@ -36,7 +36,7 @@ class RangeTest(LitClassifier):
         configured = super().configure_optimizers()
         configured["lr_scheduler"]["scheduler"] = torch.optim.lr_scheduler.LambdaLR(
             configured["optimizer"],
-            lambda step: exponential_lr_factor(step / self.trainer.max_steps),
+            lambda step: exponential_lr_factor(step / max(1, self.trainer.max_steps - 1)),
         )
         return configured
 

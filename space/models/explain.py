@@ -33,7 +33,7 @@ def logit_of(target: int) -> Target:
     """Return a function that picks one class's logit from those of an image."""
 
     def pick(logits: Tensor) -> Tensor:
-        if not 0 <= target < len(logits):  # grad-cam would swallow the IndexError
+        if target not in range(len(logits)):  # grad-cam would swallow the IndexError
             raise InvalidValue(f"expected a class from 0 to {len(logits) - 1}, got {target}")
         return logits[target]
 
@@ -74,7 +74,8 @@ def gradcam(
 
     Raises:
         ValueError: if the method is unknown, layer is not part of the network, the number of
-            classes is not the number of images, or a class is no output of the network.
+            classes is not the number of images, a class is no output of the network, the layer's
+            output is no feature maps, or the images are none or hold what is no finite number.
     """
     if len(classes) != len(images):
         raise InvalidValue(f"expected a class for each of {len(images)} images, got {len(classes)}")
@@ -113,11 +114,16 @@ def classify_and_explain(
         raise InvalidValue(
             f"expected a layer of the network, got {type(layer).__name__}, which is not in it"
         )
+    if not len(images) or not images.isfinite().all():
+        raise InvalidValue("expected at least one image, and finite numbers only")
     counts = torch.tensor([len(of_image) for of_image in targets])
     ends = counts.cumsum(0)
 
     def branch(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
         """Return the layer's output once for each target, as where gradients begin."""
+        if output.ndim != 4:
+            got = f"{type(layer).__name__} with outputs of shape {tuple(output.shape)}"
+            raise InvalidValue(f"expected a layer with feature maps (N, C, h, w), got {got}")
         copies = counts.to(output.device)
         return output.detach().repeat_interleave(copies, dim=0).requires_grad_()
 
