@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import CSVLogger
 
 import training.__main__
 import training.classifier
@@ -343,17 +344,19 @@ def test_a_loss_that_is_no_number_stops_and_the_last_checkpoint_stays(data, tmp_
 
 def test_the_validation_loss_has_smoothed_labels_as_that_of_training_has(monkeypatch):
     classifier, logged = LitClassifier(network="FastNet", label_smoothing=0.3).eval(), {}
-    monkeypatch.setattr(classifier, "log_means", lambda metrics, _: logged.update(metrics))
+    monkeypatch.setattr(classifier, "log_means", lambda metrics, *_, **__: logged.update(metrics))
+    classifier.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))
     images, labels = torch.rand(8, 3, 32, 32), torch.arange(8)
-    classifier.validation_step((images, labels), 0)
+    with torch.no_grad():
+        classifier.validation_step((images, labels), 0)
     # By definition: 0.7 of the cross-entropy, and 0.3 of its mean over all classes.
-    minus_log = -classifier(images).log_softmax(1)
+    minus_log = -classifier(images).detach().log_softmax(1)
     wanted = 0.7 * minus_log[labels, labels].mean() + 0.3 * minus_log.mean()
     assert float(logged["val_loss"]) == pytest.approx(float(wanted))
 
 
-def test_lightning_s_validate_and_test_return_loss_and_accuracy(data):
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+def test_lightning_s_validate_and_test_return_loss_and_accuracy(data, tmp_path):
+    trainer = pl.Trainer(accelerator="cpu", logger=CSVLogger(tmp_path), enable_progress_bar=False)
     classifier = LitClassifier(network="FastNet")
     (validated,) = trainer.validate(classifier, datamodule=data, verbose=False)
     (tested,) = trainer.test(classifier, datamodule=data, verbose=False)
@@ -523,9 +526,7 @@ class Clock:
         return self.now
 
 
-def simulated_progress(
-    monkeypatch, capsys, low_res=0.4, epochs=4, batches=180, slower_from=99, network="FastNet"
-):
+def simulated_progress(monkeypatch, capsys, low_res=0.4, epochs=4, batches=180, slower_from=99):
     """What Progress prints while a simulated machine trains, and how many seconds that takes.
 
     A batch takes 1 s at full resolution, 9/16 s at low, a third of that in validation, 3 s at the
@@ -544,7 +545,7 @@ def simulated_progress(
         logger=None,
         datamodule=SimpleNamespace(splits=images, batch_size=250),
     )
-    recipe = SimpleNamespace(low_res=low_res, network=network, epochs=epochs)
+    recipe = SimpleNamespace(low_res=low_res, network="FastNet", epochs=epochs)
     module = SimpleNamespace(device=torch.device("cpu"), rates={}, recipe=recipe)
     progress = Progress(pd.DataFrame({"epoch": []}))
     monkeypatch.setattr("training.progress.write_epoch", lambda *_: None)
@@ -576,7 +577,8 @@ def test_the_estimate_holds_everything_from_the_start_to_the_end(
 ):
     lines, took = simulated_progress(monkeypatch, capsys, low_res, epochs, batches)
     (said,) = [line for line in lines if line.startswith(("about", "now about"))]
-    assert seconds(said) == pytest.approx(took, rel=0.15) and said.endswith(f"for {epochs} epochs")
+    assert seconds(said) == pytest.approx(took, rel=0.15)
+    assert said.endswith("for 1 epoch" if epochs == 1 else f"for {epochs} epochs")
 
 
 def test_the_estimate_is_corrected_where_the_machine_becomes_slower(monkeypatch, capsys):
@@ -590,9 +592,8 @@ def test_the_estimate_is_corrected_where_the_machine_becomes_slower(monkeypatch,
     assert seconds(later[-1]) == pytest.approx(took, rel=0.15)
 
 
-@pytest.mark.parametrize("network", ["ResNet18", "of a reader's own"])
-def test_advice_never_ends_a_run(monkeypatch, capsys, network):
-    lines, _ = simulated_progress(monkeypatch, capsys, epochs=20, network=network)
+def test_advice_never_ends_a_run(monkeypatch, capsys):
+    lines, _ = simulated_progress(monkeypatch, capsys, epochs=20)
     assert "This machine needs more than 20 minutes" in lines[1]
     monkeypatch.setattr("training.progress.smaller_budget", lambda *_: 1 / 0)
     assert (
@@ -809,7 +810,7 @@ def test_the_range_test_takes_ever_larger_steps_on_a_network_of_its_own(
     )
     table = range_test(recipe, data, seed=1, steps=7, precision="32-true")
     assert len(table) == 7 and list(table.columns) == ["factor", "loss"]
-    assert table.factor.tolist() == pytest.approx([10 ** (3 * i / 7 - 2) for i in range(7)])
+    assert table.factor.tolist() == pytest.approx([10 ** (3 * i / 6 - 2) for i in range(7)])
     assert seen == pytest.approx((0.05 * table.factor).tolist())
     assert table.loss.iloc[0] == pytest.approx(2.3, abs=0.7)  # of a network that knows nothing
     assert not list(tmp_path.iterdir())  # leaves nothing behind
@@ -822,7 +823,7 @@ def test_a_rate_that_fp16_has_skipped_comes_again_in_the_range_test(data, monkey
         LitClassifier, "note_step", lambda self, *_: calls.append(0) or calls[1:] and note(self)
     )
     table = range_test(RECIPE, data, steps=4, precision="32-true")
-    wanted = [10 ** (3 * step / 4 - 2) for step in (0, 0, 1, 2)]
+    wanted = [10 ** (step - 2) for step in (0, 0, 1, 2)]
     assert table.factor.tolist() == pytest.approx(wanted)
 
 

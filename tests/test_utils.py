@@ -255,13 +255,15 @@ def test_a_wrong_transparency_and_too_few_names_of_classes_are_refused(model, wr
         display_gradcam_output(wrong, CLASSES[:9], denormalize, model, layers, number_of_samples=1)
 
 
-@pytest.mark.parametrize("changes", [{"image_size": None}, {"temperature": 0}, {"test_acc": 94}])
+@pytest.mark.parametrize("changes", [{"image_size": None}, {"temperature": -1}, {"test_acc": 94}])
 def test_a_description_that_the_app_would_refuse_is_named_and_nothing_written(
     tmp_path, model, wrong, changes
 ):
     (name,) = changes
     nothing = plot_confusion([], np.arange(10), CLASSES)
-    meta = {key: value for key, value in (space_meta() | changes).items() if value is not None}
+    meta = space_meta() | changes
+    if not changes[name]:
+        del meta[name]
     with pytest.raises(ValueError, match=rf"model\.json: {name}: "):
         export_to_space(tmp_path, model, meta, wrong, denormalize, nothing)
     assert list(tmp_path.iterdir()) == []

@@ -174,18 +174,19 @@ class LitClassifier(pl.LightningModule):
         self.log_means(metrics, images)
         self.history.clear()
 
-    def log_means(self, metrics: dict, images: int) -> None:
+    def log_means(self, metrics: dict, images: int, logger: bool = False) -> None:
         """Log means over this process's images; Lightning averages them over all processes.
 
         Args:
             metrics: name -> mean.
             images: how many images it is the mean of.
+            logger: whether the trainer's logger gets them too. In `fit`, Progress writes it.
         """
         self.log_dict(
             metrics,
             on_step=False,
             on_epoch=True,
-            logger=self.trainer.state.fn != "fit",  # whose history `Progress` writes
+            logger=logger,
             # A float: Lightning's mean over gloo's processes would round an integer down.
             batch_size=float(images),  # pyright: ignore[reportArgumentType]
             sync_dist=True,
@@ -236,4 +237,5 @@ class LitClassifier(pl.LightningModule):
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         metrics = {f"{part}_loss": loss, f"{part}_acc": self.acc(logits, labels)}
-        self.log_means(metrics, len(labels))
+        # Lightning's validate and test return what the logger gets.
+        self.log_means(metrics, len(labels), logger=self.trainer.state.fn != "fit")
