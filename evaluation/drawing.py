@@ -30,7 +30,7 @@ DPI = 160  # of a file
 TEXT = 11  # points, 12 pixels where a figure is shown 840 pixels wide; no text is smaller
 TITLE = 14  # points
 TITLE_COLUMNS = 88  # characters of a title in a line, at full width
-PALETTE_BYTES = 300_000  # a larger file gets a palette of 256 colours
+PALETTE_BYTES = 350_000  # a larger file gets a palette of 256 colours
 GREY = "0.35"
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito
