@@ -249,6 +249,18 @@ def speed(results: dict) -> str:
     )
 
 
+def app_under_load(found: dict) -> str:
+    """Describe results/space.json in some sentences."""
+    one, each_of_20 = (found["explain_ms"][visitors]["p50"] for visitors in ("1", "20"))
+    failed, other = (found[name] or "none" for name in ("failed", "wrong"))
+    return (
+        f"One heatmap takes {one:.0f} ms (median), with 20 visitors at once {each_of_20:.0f} ms, on"
+        f" {found['machine']}. Of {found['requests']} mixed requests of 50 visitors within a minute"
+        f" {failed} failed, and {other} had another answer than alone."
+        " `python -m benchmarks.space` repeats it.\n"
+    )
+
+
 def compute_title(rows: list[dict]) -> str:
     """Compare the most accurate of our runs with the one of least training compute, with TTA."""
     cheapest, best = min(rows, key=petaflop), max(rows, key=lambda row: row["tta"])
@@ -386,27 +398,28 @@ def readme_block(rows: list[dict], speed_results: dict, committed: dict, trusted
     return f"{readme_table(rows, committed)}\n{NOTE} {sentences}"
 
 
-def results_block(rows: list[dict], steps: list[dict], tricks: list[dict]) -> str:
-    """Format what docs/results.md shows of leaderboard.json, accuracy.json and ablations.json."""
+def results_block(rows: list[dict], steps: list[dict], tricks: list[dict], load: dict) -> str:
+    """Format what docs/results.md shows of accuracy, leaderboard, ablations and space.json."""
     time = next(step["time"] for step in reversed(steps) if step["recipe"] == CURVE)
     return (
         f"## Time to 94 % on two CPU cores\n\n{leaderboard.table(steps)}\n"
         f"## Accuracy against time\n\n{curve_table(tricks, time)}\n{CURVE_NOTE}\n\n"
         f"## Tricks that were tried\n\n{tricks_table(tricks)}\n{TRICKS_NOTE}\n\n"
-        f"## Every recipe\n\n{table(rows + unmeasured(rows))}"
+        f"## Every recipe\n\n{table(rows + unmeasured(rows))}\n"
+        f"## The app under load\n\n{app_under_load(load)}"
     )
 
 
 def main() -> None:
     """Write README's blocks, the page of the results, and the figure."""
-    rows, speed_results, steps, tricks = (
-        json.loads((RESULTS / name).read_text())
-        for name in ("accuracy.json", "speed.json", "leaderboard.json", "ablations.json")
+    names = ("accuracy", "speed", "leaderboard", "ablations", "space")
+    rows, speed_results, steps, tricks, load = (
+        json.loads((RESULTS / f"{name}.json").read_text()) for name in names
     )
     readme, committed = PROJECT / "README.md", json.loads((PROJECT / "results.json").read_text())
     write_between_marks(readme, readme_block(rows, speed_results, committed, trust.read()))
     write_between_marks(readme, leaderboard.short_table(steps), LEADERBOARD_MARKS)
-    write_between_marks(PROJECT / "docs/results.md", results_block(rows, steps, tricks))
+    write_between_marks(PROJECT / "docs/results.md", results_block(rows, steps, tricks, load))
     shown = [headline_row(rows, committed), *on_all_images(rows)]
     save_figure(plot(shown), PROJECT / "images/compute.png")
 

@@ -480,12 +480,20 @@ STEP |= {"date": "2026-11-21", "commit": "344ba5d"}
 
 
 def test_the_page_of_the_results_is_that_of_the_files():
-    rows, steps, tricks = (
-        json.loads((report.RESULTS / name).read_text())
-        for name in ("accuracy.json", "leaderboard.json", "ablations.json")
+    files = (
+        json.loads((report.RESULTS / f"{name}.json").read_text())
+        for name in ("accuracy", "leaderboard", "ablations", "space")
     )
     page = (report.PROJECT / "docs/results.md").read_text(encoding="utf-8")
-    assert report.MARKS[0] + report.results_block(rows, steps, tricks) + report.MARKS[1] in page
+    assert report.MARKS[0] + report.results_block(*files) + report.MARKS[1] in page
+
+
+def test_the_app_under_load_is_described_with_its_medians_and_failures():
+    times = {"1": {"p50": 40.6}, "5": {"p50": 99}, "20": {"p50": 441.2}}
+    found = {"explain_ms": times, "machine": "a CPU", "requests": 500, "failed": 1, "wrong": 2}
+    text = report.app_under_load(found)
+    assert "takes 41 ms (median), with 20 visitors at once 441 ms, on a CPU" in text
+    assert "Of 500 mixed requests" in text and "1 failed, and 2 had another answer" in text
 
 
 def test_the_leaderboard_begins_with_the_plain_schedule_and_ends_with_what_was_measured():
