@@ -124,7 +124,8 @@ def write_bundle(
     save_figure(confusion, folder / "confusion_matrix.png")
     stages = [{"name": stage.name, "size": stage.size} for stage in model.stages()]
     meta = meta | {"architecture": type(model).__name__, "source": source.name, "stages": stages}
-    return seal_bundle(folder, json.loads(json.dumps(meta, default=float)))  # as when read
+    # As when read: lists for tuples, plain numbers for those of NumPy and torch.
+    return seal_bundle(folder, json.loads(json.dumps(meta, default=float)))
 
 
 def seal_bundle(folder: Path, meta: dict) -> dict:
