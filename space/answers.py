@@ -72,12 +72,17 @@ def classes_of(seen: Seen, count: int) -> tuple[dict[str, float], str]:
     return {CLASSES[i]: float(seen.probs[i]) for i in top}, remark
 
 
+def check_way(stage: object, method: object) -> None:
+    """Raise gr.Error for a stage or a method that is none of the choices."""
+    check_choice(stage, list(STAGES), "Stage")
+    check_choice(method, list(METHODS), "Method")
+
+
 def check_options(show: object, maps: object, stage: object, method: object) -> int:
     """Return how many heatmaps are to be shown; raise gr.Error for a wrong value."""
     check_flag(show, "Show Grad-CAM")
     count = round(check_number(maps, 1, MAX_CLASSES, "Number of heatmaps"))
-    check_choice(stage, list(STAGES), "Stage")
-    check_choice(method, list(METHODS), "Method")
+    check_way(stage, method)
     return count if show else 0
 
 
@@ -136,8 +141,7 @@ def misclassified(  # noqa: PLR0913
     number = round(check_number(count, 1, MAX_TILES, "Number of images"))
     check_choice(true_class, [ANY, *CLASSES], "True class")
     check_choice(predicted_class, [ANY, *CLASSES], "Predicted class")
-    check_choice(stage, list(STAGES), "Stage")
-    check_choice(method, list(METHODS), "Method")
+    check_way(stage, method)
     fits = [tile for tile in TILES if true_class in (ANY, CLASSES[tile["true"]])]
     fits = [tile for tile in fits if predicted_class in (ANY, CLASSES[tile["predicted"]])]
     tiles = fits[:number] if show else []
