@@ -133,7 +133,7 @@ def seal_bundle(folder: Path, meta: dict) -> dict:
 
     Args:
         folder: of the bundle.
-        meta: the other keys of model.json.
+        meta: the keys of model.json; checksums among them are replaced.
 
     Returns:
         All keys of model.json.
@@ -217,7 +217,7 @@ def refresh_sources(space: str | Path) -> dict:
         copy_sources(FOLDER / meta["source"], folder)
         for name in (bundle.WEIGHTS, *bundle.PICTURES):
             shutil.copyfile(space / name, folder / name)
-        written = seal_bundle(folder, {key: meta[key] for key in meta if key != "sha256"})
+        written = seal_bundle(folder, meta)
         check_bundle(folder, model, meta["image_size"])
     return written
 

@@ -9,8 +9,8 @@
     # a trial of other hyperparameters
     python -m benchmarks.accuracy custom-10 --change muon_lr=0.2 low_res=0.5
 
-Ablations and other hyperparameters are judged by the validation images: with --without and
---change no test image is used. An interrupted run continues where it ended. The results go to
+Ablations and other hyperparameters are judged by the validation images: with --without, --change
+and --images no test image is used. An interrupted run continues where it ended. The results go to
 benchmarks/results/accuracy.json and ablations.json; those of --change, and of --images N, a quick
 trial on the first N training images, are only printed.
 """
@@ -20,7 +20,7 @@ import ast
 import json
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from dataload import Images, Splits, load_splits
 from evaluation.calibration import expected_calibration_error, fit_temperature
 from evaluation.predict import accuracy, predict
 from training import optimizer
+from training.console import command_line
 from training.files import write_json
 from training.hardware import choose_device, hardware
 from training.optimizer import parameter_groups
@@ -173,9 +174,7 @@ def deviations(runs: list[dict[str, float | None]]) -> dict[str, float]:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("recipe", choices=list(RECIPES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--all-images", action="store_true", help="train on all 50,000 images")
@@ -188,6 +187,8 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.without and RECIPES[args.recipe].network != "FastNet":
         parser.error(f"--without is for FastNet's recipes, got {args.recipe}")
+    if args.without and args.all_images:
+        parser.error("--without is judged by validation images, of which --all-images leaves none")
     return args
 
 
@@ -211,7 +212,7 @@ def main() -> None:
     if ablation.patch:
         setattr(*ablation.patch)
     splits = chosen_splits(args.all_images, args.images)
-    name, runs = "" if args.without or args.change else args.recipe, []
+    name, runs = "" if args.without or args.change or args.images else args.recipe, []
     for seed in args.seeds:
         options = RunOptions(seed=seed, compiled=args.compiled)
         runs.append(measure(name, recipe, splits, root, options, not args.albumentations))
@@ -230,6 +231,8 @@ def main() -> None:
     }
     if not args.change and not args.images:
         path = RESULTS / ("ablations.json" if args.without else "accuracy.json")
+        if args.without:
+            row["full_recipe"] = asdict(RECIPES[args.recipe])
         store(path, row | {"runs": runs})
     print(json.dumps(row, indent=1))
 

@@ -8,7 +8,6 @@ takes both from results/speed.json and results/accuracy.json, for a recipe in bf
 measured, else in fp32. The rows are in results/leaderboard.json, and in docs/results.md.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 from benchmarks.accuracy import RESULTS
 from lesson.findings import markdown_table
 from models.errors import InvalidValue
+from training.console import command_line
 from training.files import write_json
 from training.recipes import RECIPES
 
@@ -30,9 +30,9 @@ def precision_suffix(precision: str) -> str:
     return "_fp32" if precision == "32-true" else ""
 
 
-def last_row(path: Path = FILE) -> dict:
+def last_row() -> dict:
     """Read the leaderboard's last row: the one to beat."""
-    return json.loads(path.read_text(encoding="utf-8"))[-1]
+    return json.loads(FILE.read_text(encoding="utf-8"))[-1]
 
 
 def deviation_of(values: list[float]) -> float | None:
@@ -144,9 +144,7 @@ def measured_row(changed: str, recipe: str, precision: str = "", folder: Path = 
 
 def main() -> None:
     """Add a row for the recipe that is named, with today's date and the commit that is out."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("changed", help="what changed since the row before")
     parser.add_argument("--recipe", choices=list(RECIPES), default=last_row()["recipe"])
     parser.add_argument("--precision", choices=["bf16-mixed", "32-true"], default="")

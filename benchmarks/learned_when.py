@@ -11,9 +11,7 @@ and images/learned_when.gif, an animation, are drawn: the JSON holds no pixels o
 With --results, all three files are written beside each other there.
 """
 
-import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ from dataload import CLASSES, CIFAR10DataModule, Images, load_splits, normalize
 from evaluation.drawing import save_figure
 from evaluation.over_epochs import Learned, epoch_snapshot, plot_learned, save_gif
 from training.classifier import LitClassifier
+from training.console import command_line
 from training.files import PROJECT, write_whole
 from training.hardware import hardware
 from training.lightning_output import quiet_lightning
@@ -33,7 +32,7 @@ from training.run_folder import RunLock, archive_run, run_folder, run_identity
 from training.runs import build_datamodule, fit
 from training.switches import data_folder
 
-RESULTS = Path(__file__).resolve().parent / "results" / "learned_when.json"
+FILE = Path(__file__).resolve().parent / "results" / "learned_when.json"
 STRIP, ANIMATION = (PROJECT / "images" / f"learned_when.{kind}" for kind in ("png", "gif"))
 SHOWN = ("airplane", "ship", "truck", "bird", "cat", "horse")  # the first image of each
 
@@ -130,7 +129,7 @@ def record_run(recipe: Recipe, root: Path, results: Path, data: CIFAR10DataModul
         fit(folder, started, data, options, [lock, recorder])
 
 
-def read(path: Path = RESULTS) -> dict | None:
+def read(path: Path = FILE) -> dict | None:
     """Read what was recorded; None if there is nothing yet."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
@@ -191,17 +190,15 @@ def finding(found: dict) -> str:
 # ---- the command ---------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Train and record, then draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("recipe", nargs="?", default="fastnet-7", choices=list(RECIPES))
     parser.add_argument("--images", type=int, default=10_000, help="training images")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--root", type=Path, default=Path("checkpoints/learned-when"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args(arguments)
+    parser.add_argument("--results", type=Path, default=FILE)
+    args = parser.parse_args()
     recipe = RECIPES[args.recipe]
     splits = load_splits(data_folder(), args.seed)
     splits = splits._replace(train=splits.train.first(args.images))
@@ -212,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = read(args.results)
     assert found
     beside = [args.results.with_suffix(suffix) for suffix in (".png", ".gif")]
-    draw(found, splits.val, *([STRIP, ANIMATION] if args.results == RESULTS else beside))
+    draw(found, splits.val, *([STRIP, ANIMATION] if args.results == FILE else beside))
     print(finding(found))
 
 

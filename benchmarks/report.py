@@ -100,25 +100,34 @@ def ablation_table(recipe: str = "fastnet-4", folder: Path = RESULTS) -> str:
 
     Args:
         recipe: Its name in RECIPES.
-        folder: Where ablations.json is. It holds the full recipe too, without nothing.
+        folder: Where ablations.json is. It holds the full recipe too, without nothing; ablations
+            of another recipe that had this name are left out.
 
     Returns:
         A line of headings, one for the full recipe, then one for each ablation, the largest loss
         first: mean and standard deviation of the validation accuracy over n seeds in percent, the
         difference from the full recipe in percentage points, the seconds of training, n.
+
+    Raises:
+        InvalidValue: if the full recipe was not measured.
     """
     rows = json.loads((folder / "ablations.json").read_text())
     rows = [row for row in rows if row["recipe"] == recipe and row["without"]]
-    (base,) = (row for row in rows if row["without"] == "nothing")
-    ablations = sorted((row for row in rows if row != base), key=lambda row: row["val_single"])
+    base = next((row for row in rows if row["without"] == "nothing"), None)
+    if base is None:
+        command = f"python -m benchmarks.accuracy {recipe} --without nothing"
+        raise InvalidValue(f"there is nothing to compare with yet: {command}")
+    same = [row for row in rows if row.get("full_recipe") == base.get("full_recipe")]
+    ablations = sorted((row for row in same if row != base), key=lambda row: row["val_single"])
     lines = [f"{'':48s}{'accuracy (change)':24s}  time  runs"]
     for row in [base, *ablations]:
-        deviation = statistics.stdev(run["val_single"] for run in row["runs"])
+        deviation = deviation_of([run["val_single"] for run in row["runs"]])
+        spread = "" if deviation is None else f"± {100 * deviation:.2f} "
         change = row["val_single"] - base["val_single"]
         loss = "" if row is base else f"({100 * change:+.2f})"
-        accuracy = f"{100 * row['val_single']:6.2f} ± {100 * deviation:.2f} % {loss:8s}"
+        accuracy = f"{100 * row['val_single']:6.2f} {spread}%"
         ending = f"{row['seconds']:4.0f} s  n={row['n']}"
-        lines.append(f"{ABLATIONS[row['without']]:48s}{accuracy} {ending}")
+        lines.append(f"{ABLATIONS[row['without']]:48s}{accuracy:15s} {loss:8s} {ending}")
     return "\n".join(lines)
 
 
@@ -245,7 +254,7 @@ def speed(results: dict) -> str:
         "On two CPU cores, our training step, data loading included, runs at"
         f" {min(steps):.2f} to {max(steps):.2f} times the speed of a bare PyTorch loop.\n"
         f"Of the time of airbench94's schedule in a plain loop, {', '.join(timed)}: one pair of"
-        " runs each, `make bench`.\n"
+        " runs each, `python -m benchmarks.speed to94`.\n"
     )
 
 

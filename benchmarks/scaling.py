@@ -32,11 +32,12 @@ from dataload import load_splits
 from lesson.findings import markdown_table
 from models.errors import InvalidValue
 from training.classifier import LitClassifier
+from training.console import command_line
 from training.files import PROJECT, write_json
 from training.hardware import choose_device, choose_precision, hardware, versions
 from training.optimizer import make_optimizer
 from training.options import RunOptions
-from training.recipes import RECIPES, Recipe
+from training.recipes import Recipe, choose_recipe
 from training.runs import build_datamodule, train
 from training.settings import resolve_placement
 from training.switches import SWITCHES, data_folder
@@ -63,8 +64,7 @@ def median_seconds(action: Callable[[], object], times: int = 7) -> float:
 
 def full_resolution_recipe(network: str) -> Recipe:
     """Return the first recipe of a network, for three epochs of 32x32 pixels."""
-    recipe = next(recipe for recipe in RECIPES.values() if recipe.network == network)
-    return replace(recipe, epochs=3, low_res=0.0)
+    return replace(choose_recipe(network)[1], epochs=3, low_res=0.0)
 
 
 def optimiser_seconds(recipe: Recipe) -> float:
@@ -210,9 +210,7 @@ def tables(found: dict) -> str:
 
 def main() -> None:
     """Measure everything and write it down; with --network, what torchrun's processes do."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--network", help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

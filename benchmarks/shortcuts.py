@@ -15,7 +15,6 @@ is drawn at the end.
 import argparse
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +28,13 @@ from cifar10.images import Augmentation
 from dataload import Images, load_splits, normalize
 from evaluation.drawing import save_figure
 from evaluation.over_epochs import NAMES, plot_shortcuts, shortcuts_title
+from training.console import command_line
 from training.files import PROJECT, write_json
 from training.hardware import choose_device, hardware
 from training.schedule import one_cycle_factor
 from training.switches import data_folder
 
-RESULTS = Path(__file__).resolve().parent / "results" / "shortcuts.json"
+FILE = Path(__file__).resolve().parent / "results" / "shortcuts.json"
 FIGURE = PROJECT / "images" / "shortcuts.png"
 MAX_LR, WARMUP = 0.1, 0.1
 VAL_IMAGES = 2_000
@@ -252,7 +252,7 @@ class Store:
         write_json(self.results, self.head | {"runs": ordered})
 
 
-def read(path: Path = RESULTS) -> dict | None:
+def read(path: Path = FILE) -> dict | None:
     """Read what was measured: the settings and 'runs'; None if nothing was measured yet."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
@@ -284,11 +284,9 @@ def plot(found: dict) -> Figure:
 # ---- the command ---------------------------------------------------------------------------------
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--depth", type=int, default=56)
     parser.add_argument("--images", type=int, default=10_000, help="training images")
@@ -296,14 +294,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--root", type=Path, default=Path("checkpoints/shortcuts"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=FILE)
     parser.add_argument("--figure", type=Path, default=FIGURE)
-    return parser.parse_args(arguments)
+    return parser.parse_args()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Train both networks with each seed, then draw the losses."""
-    args = parse_arguments(arguments)
+    args = parse_arguments()
     settings = {name: getattr(args, name) for name in ("depth", "images", "pixels", "epochs")}
     settings["batch_size"] = args.batch_size
     splits = load_splits(data_folder())

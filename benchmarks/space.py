@@ -8,7 +8,6 @@ the start, and one heatmap for 1 and for 20 visitors. Writes benchmarks/results/
 `--quick` is a trial of two minutes, printed only.
 """
 
-import argparse
 import contextlib
 import io
 import itertools
@@ -30,6 +29,7 @@ from PIL import Image
 
 from benchmarks.accuracy import RESULTS
 from tools.project import SPACE
+from training.console import command_line
 from training.files import write_json
 from training.hardware import hardware, versions
 
@@ -308,9 +308,7 @@ def measure_load(address: str, visitors: int, requests: int, seconds: float) -> 
 
 def main() -> None:
     """Measure all of it and write benchmarks/results/space.json."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
     with tempfile.TemporaryDirectory() as uploads:

@@ -12,7 +12,6 @@ The results go to benchmarks/results/speed.json, with the machine and the versio
 makes a quick trial on N images, which is only printed.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -31,7 +30,9 @@ from benchmarks.reference import EPOCHS
 from dataload import Splits, load_splits
 from evaluation.predict import accuracy, predict
 from models.errors import InvalidValue
+from models.registry import NETWORKS
 from training.classifier import LitClassifier
+from training.console import command_line
 from training.files import write_json
 from training.hardware import (
     check_precision,
@@ -43,7 +44,7 @@ from training.hardware import (
 from training.history import read_metrics
 from training.optimizer import make_optimizer
 from training.options import RunOptions
-from training.recipes import RECIPES, Recipe
+from training.recipes import RECIPES, Recipe, choose_recipe
 from training.results import Run
 from training.runs import build_datamodule, train
 from training.switches import data_folder
@@ -143,10 +144,9 @@ def measure_steps(splits: Splits, images: int) -> dict:
         {'step_ratio': network -> loader -> ratio}: mean seconds of the bare loop over ours. 1 would
         mean that everything but the bare step is free.
     """
-    one_of_each = {recipe.network: recipe for recipe in reversed(RECIPES.values())}
     return {
         "step_ratio": {
-            network: step_ratios(recipe, splits, images) for network, recipe in one_of_each.items()
+            network: step_ratios(choose_recipe(network)[1], splits, images) for network in NETWORKS
         }
     }
 
@@ -235,9 +235,7 @@ def measure_to94(splits: Splits, images: int, precision: str, name: str) -> dict
 
 def main() -> None:
     """Measure the parts that the command line names and write them into speed.json."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("part", nargs="?", choices=["steps", "to94"])
     parser.add_argument("--images", type=int, default=0, help="a trial on so many images")
     parser.add_argument("--precision", default=choose_precision(), help="of to94's two sides")

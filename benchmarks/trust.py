@@ -6,7 +6,6 @@ benchmarks/results/trust.json, from which the notebook draws; `weights` in it is
 network's weights. CIFAR-10 is read from DATA_DIR.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from evaluation import robustness, saliency_checks
 from models.bundle import load_bundle
 from models.stage import Network
 from tools.project import SPACE
+from training.console import command_line
 from training.files import write_whole
 from training.hardware import choose_device, hardware
 from training.switches import data_folder
@@ -71,9 +71,7 @@ def read(path: Path = RESULTS / "trust.json") -> dict:
 
 def main() -> None:
     """Measure the committed network and write the file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--space", type=Path, default=SPACE, help="folder of the network")
     parser.add_argument("--images", type=int, default=HEATMAPS, help="whose heatmaps are tested")
     parser.add_argument("--corrupted", type=int, default=CORRUPTED, help="images to corrupt")

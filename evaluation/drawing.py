@@ -79,7 +79,7 @@ def style_chart(axis: Axes) -> None:
 
 @styled
 def new_image_grid(
-    rows: int, columns: int, width: float, height: float, frames: bool = False
+    rows: int, columns: int, width: float, height: float
 ) -> tuple[Figure, np.ndarray]:
     """Create a figure with a grid of axes for images, all of them without ticks.
 
@@ -88,7 +88,6 @@ def new_image_grid(
         columns: number of columns.
         width: of the figure, inches.
         height: of the figure, inches.
-        frames: keep the labels of the axes.
 
     Returns:
         The figure and an array (rows, columns) of `Axes`.
@@ -96,10 +95,7 @@ def new_image_grid(
     fig = new_figure(width, height)
     axes = fig.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
-        if frames:
-            hide_frame(axis)
-        else:
-            axis.axis("off")
+        hide_frame(axis)
     return fig, axes
 
 
@@ -124,7 +120,7 @@ def headline(fig: Figure, finding: str, shows: str, note: str = "") -> None:
     title = textwrap.fill(whole, columns).replace("\N{NO-BREAK SPACE}", " ")
     title = with_note(title, textwrap.fill(note, columns))
     fig.suptitle(title, x=0.01, ha="left", fontsize=TITLE, fontweight="bold")
-    fig.set_label(f"{shows}. {finding}{' ' * bool(note)}{note}")
+    fig.set_label(". ".join(filter(None, (shows, finding, note))))
 
 
 def alt_text(fig: Figure) -> str:

@@ -312,9 +312,11 @@ def confusion_title(
     """Say which classes are confused most, and how many errors confuse animals with vehicles."""
     if not misclassified:
         return f"No errors: all {len(labels):,} test images are classified correctly"
-    table, total = most_confused(misclassified, classes, 1), len(misclassified)
+    table, total = most_confused(misclassified, classes), len(misclassified)
     first, second = (plural(name) for name in str(table["pair"][0]).split(" and "))
-    title = f"{first.capitalize()} and {second} are confused most: {table['images'][0]}"
+    counts = table["images"].tolist()
+    most = "are confused most" if counts.count(counts[0]) == 1 else "are among the most confused"
+    title = f"{first.capitalize()} and {second} {most}: {counts[0]}"
     title += f" of {total:,} error{'s' * (total != 1)}"
     if {*classes} != {*VEHICLES, *ANIMALS}:
         return title

@@ -71,7 +71,10 @@ def display_gradcam_output(  # noqa: PLR0913
         raise InvalidValue(f"expected the names of {wanted} classes, got {len(classes)}")
     explained = [explained_classes(chosen, targets), [other_class(sample) for sample in chosen]]
     batch = torch.stack([sample.image for sample in chosen])
-    cams = [mean_heatmaps(model, target_layers, batch, wanted) for wanted in explained]
+    cams = [
+        np.mean([explain.gradcam(model, layer, batch, wanted) for layer in target_layers], axis=0)
+        for wanted in explained
+    ]
     rows, columns = math.ceil(len(chosen) / COLUMNS), min(COLUMNS, len(chosen))
     width = max(6.5, WIDTH / COLUMNS * columns)
     fig, axes = new_image_grid(3 * rows, columns, width, 6.1 * rows + 0.9)
@@ -87,13 +90,6 @@ def display_gradcam_output(  # noqa: PLR0913
     shows = "Test images above their Grad-CAM heatmaps for two classes"
     headline(fig, gradcam_title(chosen, *cams, given=targets is not None), shows, note)
     return fig
-
-
-def mean_heatmaps(
-    model: nn.Module, layers: Sequence[nn.Module], images: Tensor, wanted: list[int]
-) -> np.ndarray:
-    """Average the Grad-CAM heatmaps (N, H, W) of several layers, each for the class wanted."""
-    return np.mean([explain.gradcam(model, layer, images, wanted) for layer in layers], axis=0)
 
 
 def sample_caption(sample: Misclassified, classes: Sequence[str]) -> str:

@@ -10,14 +10,10 @@ from evaluation.drawing import TEXT
 from models import explain
 
 
-def colour_map() -> ListedColormap:
-    """Return the colours of heatmaps as Matplotlib's figures need them."""
-    return ListedColormap(explain.colorize(np.linspace(0, 1, 256)[None])[0])
-
-
 def draw_colour_bar(fig: Figure, axes: np.ndarray) -> None:
     """Draw a bar that explains a heatmap's colours, below the axes."""
-    mappable = ScalarMappable(cmap=colour_map())
+    colours = explain.colorize(np.linspace(0, 1, 256)[None])[0]
+    mappable = ScalarMappable(cmap=ListedColormap(colours))
     bar = fig.colorbar(
         mappable, ax=axes, location="bottom", aspect=60, shrink=0.6, pad=0.01, fraction=0.03
     )

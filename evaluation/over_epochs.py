@@ -35,6 +35,7 @@ from models.stage import Network, eval_mode
 
 GIF_BYTES = 500_000
 GIF_FRAMES = 16  # at most
+FRAME_MS = 700  # of each frame; the last one stays three times as long
 STRIP_EPOCHS = 6  # columns at most
 
 # ---- with and without shortcuts ------------------------------------------------------------------
@@ -261,12 +262,11 @@ def draw_probabilities(axis: Axes, learned: Learned, epoch: int, image: int) -> 
     axis.tick_params(left=False)
 
 
-def learned_gif(learned: Learned, seconds: float = 0.7) -> bytes:
+def learned_gif(learned: Learned) -> bytes:
     """Draw what was learned when as an animated GIF of less than 500 kB.
 
     Args:
         learned: what was learned when; of more than 16 epochs, 16 are shown.
-        seconds: of each frame; the last one stays three times as long.
 
     Raises:
         ValueError: if even a small picture is too large.
@@ -274,7 +274,7 @@ def learned_gif(learned: Learned, seconds: float = 0.7) -> bytes:
     chosen = some_of(len(learned.epochs), GIF_FRAMES)
     frames = [rendered(draw_frame(learned, epoch)) for epoch in chosen]
     for width, colours in ((840, 128), (840, 64), (700, 64), (560, 48)):
-        packed = pack_gif(frames, width, colours, seconds)
+        packed = pack_gif(frames, width, colours)
         if len(packed) < GIF_BYTES:
             return packed
     raise InvalidValue(f"expected a GIF below {GIF_BYTES:,} bytes, got {len(packed):,}")
@@ -287,14 +287,14 @@ def rendered(fig: Figure) -> Image.Image:
     return Image.open(drawn).convert("RGB")
 
 
-def pack_gif(frames: list[Image.Image], width: int, colours: int, seconds: float) -> bytes:
+def pack_gif(frames: list[Image.Image], width: int, colours: int) -> bytes:
     """Return pictures as an animated GIF of a width and a number of colours."""
     height = round(frames[0].height * width / frames[0].width)
     small = [frame.resize((width, height), Image.Resampling.LANCZOS) for frame in frames]
     # One palette for all frames: what stays the same needs no bytes in the later ones.
     palette = small[len(small) // 2].quantize(colours)
     few = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in small]
-    times = [round(1000 * seconds)] * (len(few) - 1) + [round(3000 * seconds)]
+    times = [FRAME_MS] * (len(few) - 1) + [3 * FRAME_MS]
     packed = io.BytesIO()
     few[0].save(
         packed, "GIF", save_all=True, append_images=few[1:], duration=times, loop=0, optimize=True

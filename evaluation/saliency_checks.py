@@ -15,13 +15,14 @@ from which they are drawn.
 import contextlib
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 from evaluation.drawing import (
@@ -155,9 +156,14 @@ def reset_weights(module: nn.Module) -> None:
             reset()
 
 
+def half_width(values: pd.DataFrame) -> pd.Series:
+    """Return half the width of the 95 % interval of each column's mean, by Student's t."""
+    return cast(pd.Series, student_t.ppf(0.975, len(values) - 1) * values.sem())
+
+
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the mean of values (N,) and the half width of its 95 % interval."""
-    half = 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    """Return the mean of values (N,) and half the width of its 95 % interval; 0 of one value."""
+    half = half_width(pd.DataFrame(values)).iloc[0] if len(values) > 1 else 0.0
     return float(values.mean()), float(half)
 
 
@@ -381,7 +387,7 @@ def deletion_areas(table: pd.DataFrame) -> pd.DataFrame:
     """
     areas = pd.DataFrame({name: image_areas(image_curves(table, name)) for name in table.columns})
     differences = areas.sub(areas.iloc[:, 0], axis=0)
-    mean, half = differences.mean(), 1.96 * differences.sem()
+    mean, half = differences.mean(), half_width(differences)
     return pd.DataFrame(
         {"area": areas.mean(), "difference": mean, "from": mean - half, "to": mean + half}
     )
@@ -468,7 +474,7 @@ def draw_curves(axis: Axes, table: pd.DataFrame) -> None:
     for name, colour in zip(table.columns, COLOURS, strict=False):
         curves = image_curves(table, name)
         fractions = curves.index.to_numpy()
-        mean, half = curves.mean(axis=1), 1.96 * curves.sem(axis=1)
+        mean, half = curves.mean(axis=1), half_width(curves.T)
         label = f"{name}, area {areas[name]:.3f}"
         axis.plot(fractions, mean, "o-", markersize=3, label=label, color=colour)
         axis.fill_between(fractions, mean - half, mean + half, alpha=0.15, color=colour)

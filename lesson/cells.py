@@ -14,17 +14,7 @@ from training.console import kernel_shell
 from training.files import PROJECT
 
 if TYPE_CHECKING:
-    from IPython.core.interactiveshell import ExecutionResult
-
-
-def inline_figures() -> None:
-    """Show figures as images in the notebook, whatever MPLBACKEND is.
-
-    Outside a notebook, nothing happens.
-    """
-    shell = kernel_shell()
-    if shell:
-        shell.run_line_magic("matplotlib", "inline")
+    from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
 
 # ---- errors --------------------------------------------------------------------------------------
@@ -59,14 +49,8 @@ def format_error(kind: type, problem: BaseException, trace: TracebackType) -> st
     return ""
 
 
-def enable_short_errors() -> None:
-    """Show an error that needs no traceback as one line, from now on.
-
-    Outside a notebook, nothing happens.
-    """
-    shell = kernel_shell()
-    if not shell:
-        return
+def enable_short_errors(shell: InteractiveShell) -> None:
+    """Show an error that needs no traceback as one line, from now on."""
 
     def show(shell, kind, problem, trace, tb_offset=None) -> list[str]:
         line = format_error(kind, problem, trace)
@@ -143,15 +127,13 @@ class Clock:
 clock = Clock()
 
 
-def time_cells() -> None:
-    """Let `clock` time the notebook's cells from now on; outside a notebook, nothing happens."""
-    shell = kernel_shell()
-    if shell:
-        clock.seconds.clear()
-        clock.start(None)  # of the cell that calls this
-        # IPython ignores a callback that is registered already.
-        shell.events.register("pre_run_cell", clock.start)
-        shell.events.register("post_run_cell", clock.stop)
+def time_cells(shell: InteractiveShell) -> None:
+    """Let `clock` time the notebook's cells from now on."""
+    clock.seconds.clear()
+    clock.start(None)  # of the cell that calls this
+    # IPython ignores a callback that is registered already.
+    shell.events.register("pre_run_cell", clock.start)
+    shell.events.register("post_run_cell", clock.stop)
 
 
 def prepare_notebook() -> None:
@@ -159,6 +141,8 @@ def prepare_notebook() -> None:
 
     Outside a notebook nothing happens.
     """
-    inline_figures()
-    enable_short_errors()
-    time_cells()
+    shell = kernel_shell()
+    if shell:
+        shell.run_line_magic("matplotlib", "inline")  # whatever MPLBACKEND is
+        enable_short_errors(shell)
+        time_cells(shell)

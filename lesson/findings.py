@@ -174,7 +174,7 @@ def curves(metrics_csv: str | Path) -> str:
     best = int(np.argmin(epochs["val_loss"].to_numpy()))
     if best == len(epochs) - 1:
         sentences.append(
-            "The validation loss is lowest at the very end: there is no overfitting to be seen."
+            "The validation loss is lowest at the very end: by this sign, no overfitting."
         )
     else:
         sentences.append(
@@ -219,12 +219,12 @@ def test_accuracy(errors: int, images: int, tta: float | None) -> str:
 
 def by_class(wrong: Sequence[Misclassified], labels: np.ndarray, classes: Sequence[str]) -> str:
     """Say which class is classified correctly most often, and which least."""
-    recalls = class_accuracy(wrong, labels, classes).sort_values(ascending=False)
-    best, worst = recalls.index[0], recalls.index[-1]
-    return (
-        f"Easiest: {best} ({percent(recalls.iloc[0])} recall). Hardest: {worst}"
-        f" ({percent(recalls.iloc[-1])})."
-    )
+    recalls = class_accuracy(wrong, labels, classes).dropna()  # of classes that have images
+    best, worst = recalls.max(), recalls.min()
+    if best == worst:
+        return f"All classes have the same recall, {percent(best)}."
+    easiest, hardest = (listed([*recalls.index[recalls == value]]) for value in (best, worst))
+    return f"Easiest: {easiest} ({percent(best)} recall). Hardest: {hardest} ({percent(worst)})."
 
 
 def confusions(wrong: Sequence[Misclassified], classes: Sequence[str]) -> str:
@@ -279,28 +279,31 @@ def trust(deleted: pd.DataFrame, inserted: pd.DataFrame) -> str:
             better; the first row is the heatmap's.
         inserted: the same for showing, where a larger area is better.
     """
-    controls = {"masked": deleted.iloc[1:], "shown": inserted.iloc[1:]}
-    beaten = {
-        "masked": sort_controls(deleted, "masked")[0],
-        "shown": sort_controls(inserted, "shown")[0],
-    }
+    areas = {"masked": deleted, "shown": inserted}
+    masked, shown = (sort_controls(table, part) for part, table in areas.items())
     sentences = [
         "(*area*: under the curve; *from* and *to*: the 95 % interval of its difference from the"
         " heatmap's, image by image.) When squares are masked in the order of the heatmap, the"
-        " probability falls sooner than"
-        f" with {listed(beaten['masked']) or 'none of the controls'}. When they are shown in that"
-        f" order, it rises sooner than with {listed(beaten['shown']) or 'none of the controls'}."
+        f" probability {sooner('fall', masked[0])}. When they are shown in that order, it"
+        f" {sooner('rise', shown[0])}."
     ]
-    if any(len(beaten[way]) < len(controls[way]) for way in controls):
+    if masked[1] or shown[1]:
         sentences.append(
             "A control that is not named was not beaten: the interval of the difference holds zero,"
             " or lies on its other side."
         )
     sentences += [
-        centre_share(controls),
-        conclusion([set(FAIR) <= set(names) for names in beaten.values()]),
+        centre_share(areas),
+        conclusion([set(FAIR) <= set(beaten) for beaten, _ in (masked, shown)]),
     ]
     return " ".join(filter(None, sentences))
+
+
+def sooner(verb: str, beaten: Sequence[str]) -> str:
+    """Say with which controls a probability falls or rises later, if with any."""
+    if not beaten:
+        return f"does not {verb} measurably sooner than with any control"
+    return f"{verb}s sooner than with {listed(beaten)}"
 
 
 def conclusion(passed: Sequence[bool]) -> str:
@@ -319,8 +322,8 @@ def centre_share(controls: Mapping[str, pd.DataFrame]) -> str:
     """Say how much of the lead over random squares an order has that never saw the image.
 
     Args:
-        controls: 'masked' and 'shown' -> the areas of the controls, with the difference from the
-            heatmap's, which is positive in the former and negative in the latter if that leads.
+        controls: 'masked' and 'shown' -> the areas of at least the controls, with the difference
+            from the heatmap's: positive in the former, negative in the latter if that leads.
     """
     shares = []
     for way, verb, sign in (("masked", "masking", 1), ("shown", "showing", -1)):
@@ -347,7 +350,7 @@ def lessons(name: str, epochs: int, correct: float, temperature: float, top_pair
         epochs: of its training.
         correct: its accuracy on the test images, a fraction.
         temperature: fitted on the validation images.
-        top_pair: the two classes that are confused most; '' without an error.
+        top_pair: the two classes that are confused most; '' if no pair is.
     """
     points = [
         f"`{name}` classifies {percent(correct)} of the test images correctly after"

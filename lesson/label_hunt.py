@@ -127,6 +127,6 @@ def study() -> str:
         f" and showed each of these images to five people. {UNCONFIRMED} of the labels"
         f" ({percent(UNCONFIRMED / FLAGGED, 0)}) were confirmed by fewer than three of the five and"
         f" count as wrong; for {OTHER_ANSWER} of these, three or more gave the same other answer."
-        " The images of your hunt are not a random sample of the errors: wrong labels gather where"
-        " a network is most confident, so their share among all errors is smaller."
+        " The most confident errors are not a random sample of the errors: wrong labels gather"
+        " among them, so their share among all errors is smaller."
     )

@@ -37,6 +37,7 @@ from training.optimizer import orthogonalize
 
 # ---- plain and residual block --------------------------------------------------------------------
 
+SHOWN_MAPS = 4  # feature maps of plot_gradcam_recipe
 LAYERS = ("conv 3x3", "BatchNorm", "ReLU", "conv 3x3", "BatchNorm")
 
 
@@ -134,7 +135,7 @@ def plot_receptive_field(
     """
     fields, stages = receptive_fields(model), model.stages()
     picture = rgb(image, inv_normalize)
-    fig, axes = new_image_grid(2, len(stages), WIDTH, 6.2, frames=True)
+    fig, axes = new_image_grid(2, len(stages), WIDTH, 6.2)
     for column, stage in enumerate(stages):
         above, below = axes[:, column]
         cell = stage.size // 2
@@ -229,16 +230,17 @@ def gradcam_recipe_title(parts: GradCamParts, shown: int, name: str) -> str:
 
 
 @styled
-def plot_gradcam_recipe(  # noqa: PLR0913
+def plot_gradcam_recipe(
     model: Network,
     image: Tensor,
     target: int,
     classes: Sequence[str],
     inv_normalize: Callable[[Tensor], Tensor],
-    channels: int = 4,
     note: str = "",
 ) -> Figure:
     """Draw how Grad-CAM makes a heatmap: feature maps, their weights, their sum, the overlay.
+
+    The feature maps are those that add most to the heatmap.
 
     Args:
         model: the network.
@@ -246,13 +248,12 @@ def plot_gradcam_recipe(  # noqa: PLR0913
         target: the class to explain.
         classes: their names.
         inv_normalize: normalised (3, H, W) -> [0, 1].
-        channels: how many feature maps to draw, those that add most to the heatmap.
         note: a line under the title.
     """
     parts = gradcam_parts(model, image, target)
-    most = np.argsort(-parts.contributions(), kind="stable")[:channels]
+    most = np.argsort(-parts.contributions(), kind="stable")[:SHOWN_MAPS]
     cam = explain.gradcam(model, model.stages()[-1].module, image[None], [target])[0]
-    fig, axes = new_image_grid(1, channels + 3, WIDTH, 2.9, frames=True)
+    fig, axes = new_image_grid(1, SHOWN_MAPS + 3, WIDTH, 2.9)
     row, picture = axes[0], rgb(image, inv_normalize)
     show_image(row[0], picture, "image")
     brightest = parts.maps[most].max()
@@ -261,10 +262,10 @@ def plot_gradcam_recipe(  # noqa: PLR0913
         axis.imshow(parts.maps[channel], cmap="Greys_r", vmin=0, vmax=brightest)
         axis.set_title(f"{'+ ' if i else ''}{parts.weights[channel]:.3f} x\nmap {channel}")
     row[-2].imshow(explain.colorize(scaled(parts.heatmap())), interpolation="nearest")
-    others = len(parts.weights) - channels
+    others = len(parts.weights) - SHOWN_MAPS
     row[-2].set_title(f"+ {others} others,\nReLU: heatmap")
     show_image(row[-1], explain.overlay(picture, cam, 0.5), "enlarged, over\nthe image")
-    title = gradcam_recipe_title(parts, channels, classes[target])
+    title = gradcam_recipe_title(parts, SHOWN_MAPS, classes[target])
     headline(fig, title, "Feature maps, their weights and the heatmap that they give", note)
     return fig
 

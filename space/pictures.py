@@ -23,7 +23,7 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
 MAX_BYTES, MAX_PIXELS = 10_000_000, 25_000_000
 MAX_SIDE = 65_535  # pixels, as in a JPEG: a few bytes of a compressed BMP fill 255 rows
-MAX_SCANS = 100  # of a JPEG; cameras and optimisers write at most a dozen
+MAX_SCANS = 30  # of a JPEG; cameras and optimisers write at most a dozen
 MAX_MISSING = 0.25  # of the pixels of a truncated file
 PNG, JPEG_END, SCAN = b"\x89PNG\r\n\x1a\n", b"\xff\xd9", b"\xff\xda"
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
@@ -98,22 +98,29 @@ def without_metadata(content: bytes) -> bytes:
     return b"".join(kept)
 
 
-def decoded_pixels(image: Image.Image) -> int:
-    """Return how many pixels Pillow decodes: a TIFF's tiles may be larger than its picture."""
-    tags = getattr(image, "tag_v2", {})
-    tile = (tags.get(TiffImagePlugin.TILEWIDTH, 1), tags.get(TiffImagePlugin.TILELENGTH, 1))
-    return math.prod(-(-side // step) * step for side, step in zip(image.size, tile, strict=True))
+def parts_of(image: Image.Image) -> tuple[int, int]:
+    """Return into how many parts a picture is divided, and how many pixels all of them have.
+
+    Only a TIFF has more than one: strips of rows, or tiles, which may be larger than the picture.
+    """
+    (width, height), tags = image.size, getattr(image, "tag_v2", {})
+    rows = min(tags.get(TiffImagePlugin.ROWSPERSTRIP, height), height)
+    across = tags.get(TiffImagePlugin.TILEWIDTH, width)
+    down = tags.get(TiffImagePlugin.TILELENGTH, rows)
+    count = math.ceil(width / across) * math.ceil(height / down)
+    return count, count * across * down
 
 
 def open_picture(content: bytes) -> Image.Image:
     """Read the head of a file, not yet its pixels; Pillow may raise nearly any error."""
     image = Image.open(io.BytesIO(content), formats=FORMATS)
-    too_many = image.width * image.height > MAX_PIXELS or decoded_pixels(image) > 4 * MAX_PIXELS
+    parts, decoded = parts_of(image)
+    too_many = image.width * image.height > MAX_PIXELS or decoded > 4 * MAX_PIXELS
     if too_many or max(image.size) > MAX_SIDE:
         raise Image.DecompressionBombError
-    # Each scan passes over all pixels. A TIFF may hold JPEGs.
-    is_jpeg = "JPEG" in (image.format, str(image.info.get("compression")).upper())
-    if is_jpeg and content.count(SCAN) > MAX_SCANS:
+    # Each scan passes over all pixels of its part. An MPO is a JPEG, each part of a TIFF may be.
+    is_jpeg = image.format in ("JPEG", "MPO") or "jpeg" in str(image.info.get("compression"))
+    if is_jpeg and content.count(SCAN) > MAX_SCANS * parts:
         raise OSError("a JPEG of too many scans")
     return image
 

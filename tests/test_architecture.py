@@ -10,7 +10,7 @@ from tests.conftest import PROJECT, tracked_files
 
 # Each may import those before it; models, below all others, only itself.
 FLOW = ("models", "cifar10", "dataload", "training", "evaluation", "utils", "lesson", "tools")
-ABOVE = {"benchmarks": FLOW}  # stands above, beside tools: neither needs the other
+FLOW += ("benchmarks",)
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -30,7 +30,7 @@ def project_modules() -> dict[str, Path]:
 
     A file that a reader has put beside them is none.
     """
-    rooms = [name for name in (*FLOW, *ABOVE) if (PROJECT / name).is_dir()]
+    rooms = [name for name in FLOW if (PROJECT / name).is_dir()]
     paths = [path for room in rooms for path in (PROJECT / room).rglob("*.py")]
     known = {*(tracked_files() or ()), *(f"{name}.py" for name in FLOW)}
     paths += [path for path in PROJECT.glob("*.py") if path.name in known]
@@ -44,17 +44,15 @@ def room(module: str) -> str:
 
 def forbidden(module: str, imports: set[str]) -> set[str]:
     """Those of the imports that do not stand before a module in the flow."""
-    here = room(module)
-    rooms = {*FLOW, *ABOVE, "space", "tests"}
-    allowed = {*ABOVE.get(here, ()), *FLOW[: FLOW.index(here) if here in FLOW else 0], here}
-    return {name for name in imports if room(name) in rooms - allowed}
+    later = {*FLOW[FLOW.index(room(module)) + 1 :], "space", "tests"}
+    return {name for name in imports if room(name) in later}
 
 
 MODULES = project_modules()
 
 
 def test_every_room_is_part_of_the_flow():
-    assert {room(name) for name in MODULES} == {*FLOW, *ABOVE}
+    assert {room(name) for name in MODULES} == {*FLOW}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -126,6 +126,21 @@ def test_the_ablations_are_listed_with_the_largest_loss_first(row, tmp_path):
     assert set(report.ABLATIONS) == set(accuracy.WITHOUT)
 
 
+def test_ablations_are_compared_with_the_same_recipe_only(row, tmp_path):
+    row |= {"train_images": 45_000, "val_single": 0.9, "n": 1, "runs": [{"val_single": 0.9}]}
+    now, before = {"batch_size": 500}, {"batch_size": 2000}
+    rows = [row | {"without": "muon", "full_recipe": now}]
+    (tmp_path / "ablations.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match="benchmarks.accuracy fastnet-7 --without nothing"):
+        report.ablation_table("fastnet-7", tmp_path)
+    rows += [row | {"without": "nothing", "full_recipe": now}]
+    rows += [row | {"without": "dirac", "full_recipe": before}]
+    (tmp_path / "ablations.json").write_text(json.dumps(rows))
+    _, full, *ablations = report.ablation_table("fastnet-7", tmp_path).splitlines()
+    assert "90.00 %   " in full and "n=1" in full
+    assert len(ablations) == 1 and "Muon" in ablations[0] and "(+0.00)" in ablations[0]
+
+
 def test_a_trick_is_compared_with_what_it_was_added_to_seed_by_seed():
     """By hand: gains of 0.1 and 0.5 points, mean 0.3, standard error 0.4 / sqrt(2) / sqrt(2)."""
 
@@ -187,11 +202,21 @@ def test_the_plot_s_title_compares_the_best_run_with_the_cheapest(row):
     )
 
 
-def test_an_ablation_of_another_network_than_fastnet_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["accuracy", "custom-10", "--without", "whitening"])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["custom-10"], "--without is for FastNet's recipes, got custom-10"),
+        (
+            ["fastnet-4", "--all-images"],
+            "of which --all-images leaves none",
+        ),
+    ],
+)
+def test_an_ablation_that_cannot_be_judged_is_refused(monkeypatch, capsys, arguments, words):
+    monkeypatch.setattr("sys.argv", ["accuracy", "--without", "whitening", *arguments])
     with pytest.raises(SystemExit, match="2"):
         accuracy.parse_arguments()
-    assert "--without is for FastNet's recipes, got custom-10" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 def test_processes_on_cores_are_not_measured_on_a_gpu(monkeypatch):

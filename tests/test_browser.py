@@ -381,17 +381,16 @@ def is_said_once(page: Page, words: str) -> bool:
     return len(texts) == 1 and texts[0].count(words) == 1
 
 
+MOVES = {"Top classes": 5, "Number of heatmaps": 3, "Heatmap opacity": 0.1}
+
+
 def test_a_file_that_is_no_picture_gets_one_sentence(open_page, tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     page = open_page()
     page.get_by_label("Remove Image").click()
     page.set_input_files("input[type=file]", tmp_path / "text.png")
     assert is_said_once(page, NOT_A_PICTURE)
-    for label, value in (
-        ("Top classes", 5),
-        ("Number of heatmaps", 3),
-        ("Heatmap opacity", 0.1),
-    ):
+    for label, value in MOVES.items():
         set_number(page, label, value)
         assert is_said_once(page, NOT_A_PICTURE)
 
@@ -423,11 +422,7 @@ def test_what_is_deleted_is_computed_again_or_said_to_be_gone(
         page.get_by_role("tab", name="Classify").click()
         upload(page, picture)
         wait_for_the_sweep()
-        for label, value in (
-            ("Top classes", 5),
-            ("Number of heatmaps", 3),
-            ("Heatmap opacity", 0.1),
-        ):
+        for label, value in MOVES.items():
             set_number(page, label, value)
             assert is_said_once(page, NO_LONGER_THERE)
         assert len(sources(page)) == 2  # nothing is emptied

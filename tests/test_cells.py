@@ -11,7 +11,19 @@ from nbclient.exceptions import CellExecutionError
 from lesson import cells
 from training import settings
 
-IMPORT = "import sys; sys.path.insert(0, '.'); from lesson import cells"
+PREPARE = "import sys; sys.path.insert(0, '.'); from lesson import cells; cells.prepare_notebook()"
+
+
+def notebook_of(*sources: str) -> tuple[nbformat.NotebookNode, NotebookClient]:
+    """A notebook with these cells, and what executes it in the project's folder."""
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in sources]
+    )
+    where = {"metadata": {"path": cells.PROJECT}}
+    client = NotebookClient(
+        notebook, timeout=600, kernel_name="python3", coalesce_streams=True, resources=where
+    )
+    return notebook, client
 
 
 def line_for(source: str, namespace: dict | None = None) -> str:
@@ -61,20 +73,8 @@ def test_what_nobody_meant_to_raise_keeps_its_traceback(source):
     assert line_for(source) == ""
 
 
-def test_in_a_kernel_the_cell_still_fails_but_shortly(tmp_path):
-    sources = [
-        f"{IMPORT}; cells.enable_short_errors()",
-        "wrong[0]",
-    ]
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(source) for source in sources]
-    )
-    client = NotebookClient(
-        notebook,
-        timeout=600,
-        kernel_name="python3",
-        resources={"metadata": {"path": cells.PROJECT}},
-    )
+def test_in_a_kernel_the_cell_still_fails_but_shortly():
+    notebook, client = notebook_of(PREPARE, "wrong[0]")
     with pytest.raises(CellExecutionError):
         client.execute()
     (error,) = notebook.cells[1].outputs
@@ -128,14 +128,11 @@ def test_figures_are_pictures_whatever_the_backend_is_called(monkeypatch, backen
     monkeypatch.delenv("MPLBACKEND", raising=False)
     if backend:
         monkeypatch.setenv("MPLBACKEND", backend)
-    sources = [
-        f"{IMPORT}; import matplotlib.pyplot; cells.inline_figures()",
+    notebook, client = notebook_of(
+        f"import matplotlib.pyplot; {PREPARE}",
         "import matplotlib.pyplot as plt\nfig, _ = plt.subplots(); plt.close(fig)\nfig",
-    ]
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(source) for source in sources]
     )
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": cells.PROJECT}}).execute()
+    client.execute()
     (output,) = notebook.cells[1].outputs
     assert "image/png" in output.data
 
@@ -152,36 +149,27 @@ for number in range(3):
     line.show(f'epoch {number}'); time.sleep(0.2)
 line.show('')
 print('after')"""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-    where = {"metadata": {"path": cells.PROJECT}}
-    NotebookClient(notebook, timeout=600, coalesce_streams=True, resources=where).execute()
+    notebook, client = notebook_of(source)
+    client.execute()
     (output,) = notebook.cells[0].outputs
     assert "\x1b" not in output.text  # which moves the cursor between lines
     assert output.text.split() == ["before", "after"] and "widgets" not in notebook.metadata
 
 
 def test_in_a_kernel_the_clock_measures_every_cell_once_however_often_it_is_started():
-    sources = [
-        f"{IMPORT}; cells.time_cells(); cells.time_cells()",
+    notebook, client = notebook_of(
+        f"{PREPARE}; cells.prepare_notebook()",
         "import time; time.sleep(0.5)",
         "print(cells.clock.table().splitlines()[-1], len(cells.clock.seconds))",
-    ]
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(source) for source in sources]
     )
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": cells.PROJECT}}).execute()
+    client.execute()
     words = notebook.cells[2].outputs[0].text.split()
     assert words[:2] == ["all", "cells"] and 0.5 <= float(words[2]) < 5 and words[4] == "2"
 
 
 def test_outside_a_notebook_nothing_happens():
-    program = """from lesson import cells
-cells.enable_short_errors()
-cells.time_cells()
-cells.inline_figures()
-print(1)"""
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", f"{PREPARE}; print(1)"],
         cwd=cells.PROJECT,
         capture_output=True,
         text=True,

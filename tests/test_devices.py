@@ -39,13 +39,14 @@ from dataload import (
 from models.errors import TrainingFailed
 from tests.conftest import PROJECT, weights_and_metrics
 from tests.warm import WarmProcess
-from training import run_folder, runs
+from training import resume, run_folder, runs
 from training.classifier import LitClassifier
+from training.files import write_json
 from training.history import read_table
 from training.options import RunOptions
 from training.recipes import Recipe
-from training.run_folder import archive_run, wait_until_archived
-from training.runs import train
+from training.run_folder import wait_until_begun
+from training.runs import build_datamodule, train
 from training.settings import resolve_placement
 from training.switches import SWITCHES
 
@@ -433,22 +434,39 @@ def test_the_script_trains_by_the_notebook_s_switches(tmp_path, launcher):
     assert metadata["batch_size"] == 250 and metadata["hardware"].startswith("2 processes")
 
 
-def test_only_the_first_process_archives_a_run_and_the_others_wait_for_it(tmp_path, monkeypatch):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "started.json").write_text('{"run_id": 1}')
-    waiting = threading.Thread(target=wait_until_archived, args=(folder, {"run_id": 1}))
-    waiting.start()
-    time.sleep(0.3)
-    assert waiting.is_alive()
-    archive_run(folder)
-    folder.mkdir()
-    (folder / "started.json").write_text('{"run_id": 2}')  # the first process has begun anew
-    waiting.join(5)
-    assert not waiting.is_alive() and len(list(tmp_path.glob("run-before-*"))) == 1
-    monkeypatch.setattr(run_folder, "ARCHIVE_PATIENCE_SECONDS", 0.2)
-    with pytest.raises(TrainingFailed, match="the first process did not set .*run aside"):
-        wait_until_archived(folder, {"run_id": 2})
+@pytest.mark.parametrize("fresh", [False, True])
+def test_the_other_processes_train_as_the_first_one_began(
+    tmp_path, monkeypatch, tiny_splits, fresh
+):
+    """The first process may be on a machine with another CPU, and choose another precision."""
+    monkeypatch.setattr(resume, "native_precisions", lambda: ["32-true", "bf16-mixed"])
+    recipe, options = Recipe("ResNet18", batch_size=32), RunOptions(fresh=fresh)
+    data, folder = build_datamodule(recipe, tiny_splits, 0), tmp_path / "run"
+    if fresh:  # there is a finished run, which the first process sets aside
+        monkeypatch.setattr(resume, "choose_precision", lambda: "32-true")
+        resume.start_or_resume(folder, {"precision": "auto"}, recipe, data, options)
+        write_json(folder / "finished.json", {})
+    found = []
+
+    def start_as(rank: int, precision: str) -> None:
+        monkeypatch.setattr(rank_zero_only, "rank", rank)
+        monkeypatch.setattr(resume, "choose_precision", lambda: precision)
+        found.append(resume.start_or_resume(folder, {"precision": "auto"}, recipe, data, options))
+
+    other = threading.Thread(target=start_as, args=(1, "32-true"))
+    other.start()
+    time.sleep(0.5)
+    assert other.is_alive()
+    start_as(0, "bf16-mixed")
+    other.join(5)
+    assert found[0] == found[1] and found[0]["resolved"]["precision"] == "bf16-mixed"
+    assert len(list(tmp_path.glob("run-before-*"))) == fresh
+
+
+def test_processes_that_do_not_see_the_first_one_begin_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "START_PATIENCE_SECONDS", 0.2)
+    with pytest.raises(TrainingFailed, match="did not begin a run in .*run, which all of them"):
+        wait_until_begun(tmp_path / "run", None)
 
 
 def test_the_settings_reach_the_trainer(monkeypatch, tmp_path):

@@ -49,6 +49,11 @@ LABELS = np.arange(1000) % 10
             " 25 % of the errors confuse an animal with a vehicle",
         ),
         (
+            [error(3, 5), error(5, 3), error(4, 7), error(7, 4)],
+            "Cats and dogs are among the most confused: 2 of 4 errors."
+            " 0 % of the errors confuse an animal with a vehicle",
+        ),
+        (
             [error(4, 7)],
             "Deer and horses are confused most: 1 of 1 error."
             " 0 % of the errors confuse an animal with a vehicle",

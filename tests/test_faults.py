@@ -26,6 +26,7 @@ import training.classifier
 from dataload import CLASSES, CIFAR10DataModule, Images, Splits, denormalize
 from evaluation import bundle_check
 from evaluation.errors import plot_confusion
+from lesson.measured import same_weights
 from models.bundle import TrainingSchema, load_bundle
 from models.registry import build
 from tests.conftest import space_meta, weights_and_metrics, wrong_predictions
@@ -170,8 +171,7 @@ def test_a_damaged_last_checkpoint_is_noticed_and_the_one_before_is_used(
     capsys.readouterr()
     again = train(stopped, data, root, OPTIONS)
     assert f"{newest.name} is incomplete or damaged and is not used" in capsys.readouterr().out
-    pairs = zip(run.model.state_dict().values(), again.model.state_dict().values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+    assert same_weights(run.model, again.model)
     faults(
         "damaged newest checkpoint", 1, run.metadata["epochs"], again.metadata["epochs"], "epochs"
     )
@@ -333,8 +333,7 @@ def test_a_folder_removed_meanwhile_is_made_again_with_what_is_known(  # noqa: P
     monkeypatch.setattr(training.classifier.LitClassifier, "log_epoch", removed)
     run = train(RECIPE, data, tmp_path / "removed", OPTIONS)
     assert "was removed, or its disk is gone; it is made again" in capsys.readouterr().out
-    pairs = zip(run.model.state_dict().values(), wanted.model.state_dict().values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+    assert same_weights(run.model, wanted.model)
     ours, theirs = (pd.read_csv(r.metrics_csv).groupby("epoch").mean() for r in (run, wanted))
     columns = ["train_loss", "train_acc", "val_loss", "val_acc"]
     pd.testing.assert_frame_equal(ours[columns], theirs[columns], rtol=1e-6)
@@ -344,6 +343,19 @@ def test_a_folder_removed_meanwhile_is_made_again_with_what_is_known(  # noqa: P
     assert steps == [[1, 3, 5]] * 2
     assert train(RECIPE, data, tmp_path / "removed", OPTIONS).metadata == run.metadata
     faults("folder removed while training", 1, len(theirs), len(ours), "epochs")
+
+
+def test_a_cut_off_table_of_a_finished_run_is_made_again(data, capsys, finished):
+    root, run = finished(3)
+    path = run.metrics_csv
+    whole, lines = pd.read_csv(path), path.read_text().splitlines(keepends=True)
+    for count in range(1, len(lines)):
+        path.write_text("".join(lines[:count]))
+        capsys.readouterr()
+        train(RECIPE, data, root, OPTIONS)
+        printed = capsys.readouterr().out
+        assert "of 3 epochs; it is made again" in printed and printed.count("train loss") == 3
+        pd.testing.assert_frame_equal(pd.read_csv(path), whole)
 
 
 @pytest.mark.parametrize(

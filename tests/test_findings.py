@@ -5,6 +5,7 @@ import pandas as pd
 import torch
 
 from dataload import CLASSES
+from evaluation.errors import Misclassified
 from lesson import findings, first_look, measured
 from models.registry import build
 from tests.conftest import wrong_predictions
@@ -76,6 +77,15 @@ def test_confusions_count_pairs(tiny_splits):
     assert "every test image" in findings.confusions([], CLASSES)
 
 
+def test_the_easiest_and_the_hardest_classes_are_all_that_are_so():
+    labels = np.repeat([0, 1, 2], 10)  # no image of the fourth class
+    wrong = [Misclassified(torch.zeros(3, 32, 32), 2, 0, 0.5, torch.ones(4) / 4)]
+    names = ["ant", "bee", "cow", "dog"]
+    told = findings.by_class(wrong, labels, names)
+    assert told == "Easiest: ant and bee (100.0 % recall). Hardest: cow (90.0 %)."
+    assert findings.by_class([], labels, names) == "All classes have the same recall, 100.0 %."
+
+
 def test_the_first_look_names_what_is_wrong():
     preds = [*range(9), 1]
     told = findings.first_look(preds, [0.9] * 10, CLASSES)
@@ -120,7 +130,10 @@ def test_trust_is_what_the_fair_controls_leave():
     assert "The two measures disagree" in half and "not named was not beaten" in half
     assert "rises sooner than with another image's heatmap and random." in half
     poor = findings.trust(areas(0.01, 0.1), areas(0.1, 0.1, 0.1))
-    assert "rises sooner than with none of the controls" in poor and "no heatmap is shown" in poor
+    assert (
+        "it does not rise measurably sooner than with any control" in poor
+        and "no heatmap is shown" in poor
+    )
 
 
 def test_a_loop_that_learns_nothing_is_called_wrong():

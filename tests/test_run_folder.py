@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import platform
 import shutil
 import time
 from collections.abc import Callable
@@ -316,6 +317,13 @@ def test_two_trainings_at_once_are_one_training(data, tmp_path, impatient):
         train(RECIPE, data, tmp_path, OPTIONS)
     assert not list(tmp_path.glob("FastNet-*/*"))
     assert train(RECIPE, data, tmp_path, OPTIONS).metadata["epochs"] == 3
+
+
+def test_a_machine_without_a_network_has_one_name_in_all_processes(monkeypatch):
+    monkeypatch.setattr("uuid.getnode", lambda: 0x0123456789AB)  # made up: an odd first byte
+    assert module.this_machine() == platform.node()
+    monkeypatch.setattr("uuid.getnode", lambda: 0x0023456789AB)
+    assert module.this_machine() == f"{platform.node()}-23456789ab"
 
 
 def write_owner(folder: Path, host: str, age: float) -> None:

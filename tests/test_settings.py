@@ -44,6 +44,19 @@ def test_where_a_network_is_stored_its_recipe_is_shown_whatever_else_is_asked_fo
     assert found == (stored["arch"], stored["recipe"], stored["epochs"])
 
 
+def test_a_stored_network_s_recipe_has_the_batch_size_that_it_was_trained_with(monkeypatch):
+    training = {"recipe": "resnet18-20", "epochs": 20, "batch_size": 1000}
+    meta = {"architecture": "ResNet18", "training": training}
+    monkeypatch.setattr(settings, "read_bundle", lambda _: (meta, {}))
+    assert resolve(SWITCHES | {"TRAIN": "stored"}).recipe.batch_size == 1000
+
+
+def test_a_precision_that_is_not_there_is_refused_before_anything_is_timed(pace):
+    pace.clear()
+    with pytest.raises(ValueError, match="has .32-true, bf16-mixed., got '16-mixed'"):
+        resolve(SWITCHES | {"PRECISION": "16-mixed"})
+
+
 @pytest.mark.parametrize("name", ["custom-10", "resnet18-20"])
 def test_a_recipe_that_is_named_brings_its_network_with_auto(name):
     s = resolve(SWITCHES | {"RECIPE": name})

@@ -20,9 +20,10 @@ import training.__main__
 import training.classifier
 import training.optimizer
 from dataload import CIFAR10DataModule, normalize
+from lesson.measured import same_weights
 from models import registry
 from models.bundle import sha256
-from models.errors import ProjectError
+from models.errors import Interrupted, ProjectError
 from models.fastnet import FastNet
 from models.registry import build
 from tests.conftest import PROJECT
@@ -56,11 +57,6 @@ def finished(tmp_path_factory, tiny_splits):
     root = tmp_path_factory.mktemp("checkpoints")
     data = CIFAR10DataModule(batch_size=32, num_workers=0, splits=tiny_splits)
     return root, train(RECIPE, data, root, OPTIONS)
-
-
-def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
-    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
 
 
 # ---- what Lightning prints ----
@@ -842,6 +838,15 @@ def break_losses(monkeypatch, first: int, last: float = float("inf")) -> None:
 def test_the_range_test_ends_where_the_loss_is_no_number(data, monkeypatch):
     break_losses(monkeypatch, 4)
     assert len(range_test(RECIPE, data, steps=7, precision="32-true")) == 3
+
+
+def test_a_range_test_that_is_stopped_says_so_in_one_line(data, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.range_test.RangeTest.training_step", stopped)
+    with pytest.raises(Interrupted, match="the range test was interrupted"):
+        range_test(RECIPE, data, steps=7, precision="32-true")
 
 
 def test_the_range_test_leaves_out_a_step_that_it_has_not_finished(tiny_splits, monkeypatch):

@@ -348,17 +348,6 @@ def test_model_json_describes_the_network(exported_space):
 
 
 @pytest.mark.numeric
-def test_the_network_that_is_loaded_back_gives_the_same_logits(tmp_path, model, wrong, tiny_splits):
-    rounded = build("CustomResNet").eval()
-    rounded.load_state_dict(model.state_dict())
-    rounded.half().float()
-    exported(tmp_path / "space", rounded, wrong, tiny_splits.test.labels)
-    reloaded, _ = load_bundle(tmp_path / "space")
-    images = torch.randn(4, 3, 32, 32)
-    assert torch.allclose(reloaded(images), rounded(images), atol=1e-4)
-
-
-@pytest.mark.numeric
 def test_a_network_that_came_out_of_a_bundle_can_be_exported_again(
     tmp_path, exported_space, wrong, tiny_splits
 ):
@@ -532,7 +521,6 @@ def seal(folder: Path, **changes: object) -> None:
     staged = folder.parent / "staged"
     staged.mkdir()
     meta = json.loads((folder / "model.json").read_text()) | changes
-    del meta["sha256"]
     for name in ("models", *utils.bundle.PICTURES, "model.safetensors"):
         (shutil.copytree if name == "models" else shutil.copyfile)(folder / name, staged / name)
     (folder / "model.json").write_text(json.dumps(utils.seal_bundle(staged, meta)))

@@ -259,5 +259,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (*EXPLAINED, HfHubHTTPError) as error:  # the latter: no login, no right, no connection
+    # HfHubHTTPError: no login, no right. Its bases are those of a failed connection, too.
+    except (*EXPLAINED, *HfHubHTTPError.__bases__) as error:  # pyright: ignore[reportGeneralTypeIssues]
         sys.exit(f"{type(error).__name__}: {error}")

@@ -9,12 +9,11 @@ A run that was interrupted is continued. The notebook, run with the same switche
 More in docs/scaling.md.
 """
 
-import argparse
 import sys
 
 from dataload import load_splits, sample_splits
 from models.errors import EXPLAINED, InvalidValue
-from training.console import forgive_output
+from training.console import command_line, forgive_output
 from training.runs import build_datamodule, train
 from training.settings import PROJECT, SWITCHES, resolve
 
@@ -22,9 +21,7 @@ from training.settings import PROJECT, SWITCHES, resolve
 def main() -> None:
     """Train as the switches of the environment say."""
     forgive_output()
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    command_line(__doc__).parse_args()
     s = resolve(SWITCHES)
     if s.train == "stored":
         raise InvalidValue("expected TRAIN=yes for a training, got stored: nothing to be trained")

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
-from dataload import CIFAR10DataModule
+from dataload import CLASSES, CIFAR10DataModule
 from models.errors import Diverged, InvalidValue
 from models.registry import build
 from training.optimizer import make_optimizer
 from training.recipes import LOW_RESOLUTION, Recipe
 from training.schedule import one_cycle_factor
 
-NUM_CLASSES = 10
+NUM_CLASSES = len(CLASSES)
 
 
 def datamodule_of(trainer: pl.Trainer) -> CIFAR10DataModule:

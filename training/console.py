@@ -1,5 +1,6 @@
 """What a program prints while it runs: in a notebook, in a terminal, or where nobody reads it."""
 
+import argparse
 import contextlib
 import io
 import os
@@ -11,6 +12,12 @@ from tqdm import tqdm
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
+
+
+def command_line(description: str | None) -> argparse.ArgumentParser:
+    """Make a parser of a command line whose help shows a module's docstring as it is written."""
+    kind = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=description, formatter_class=kind)
 
 
 def kernel_shell() -> "InteractiveShell | None":

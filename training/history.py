@@ -57,17 +57,19 @@ def read_metrics(logs: Path) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def read_finished_metrics(folder: Path) -> pd.DataFrame:
+def read_finished_metrics(folder: Path, epochs: int) -> pd.DataFrame:
     """Read the metrics.csv of a finished run, or make it again from the logs if it is damaged.
 
     Args:
         folder: of the run.
+        epochs: of the run.
     """
     try:
-        table = read_table(folder / "metrics.csv")
-        if len(table) and {"train_loss", "train_acc", "seconds"} <= set(table):
+        table, names = read_table(folder / "metrics.csv"), ["train_loss", "train_acc", "seconds"]
+        known = table.reindex(columns=names).dropna()
+        if len(known) == epochs:
             return table
-        problem = f"{folder / 'metrics.csv'} holds no epochs"
+        problem = f"{folder / 'metrics.csv'} holds {len(known)} of {epochs} epochs"
     except (OSError, ValueError) as error:
         problem = error
     print(f"{problem}; it is made again")

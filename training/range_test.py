@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dataload import CIFAR10DataModule
+from models.errors import Interrupted
 from training.classifier import LitClassifier
 from training.hardware import Precision, choose_device, choose_precision
 from training.lightning_output import quiet_lightning
@@ -73,6 +74,9 @@ def range_test(
     Returns:
         A row for each step, with the columns factor, the learning rate as a multiple of the
         recipe's peak, and loss.
+
+    Raises:
+        Interrupted: if somebody stops it.
     """
     quiet_lightning()
     data.setup()
@@ -100,6 +104,8 @@ def range_test(
         trainer.fit(classifier, datamodule=data)
     except FloatingPointError:
         losses.pop(classifier.global_step, None)  # some of its micro-batches are missing
+    except SystemExit:  # what Lightning makes of an interrupt
+        raise Interrupted("the range test was interrupted; run it again") from None
     rows = [
         (classifier.factors[step], sum(of_step) / micro_batches) for step, of_step in losses.items()
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from cifar10.images import IMAGE_SIZE
 from models.errors import InvalidValue
 from models.registry import NETWORKS, check_name
 from training.files import PROJECT
@@ -28,8 +29,8 @@ RANGES = {  # of a recipe's hyperparameters: type, smallest, largest
     "label_smoothing": (float, 0, 1),
     "warmup": (float, 0, 1),
     "bn_momentum": (float, 0, 1),
-    "padding": (int, 0, 31),  # a reflection needs one pixel more than it adds
-    "cutout": (int, 0, 32),
+    "padding": (int, 0, IMAGE_SIZE - 1),  # a reflection needs one pixel more than it adds
+    "cutout": (int, 0, IMAGE_SIZE),
     "low_res": (float, 0, 1),
 }
 

@@ -13,7 +13,7 @@ from training.files import read_json, write_json
 from training.hardware import choose_device, choose_precision, hardware, native_precisions
 from training.options import RunOptions
 from training.recipes import Recipe
-from training.run_folder import archive_run, wait_until_archived
+from training.run_folder import STARTED_KEYS, archive_run, wait_until_begun
 
 
 def start_or_resume(
@@ -37,42 +37,44 @@ def start_or_resume(
     Raises:
         InvalidValue: if this machine cannot continue the run.
     """
-    path = folder / "started.json"
-    started = read_json(path, {"identity", "resolved"})
+    started = read_json(folder / "started.json", STARTED_KEYS)
     problem = why_not_resumable(folder, started, recipe)
-    if options.fresh and (problem or (folder / "finished.json").exists()):
-        if rank_zero_only.rank == 0:
-            archive_run(folder)
+    replaced = options.fresh and (problem or (folder / "finished.json").exists())
+    if replaced or not (started or problem):
+        if rank_zero_only.rank:  # all processes train as the first one does, say in its precision
+            started = wait_until_begun(folder, started)
         else:
-            wait_until_archived(folder, started)
-        started, problem = None, ""
-    if problem:
+            if replaced:
+                archive_run(folder)
+            started = begin(folder, identity, recipe, data, options)
+        problem = why_not_resumable(folder, started, recipe)
+    if problem or not started:
         raise InvalidValue(f"{problem}, or set FRESH = True to set that run aside and train anew")
-    if started is None:
-        name = options.auto.recipe_name if options.auto else ""
-        resolved = {"recipe_name": name} | resolve_auto(recipe, data, options.precision)
-        started = {"identity": identity, "resolved": resolved, "run_id": uuid.uuid4().hex}
-        if rank_zero_only.rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, started)
     data.batch_size = started["resolved"]["batch_size"]
     data.num_workers = started["resolved"]["num_workers"]
     return started
 
 
-def resolve_auto(recipe: Recipe, data: CIFAR10DataModule, precision: str) -> dict:
-    """Decide, as a run begins, what was left to this machine.
+def begin(
+    folder: Path, identity: dict, recipe: Recipe, data: CIFAR10DataModule, options: RunOptions
+) -> dict:
+    """Decide, as a run begins, what was left to this machine, and write it to started.json.
 
-    Returns:
-        The recipe, the device, the precision, and the loaders' batch size and workers.
+    Arguments and return value are those of `start_or_resume`.
     """
-    return {
+    chosen = choose_precision() if options.precision == "auto" else options.precision
+    resolved = {
+        "recipe_name": options.auto.recipe_name if options.auto else "",
         "recipe": asdict(recipe),
         "device": choose_device().type,
-        "precision": choose_precision() if precision == "auto" else precision,
+        "precision": chosen,
         "batch_size": data.batch_size,
         "num_workers": data.num_workers,
     }
+    started = {"identity": identity, "resolved": resolved, "run_id": uuid.uuid4().hex}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "started.json", started)
+    return started
 
 
 def why_not_resumable(folder: Path, started: dict | None, recipe: Recipe) -> str:

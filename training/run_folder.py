@@ -31,8 +31,9 @@ from training.recipes import Recipe
 HEARTBEAT_SECONDS = 60
 DEAD_AFTER_SECONDS = 300  # without a heartbeat: five of them may be lost on the way
 LOCK_PATIENCE_SECONDS = 6  # workers of a killed owner hold its lock for up to five seconds more
-ARCHIVE_PATIENCE_SECONDS = 60
+START_PATIENCE_SECONDS = 300
 METADATA_KEYS = {"seconds", "hardware", "train_images", "data", "val_acc", "weights_sha256"}
+STARTED_KEYS = {"identity", "resolved"}
 OWNER_KEYS = {"token", "host", "pid", "since", "heartbeat"}
 
 
@@ -107,7 +108,7 @@ def earlier_auto_choice(root: str | Path, asked: dict, seed: int) -> str | None:
         The recipe's name, of the latest such run, or None.
     """
     for path in sorted(Path(root).glob("auto-*/started.json"), key=os.path.getmtime, reverse=True):
-        started = read_json(path, {"identity", "resolved"})
+        started = read_json(path, STARTED_KEYS)
         if not started or "-before-" in path.parent.name:
             continue
         identity = started["identity"]
@@ -133,26 +134,38 @@ def archive_run(folder: Path) -> None:
     folder.rename(folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}"))
 
 
-def wait_until_archived(folder: Path, started: dict | None) -> None:
-    """Wait until the first process has archived a run and begun anew.
+def wait_until_begun(folder: Path, before: dict | None) -> dict:
+    """Wait until the first process has begun a run: all others train as it does.
 
     Args:
         folder: of the run.
-        started: what started.json holds before.
+        before: what started.json holds before, of a run that is set aside; None: nothing.
+
+    Returns:
+        The content of the new started.json.
 
     Raises:
-        TrainingFailed: if the first process does not do so.
+        TrainingFailed: if the first process does not begin.
     """
-    deadline = time.monotonic() + ARCHIVE_PATIENCE_SECONDS
-    while started is not None and read_json(folder / "started.json", set()) == started:
+    deadline = time.monotonic() + START_PATIENCE_SECONDS
+    while (started := read_json(folder / "started.json", STARTED_KEYS)) in (None, before):
         if time.monotonic() > deadline:
             raise TrainingFailed(
-                f"the first process did not set {folder} aside; end all of them and start again"
+                f"the first process did not begin a run in {folder}, which all of them have to"
+                " see; end all of them and start again"
             )
         time.sleep(0.1)
+    return started
 
 
 # ---- ownership -----------------------------------------------------------------------------------
+
+
+def this_machine() -> str:
+    """Name this machine, by its network address if it has one."""
+    address = uuid.getnode()
+    made_up = address >> 40 & 1  # without a network, anew in each process
+    return platform.node() if made_up else f"{platform.node()}-{address:x}"
 
 
 class RunInUse(TrainingFailed):
@@ -181,7 +194,7 @@ class RunLock(pl.Callback):
         self.owner_file = folder.with_name(f".{folder.name}.owner.json")
         self.this_process = {
             "token": uuid.uuid4().hex,
-            "host": f"{platform.node()}-{uuid.getnode():x}",
+            "host": this_machine(),
             "pid": os.getpid(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         }

@@ -139,7 +139,9 @@ def train(
         Interrupted: if somebody stops it; the message says how to continue.
     """
     quiet_lightning()
-    check_trainable(recipe, data, options)
+    if options.precision != "auto":
+        check_precision(options.precision)
+    accumulation_steps(recipe, data)  # raises where a batch cannot be divided
     data.setup()
     identity = run_identity(recipe, data, options)
     folder = run_folder(root, identity)
@@ -158,13 +160,6 @@ def train(
         if lock:
             lock.started = started
         return fit(folder, started, data, options, [lock] if lock else [])
-
-
-def check_trainable(recipe: Recipe, data: CIFAR10DataModule, options: RunOptions) -> None:
-    """Raise InvalidValue if this machine or this program cannot train what is asked for."""
-    if options.precision != "auto":
-        check_precision(options.precision)
-    accumulation_steps(recipe, data)
 
 
 def check_placement(options: RunOptions) -> None:
@@ -194,8 +189,9 @@ def print_finished(folder: Path, run: Run) -> None:
         f"loaded the finished run in {folder}: trained on {run.metadata['hardware']}"
         f" in {format_duration(run.metadata['seconds'])}"
     )
-    for metrics in rows_of(epoch_means(read_finished_metrics(folder))):
-        print_rank_zero(epoch_line(metrics, run.metadata["epochs"]))
+    epochs = run.metadata["epochs"]
+    for metrics in rows_of(epoch_means(read_finished_metrics(folder, epochs))):
+        print_rank_zero(epoch_line(metrics, epochs))
 
 
 def fit(

@@ -74,6 +74,8 @@ def resolve(switches: dict) -> Settings:
             allowed; the message names it.
     """
     chosen = validate({name: from_environment(name, value) for name, value in switches.items()})
+    if chosen.PRECISION:
+        check_precision(chosen.PRECISION)
     smoke, device = parse_bool("SMOKE_TEST", os.environ.get("SMOKE_TEST", "")), choose_device().type
     if smoke and os.environ.get("WORLD_SIZE", "1") != "1":  # each would have its scratch folder
         raise InvalidValue(f"SMOKE_TEST is for one process, got {os.environ['WORLD_SIZE']} of them")
@@ -120,7 +122,8 @@ def stored_recipe(space: Path) -> tuple[str, Recipe]:
     """
     meta, _ = read_bundle(space)
     trained = meta["training"]
-    return choose_recipe(meta["architecture"], trained.get("recipe", ""), trained["epochs"])
+    name, batch_size = trained.get("recipe", ""), trained.get("batch_size", 0)
+    return choose_recipe(meta["architecture"], name, trained["epochs"], batch_size)
 
 
 def choose_automatically(
@@ -164,12 +167,7 @@ def resolve_options(chosen: Switches, auto: AutoChoice | None) -> RunOptions:
     Args:
         chosen: the switches.
         auto: the choice of ARCH = "auto", if that chose the recipe.
-
-    Raises:
-        InvalidValue: if this machine does not have the precision.
     """
-    if chosen.PRECISION:
-        check_precision(chosen.PRECISION)
     return RunOptions(
         seed=chosen.SEED,
         fresh=chosen.FRESH,
