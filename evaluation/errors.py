@@ -180,10 +180,11 @@ def class_accuracy(
         classes: their names.
 
     Returns:
-        A series with the names as its index.
+        A series with the names as its index; NaN for a class without images.
     """
     wrong = np.bincount([sample.label for sample in misclassified], minlength=len(classes))
-    fractions = 1 - wrong / np.bincount(labels, minlength=len(classes))
+    counts = np.bincount(labels, minlength=len(classes))
+    fractions = 1 - wrong / np.where(counts, counts, np.nan)
     return pd.Series(fractions, index=list(classes), name="accuracy")
 
 

@@ -146,7 +146,7 @@ def test_a_file_is_1680_pixels_wide_describes_itself_and_is_small(noisy):
     drawing.headline(fig, "A finding", "A chart", "a note")
     data = drawing.png_bytes(fig)
     picture = Image.open(io.BytesIO(data))
-    assert picture.width == 1680 and picture.text["Description"] == "A chart. A finding a note"
+    assert picture.width == 1680 and picture.text["Description"] == "A chart. A finding. a note"
     assert len(data) < (3_000_000 if noisy else 500_000)
     assert (picture.mode == "P") == noisy
     assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
