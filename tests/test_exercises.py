@@ -21,7 +21,7 @@ from evaluation.predict import accuracy
 from lesson import exercises
 from models import resnet
 from tests.conftest import PROJECT
-from tests.test_architecture import ABOVE, FLOW
+from tests.test_architecture import FLOW
 from tests.test_space import serve
 
 CELLS = {
