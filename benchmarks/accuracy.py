@@ -181,7 +181,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--without", choices=list(WITHOUT), help="leave out a technique of FastNet")
     parser.add_argument("--images", type=int, default=0, help="train on the first N images only")
     parser.add_argument("--compiled", action="store_true", help="compile the network: for a GPU")
-    parser.add_argument("--change", nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--change", nargs="*", metavar="NAME=VALUE")
     parser.add_argument("--root", default="checkpoints", help="folder of the runs")
     parser.add_argument("--albumentations", action="store_true", help="instead of the fast loader")
     args = parser.parse_args()
@@ -203,7 +203,8 @@ def main() -> None:
     """Train with each seed, print the results, and store their means."""
     args = parse_arguments()
     ablation = WITHOUT[args.without] if args.without else Ablation()
-    pairs = (item.split("=") for item in args.change)
+    is_trial = args.change is not None or args.images > 0
+    pairs = (item.split("=") for item in args.change or ())
     changes = {key: ast.literal_eval(value) for key, value in pairs}
     recipe, root = RECIPES[args.recipe], args.root
     recipe = replace(recipe, **ablation.changes(recipe), **changes)
@@ -212,7 +213,7 @@ def main() -> None:
     if ablation.patch:
         setattr(*ablation.patch)
     splits = chosen_splits(args.all_images, args.images)
-    name, runs = "" if args.without or args.change or args.images else args.recipe, []
+    name, runs = "" if args.without or is_trial else args.recipe, []
     for seed in args.seeds:
         options = RunOptions(seed=seed, compiled=args.compiled)
         runs.append(measure(name, recipe, splits, root, options, not args.albumentations))
@@ -229,7 +230,7 @@ def main() -> None:
         "machine": hardware(),
         "seeds": args.seeds,
     }
-    if not args.change and not args.images:
+    if not is_trial:
         path = RESULTS / ("ablations.json" if args.without else "accuracy.json")
         if args.without:
             row["full_recipe"] = asdict(RECIPES[args.recipe])

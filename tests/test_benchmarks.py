@@ -324,6 +324,19 @@ def test_a_measurement_stores_the_means_of_its_runs_and_what_none_could_measure(
     )
 
 
+@pytest.mark.parametrize(
+    "trial", [["--change"], ["--change", "epochs=3"], ["--images", "9"], ["--without", "nothing"]]
+)
+def test_a_trial_uses_no_test_images(tmp_path, tiny_splits, monkeypatch, trial):
+    names = []
+    monkeypatch.setattr(accuracy, "measure", lambda name, *_: names.append(name) or {"seconds": 1})
+    monkeypatch.setattr(accuracy, "load_splits", lambda _: tiny_splits)
+    monkeypatch.setattr(accuracy, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["accuracy", "fastnet-4", *trial])
+    accuracy.main()
+    assert names == [""] and not (tmp_path / "accuracy.json").exists()
+
+
 @pytest.mark.numeric
 def test_validation_and_test_are_measured_in_the_same_precision(tiny_splits, monkeypatch):
     """In fp32, as the Space computes."""
