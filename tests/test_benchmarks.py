@@ -206,10 +206,7 @@ def test_the_plot_s_title_compares_the_best_run_with_the_cheapest(row):
     ("arguments", "words"),
     [
         (["custom-10"], "--without is for FastNet's recipes, got custom-10"),
-        (
-            ["fastnet-4", "--all-images"],
-            "of which --all-images leaves none",
-        ),
+        (["fastnet-4", "--all-images"], "of which --all-images leaves none"),
     ],
 )
 def test_an_ablation_that_cannot_be_judged_is_refused(monkeypatch, capsys, arguments, words):

@@ -51,7 +51,8 @@ def test_a_stored_network_s_recipe_has_the_batch_size_that_it_was_trained_with(m
     assert resolve(SWITCHES | {"TRAIN": "stored"}).recipe.batch_size == 1000
 
 
-def test_a_precision_that_is_not_there_is_refused_before_anything_is_timed(pace):
+def test_a_precision_that_is_not_there_is_refused_before_anything_is_timed(pace, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     pace.clear()
     with pytest.raises(ValueError, match="has .32-true, bf16-mixed., got '16-mixed'"):
         resolve(SWITCHES | {"PRECISION": "16-mixed"})
