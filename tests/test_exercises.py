@@ -84,20 +84,28 @@ def test_answers_that_are_nearly_right_are_told_why_not(capsys, namespace):
     def without_shortcut(block, x):
         return F.relu(block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x))))))
 
+    def without_batchnorm(block, x):
+        return F.relu(block.conv2(F.relu(block.conv1(x))) + block.shortcut(x))
+
     class OtherSize(resnet.ResNet18):
         def stages(self):
             return [*super().stages(), resnet.Stage("layer5", self.layer4, 2)]
 
+    black = A.RandomBrightnessContrast((-1, -1), (0, 0), p=0.5)
     for check, answer, words in (
         (exercises.opacity, wrong_way, "at opacity 0 "),
         (exercises.opacity, lambda *_: np.zeros((32, 32)), "shape"),
-        (exercises.grey, A.ToGray(p=1), "200 of 200"),
+        (exercises.opacity, lambda image, *_: image * np.nan, "expected"),
+        (exercises.grey, A.ToGray(p=1), "1000 of 1000"),
+        (exercises.grey, A.ToGray(p=0.4), "expected about 500"),
+        (exercises.grey, black, "neither grey nor unchanged"),
         (exercises.grey, A.InvertImg(p=0.5), "neither grey nor unchanged"),
         (exercises.grad_cam, without_relu, "negative"),
         (exercises.grad_cam, lambda maps, gradients: maps, "shape"),
         (exercises.grad_cam, lambda maps, gradients: maps[0], "other values"),
         (exercises.grad_cam, lambda maps: maps, "TypeError"),
         (exercises.residual, without_shortcut, "the shortcut is missing"),
+        (exercises.residual, without_batchnorm, "the values differ"),
         (exercises.residual, lambda block, x: x[:1], "expected a tensor of shape (2, 8, 4, 4)"),
         (exercises.residual, lambda block, x: block(x) + 1, "the values differ"),
         (exercises.halving, resnet.stage(512, 512, 1), "got (2, 512, 4, 4)"),
@@ -109,6 +117,27 @@ def test_answers_that_are_nearly_right_are_told_why_not(capsys, namespace):
     assert re.search(
         r"at 9.0 the network is \d+\.\d% confident on average", capsys.readouterr().out
     )
+
+
+def test_the_new_stage_needs_a_residual_block(namespace, capsys):
+    block, pool = "resnet.stage(512, 512, stride=2)", "resnet.nn.MaxPool2d(2)"
+    exec(CELLS["solution-7"].replace(block, pool), namespace)
+    assert "no residual block in layer5" in capsys.readouterr().out
+
+
+@pytest.mark.numeric
+def test_an_answer_may_work_in_place():
+    def blended(image, colours, opacity):
+        image *= 1 - opacity
+        image += opacity * colours
+        return image
+
+    def block_in_place(block, x):
+        shortcut = block.shortcut(x)
+        shortcut += block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x)))))
+        return F.relu(shortcut)
+
+    assert exercises.opacity(blended) and exercises.residual(block_in_place)
 
 
 # ---- exercise 7, all the way ----
