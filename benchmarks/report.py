@@ -88,7 +88,7 @@ PUBLISHED = [
 ABLATIONS = {  # benchmarks.accuracy --without: what is left out, and what replaces it
     "nothing": "the full recipe",
     "muon": "without Muon (SGD for all filters)",
-    "whitening": "without the whitening layer (random filters)",
+    "whitening": "without whitening (random, fixed first layer)",
     "fast_biases": "without a larger rate for biases (1/64 of it)",
     "dirac": "without identity (Dirac) initialisation (random)",
     "low_res": "without the start at 24x24 pixels (32x32)",

@@ -107,8 +107,8 @@ MEANINGS = {
     "micro_batch": "without a GPU, images that pass through the network together; the gradients of"
     " all micro-batches of a step are added up (*gradient accumulation*), but BatchNorm's mean is"
     " that of each (0: the whole batch)",
-    "max_lr": "peak learning rate of SGD, for what is no bias and no filter of Muon's (next rows)",
-    "bias_lr": "SGD's peak learning rate for the biases (0: as for the rest)",
+    "max_lr": "peak learning rate of SGD, for all that the next two rows do not name",
+    "bias_lr": "SGD's peak learning rate for biases of convolutions and BatchNorm (0: `max_lr`)",
     "muon_lr": "peak learning rate of the filters that Muon trains (0: SGD trains them)",
     "momentum": "the part of the previous step that each step of SGD keeps (of Muon:"
     f" {MUON_MOMENTUM})",
@@ -205,7 +205,8 @@ def test_accuracy(errors: int, images: int, tta: float | None) -> str:
     low, high = binomtest(images - errors, images).proportion_ci(method="wilson")
     sentences = [
         f"**{percent(correct, 2)}** of {images:,} test images are classified correctly. Other test"
-        f" images of the same kind would give a slightly different number: the 95 % interval goes"
+        f" images of the same kind would give a slightly different number: the 95 % interval, which"
+        " holds the true value in 95 of 100 such measurements, goes"
         f" from {percent(low)} to {percent(high)}."
     ]
     if tta is not None:
@@ -302,8 +303,8 @@ def trust(deleted: pd.DataFrame, inserted: pd.DataFrame) -> str:
 def sooner(verb: str, beaten: Sequence[str]) -> str:
     """Say with which controls a probability falls or rises later, if with any."""
     if not beaten:
-        return f"does not {verb} measurably sooner than with any control"
-    return f"{verb}s sooner than with {listed(beaten)}"
+        return f"does not {verb} measurably sooner, by area, than with any control"
+    return f"{verb}s sooner, by area, than with {listed(beaten)}"
 
 
 def conclusion(passed: Sequence[bool]) -> str:

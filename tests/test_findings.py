@@ -120,18 +120,22 @@ def areas(centre: float, other: float, random: float = 0.2, half: float = 0.05) 
 
 def test_trust_is_what_the_fair_controls_leave():
     good = findings.trust(areas(0.1, 0.1), areas(-0.1, -0.1, -0.2))
-    assert "falls sooner than with another image's heatmap, centre first and random." in good
-    assert "rises sooner than with another image's heatmap, centre first and random." in good
+    assert (
+        "falls sooner, by area, than with another image's heatmap, centre first and random." in good
+    )
+    assert (
+        "rises sooner, by area, than with another image's heatmap, centre first and random." in good
+    )
     assert (
         "say something about their own image" in good
         and "50 % when masking, 50 % when showing" in good
     )
     half = findings.trust(areas(0.1, 0.1), areas(0.01, -0.1, -0.2))
     assert "The two measures disagree" in half and "not named was not beaten" in half
-    assert "rises sooner than with another image's heatmap and random." in half
+    assert "rises sooner, by area, than with another image's heatmap and random." in half
     poor = findings.trust(areas(0.01, 0.1), areas(0.1, 0.1, 0.1))
     assert (
-        "it does not rise measurably sooner than with any control" in poor
+        "it does not rise measurably sooner, by area, than with any control" in poor
         and "no heatmap is shown" in poor
     )
 
