@@ -317,7 +317,7 @@ def make_loader(
             the same each time the loader is iterated, their augmentation too.
         num_workers: the number of processes that load.
         train: whether to augment and, where `batches` is a size, shuffle the images.
-        seed: of order and augmentation, which depend on nothing else.
+        seed: of the order and, with num_workers, of the augmentation.
         augmentation: how strongly to augment.
     """
     dataset = AlbumentationImageDataset(
@@ -338,8 +338,9 @@ def make_loader(
 class CIFAR10DataModule(pl.LightningDataModule):
     """The three loaders as Lightning wants them.
 
-    Order and augmentation of an epoch follow from (seed, epoch), so a run that was interrupted
-    continues with the same batches (with reload_dataloaders_every_n_epochs=1). Where several
+    The order of an epoch follows from (seed, epoch), its augmentation from these and num_workers,
+    so a run that was interrupted continues with the same batches (with
+    reload_dataloaders_every_n_epochs=1). Where several
     processes train, each loads its part of every batch (with use_distributed_sampler=False).
 
     Args:

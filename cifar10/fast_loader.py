@@ -56,8 +56,9 @@ def check_batches(count: int, batch_size: int, world_size: int) -> None:
 class FastLoader:
     """Normalised, augmented batches: images (B, 3, S, S) in channels_last, and labels (B,).
 
-    Order and augmentation follow from the seed, the epoch and the rank alone. Each image is
-    mirrored in every other epoch, and half of the images in each epoch (arXiv:2404.00498).
+    The order follows from the seed and the epoch; the augmentation also from the batch size, the
+    rank and the kind of device. Each image is mirrored in every other epoch, and half of the images
+    in each epoch (arXiv:2404.00498).
 
     Args:
         part: the images, of any side S, and their labels.

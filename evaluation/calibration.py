@@ -132,7 +132,7 @@ def reliability_title(logits: Tensor, labels: Tensor, temperature: float) -> str
 def plot_reliability(logits: Tensor, labels: Tensor, temperature: float, note: str = "") -> Figure:
     """Draw the reliability diagram before and after the temperature, above a histogram.
 
-    The bars on the diagonal would be perfect; the orange part is what each is away from it.
+    The bars on the diagonal would be perfect; the orange part is the gap to the mean confidence.
 
     Args:
         logits: (N, num_classes).

@@ -94,12 +94,12 @@ def what_the_change_did(table: pd.DataFrame, changed: float) -> str:
         changed: after how many epochs the images become larger.
     """
     before, after = int(np.floor(changed)) - 1, int(np.ceil(changed))
-    place = f"where 24 pixels become 32, after {changed:.3g} epochs"
+    place = f"after {changed:.3g} epoch{'s' * (changed != 1)}"
     if before < 0 or after >= len(table):
-        return f"images grow from 24 to 32 pixels after {changed:.3g} epochs"
+        return f"images grow from 24 to 32 pixels {place}"
     low, high = (float(table["train_loss"].iloc[i]) for i in (before, after))
     verb = "falls" if high < low else "rises"
-    return f"training loss {verb} from {low:.2f} to {high:.2f} {place}"
+    return f"training loss {verb} from {low:.2f} to {high:.2f} where 24 pixels become 32, {place}"
 
 
 def training_title(table: pd.DataFrame, recipe: Recipe) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from itertools import cycle
 
 import albumentations as A
 import numpy as np
@@ -203,7 +204,7 @@ def draw_examples(
 def draw_accuracies(axis: Axes, table: pd.DataFrame) -> None:
     """Draw the accuracy against the strength, a line for each corruption."""
     strengths, ends = table.index.to_numpy(), []
-    for name, colour in zip(table, COLOURS, strict=False):
+    for name, colour in zip(table, cycle(COLOURS), strict=False):
         axis.plot(strengths, table[name], "o-", markersize=4, label=name, color=colour)
         last = float(table[name].iloc[-1])
         ends.append((last, f"{name} {percent(last)}", colour))

@@ -1,1 +1,1 @@
-"""What only the notebook needs: explorers, checks of exercises, errors and times of its cells."""
+"""What the notebook needs besides: explorers, checks of exercises, sentences about results."""

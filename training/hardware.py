@@ -15,8 +15,8 @@ from typing import Literal
 from training.files import PROJECT
 
 # Memory for large tensors comes in pages of 2 MiB instead of 4 KiB, where the system allows it: a
-# training step on a CPU otherwise spends a tenth of its time on being given pages. Read by torch
-# when it first asks for memory.
+# training step on a CPU otherwise spends part of its time on being given pages. Read by torch when
+# it first asks for memory.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch

@@ -27,7 +27,7 @@ class RunOptions:
         fresh: train anew even if the run is finished, or began on a machine of another kind; its
             old folder is renamed and kept.
         precision: Lightning's name of a precision, or 'auto'.
-        compiled: let torch.compile make the network faster, which pays on a GPU, after a minute.
+        compiled: whether torch.compile prepares the network, which takes a minute; meant for a GPU.
         devices: as in Lightning's Trainer: how many devices of each machine train, or 'auto', which
             is all GPUs in a script and one in a notebook.
         num_nodes: as in Lightning's Trainer: how many machines train.

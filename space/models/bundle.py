@@ -185,8 +185,8 @@ def read_bundle(folder: Path) -> tuple[dict, dict[str, bytes]]:
         The keys of model.json, and the content of every other file by its relative name.
 
     Raises:
-        ValueError: if a checksum or a key is wrong, with its name.
-        OSError: if a file is missing.
+        ValueError: if a checksum or a key is wrong, with its name, or model.json is missing.
+        OSError: if another file is missing.
     """
     while True:
         finish_export(folder)
@@ -307,8 +307,9 @@ def load_bundle(folder: str | Path) -> tuple[Network, dict]:
         The network in eval mode, fp32, on the CPU, and the keys of model.json.
 
     Raises:
-        ValueError: if a checksum, a key, the architecture, the stages or a weight is wrong.
-        OSError: if a file is missing.
+        ValueError: if a checksum, a key, the architecture, the stages or a weight is wrong, or
+            model.json is missing.
+        OSError: if another file is missing.
     """
     folder = Path(folder).resolve()
     meta, contents = read_bundle(folder)
