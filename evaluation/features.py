@@ -137,21 +137,8 @@ def receptive_fields(model: Network) -> dict[str, ReceptiveField]:
 # ---- stages --------------------------------------------------------------------------------------
 
 
-def stage_outputs(model: Network, image: Tensor) -> dict[str, Tensor]:
-    """Compute the feature maps of each stage for one image; the network keeps its mode.
-
-    Args:
-        model: the network.
-        image: normalised (3, 32, 32).
-
-    Returns:
-        Name of the stage -> (channels, side, side), on the CPU.
-    """
-    return {name: maps[0] for name, maps in batch_outputs(model, image[None]).items()}
-
-
 @torch.no_grad()
-def batch_outputs(model: Network, images: Tensor) -> dict[str, Tensor]:
+def stage_outputs(model: Network, images: Tensor) -> dict[str, Tensor]:
     """Compute the feature maps (N, channels, side, side) of each stage for a batch of images."""
     outputs: dict[str, Tensor] = {}
 
@@ -198,7 +185,7 @@ def top_patches(model: Network, images: Tensor) -> dict[str, TopPatches]:
     values: dict[str, list[Tensor]] = {stage.name: [] for stage in model.stages()}
     places: dict[str, list[Tensor]] = {stage.name: [] for stage in model.stages()}
     for batch in images.split(BATCH):
-        for name, maps in batch_outputs(model, batch).items():
+        for name, maps in stage_outputs(model, batch).items():
             most, where = maps.flatten(2).max(2)  # (B, channels)
             values[name].append(most)
             places[name].append(where)

@@ -362,7 +362,7 @@ def masking_curves(model: Network, images: Tensor, part: str) -> pd.DataFrame:
 
 def curves_to_json(table: pd.DataFrame) -> dict:
     """Return a table of `deletion` or `insertion` as lists that JSON can hold."""
-    return table.round(5).reset_index().to_dict("list")
+    return table.astype(float).round(5).reset_index().to_dict("list")  # float32 has no 0.12345
 
 
 def curves_from_json(stored: dict) -> pd.DataFrame:

@@ -170,10 +170,10 @@ def stage(kind: type[Network]) -> str:
         return f"expected logits of shape (2, 10), got {tuple(logits.shape)}."
     if [named.size for named in stages] != [32, 16, 8, 4, 2]:
         return f"expected stages of sizes 32, 16, 8, 4, 2, got {[named.size for named in stages]}."
-    outputs = stage_outputs(network, images[0])
+    outputs = stage_outputs(network, images)
     for named in stages:
         shape = tuple(outputs[named.name].shape) if named.name in outputs else ()
-        if shape[1:] != (named.size, named.size):
+        if shape[2:] != (named.size, named.size):
             return (
                 f"{named.name} names a feature map of {named.size}x{named.size},"
                 f" but the shape of its output is {shape}."

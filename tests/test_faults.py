@@ -26,7 +26,6 @@ import training.classifier
 from dataload import CLASSES, CIFAR10DataModule, Images, Splits, denormalize
 from evaluation import bundle_check
 from evaluation.errors import plot_confusion
-from lesson.measured import same_weights
 from models.bundle import TrainingSchema, load_bundle
 from models.registry import build
 from tests.conftest import space_meta, weights_and_metrics, wrong_predictions
@@ -37,6 +36,7 @@ from training.classifier import LitClassifier
 from training.options import RunOptions
 from training.recipes import Recipe
 from training.results import Run
+from training.run_folder import same_weights
 from training.runs import train
 from utils import display_gradcam_output, export_to_space
 

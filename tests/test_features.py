@@ -62,7 +62,7 @@ def test_receptive_fields_are_where_a_missing_number_arrives(arch):
     rows = torch.zeros(32, 3, 32, 32, dtype=torch.double)
     for row in range(32):
         rows[row, :, row] = torch.nan
-    for name, maps in features.batch_outputs(model, rows).items():
+    for name, maps in features.stage_outputs(model, rows).items():
         cell = maps.shape[2] // 2
         reached = maps[:, :, cell].isnan().flatten(1).any(1).nonzero().flatten().tolist()
         first, end = fields[name].of_cell(cell)
@@ -72,9 +72,9 @@ def test_receptive_fields_are_where_a_missing_number_arrives(arch):
 @pytest.mark.parametrize("arch", NETWORKS)
 def test_stage_outputs_have_the_size_that_each_stage_names_and_no_hook_stays(arch):
     model = build(arch).train()
-    outputs = features.stage_outputs(model, torch.randn(3, 32, 32))
+    outputs = features.stage_outputs(model, torch.randn(1, 3, 32, 32))
     features.receptive_fields(model)
-    assert [(name, maps.shape[1]) for name, maps in outputs.items()] == [
+    assert [(name, maps.shape[2]) for name, maps in outputs.items()] == [
         (s.name, s.size) for s in model.stages()
     ]
     assert model.training and not any(module._forward_hooks for module in model.modules())
@@ -85,7 +85,7 @@ def test_top_patches_are_those_of_a_search_over_all_images(tiny_splits):
     torch.manual_seed(0)
     model, images = build("FastNet").eval(), normalize(tiny_splits.test.images[:12])
     found = features.top_patches(model, images)
-    for name, maps in features.batch_outputs(model, images).items():
+    for name, maps in features.stage_outputs(model, images).items():
         most = maps.amax((2, 3))
         channel = 3
         best = most[:, channel].argsort(descending=True)[:5]

@@ -6,7 +6,7 @@ import torch
 
 from dataload import CLASSES
 from evaluation.errors import Misclassified
-from lesson import findings, first_look, measured
+from lesson import findings, first_look
 from models.registry import build
 from tests.conftest import wrong_predictions
 from training.recipes import RECIPES, multiply_adds
@@ -164,7 +164,7 @@ def test_the_lessons_are_of_this_run():
     assert "confuses" not in findings.lessons("FastNet", 8, 0.9, 1.5, "")
 
 
-# ---- the first look, and what is not measured twice ----
+# ---- the first look ----
 
 
 def test_the_first_look_reads_a_square_of_each_class(pictures):
@@ -181,19 +181,3 @@ def test_the_first_look_counts_correct_answers(tiny_splits):
     found = sum(pred == label for label, pred in enumerate(preds))
     assert len(preds) == len(probs) == 10
     assert f"names {found} of 10 pictures correctly" in fig.get_suptitle() and fig.get_label()
-
-
-def test_the_accuracy_with_tta_is_looked_up_for_the_same_weights_only(monkeypatch):
-    torch.manual_seed(0)
-    model, other = build("FastNet"), build("FastNet")
-    same = build("FastNet")
-    same.load_state_dict(model.state_dict())
-    ran = []
-    monkeypatch.setattr(
-        measured, "predict", lambda *_, tta: ran.append(tta) or (torch.eye(2), torch.tensor([0, 0]))
-    )
-    facts = {"test_acc_tta": 0.947}
-    assert measured.tta_accuracy(model, "cpu", None, (same, facts)) == 0.947 and not ran
-    assert measured.tta_accuracy(model, "cpu", None, (other, facts)) == 0.5 and ran == [True]
-    assert measured.tta_accuracy(model, "cpu", None, None) == 0.5
-    assert measured.tta_accuracy(model, "cpu", None, (same, {"test_acc_tta": None})) == 0.5

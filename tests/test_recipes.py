@@ -146,7 +146,7 @@ def test_heatmaps_and_feature_maps_of_a_network_on_the_device_are_those_of_the_c
     for device in ("cpu", gpu):
         model = network(arch).to(device)
         cams = [gradcam(model, stage.module, images, [3, 5]) for stage in model.stages()]
-        found.append([*cams, *(maps.numpy() for maps in stage_outputs(model, images[0]).values())])
+        found.append([*cams, *(maps.numpy() for maps in stage_outputs(model, images).values())])
     assert all(np.allclose(a, b, atol=1e-3) for a, b in zip(*found, strict=True))
 
 

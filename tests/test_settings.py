@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import torch
 
 from models import registry
 from models.errors import ProjectError
-from training import budget, hardware, runs, settings, workload
+from training import budget, hardware, recipes, runs, settings, workload
 from training.recipes import RECIPES, Recipe
 from training.settings import PROJECT, SWITCHES, output_folder, resolve
 from training.workload import batches_of_work
@@ -316,15 +317,21 @@ def test_auto_keeps_what_it_chose_when_the_run_began_on_another_machine(
 # ---- what a CPU can afford -----------------------------------------------------------------------
 
 
-def measured_file(folder: Path, **accuracies: float) -> Path:
-    """Write measured validation accuracies, recipe -> fraction, and return the file."""
-    rows = [
-        {"recipe": name.replace("_", "-"), "val_single": accuracy}
-        for name, accuracy in accuracies.items()
-    ]
-    rows = [row | {"network": RECIPES[row["recipe"]].network} for row in rows]
-    (folder / "accuracy.json").write_text(json.dumps(rows))
-    return folder / "accuracy.json"
+@pytest.fixture
+def measured(tmp_path, monkeypatch) -> Callable[..., None]:
+    """Return a function that replaces the measured validation accuracies: recipe -> fraction."""
+    path = tmp_path / "accuracy.json"
+    monkeypatch.setattr(recipes, "MEASURED", path)
+
+    def write(**accuracies: float) -> None:
+        rows = [
+            {"recipe": name.replace("_", "-"), "val_single": accuracy}
+            for name, accuracy in accuracies.items()
+        ]
+        rows = [row | {"network": RECIPES[row["recipe"]].network} for row in rows]
+        path.write_text(json.dumps(rows))
+
+    return write
 
 
 @pytest.mark.parametrize(
@@ -343,11 +350,11 @@ def test_auto_takes_the_best_that_trains_in_a_quarter_of_an_hour(pace, minutes, 
     assert more[0].startswith("More accurate, and slower: ")
 
 
-def test_auto_goes_by_validation_accuracy_and_says_how_to_ask_for_more(tmp_path, pace, capsys):
+def test_auto_goes_by_validation_accuracy_and_says_how_to_ask_for_more(measured, pace, capsys):
     accuracies = {"fastnet_7": 0.91, "fastnet_4": 0.92, "fastnet_2": 0.99, "custom_10": 0.995}
-    measured = measured_file(tmp_path, resnet18_20=0.999, **accuracies)
+    measured(resnet18_20=0.999, **accuracies)
     pace["FastNet"] = 60 * 40 / batches_of_work(RECIPES["fastnet-7"])
-    assert budget.choose_affordable("32-true", measured) == "fastnet-2"
+    assert budget.choose_affordable("32-true") == "fastnet-2"
     said = capsys.readouterr().out
     assert "More accurate, and slower: custom-10 (99.5%, about 3 h" in said
     assert ", resnet18-20 (99.9%, " in said
@@ -355,17 +362,18 @@ def test_auto_goes_by_validation_accuracy_and_says_how_to_ask_for_more(tmp_path,
     assert "fastnet-7" not in said  # slower, and worse
 
 
-def test_a_larger_network_is_timed_only_where_it_may_be_affordable(tmp_path, pace):
-    measured = measured_file(tmp_path, fastnet_2=0.86, custom_10=0.94)
-    offers = budget.list_offers("32-true", measured)  # CustomResNet's pace is not even asked for
+def test_a_larger_network_is_timed_only_where_it_may_be_affordable(measured, pace):
+    measured(fastnet_2=0.86, custom_10=0.94)
+    offers = budget.list_offers("32-true")  # CustomResNet's pace is not even asked for
     assert [offer.name for offer in offers] == ["custom-10", "fastnet-2"]
     pace["FastNet"] /= 4
     pace["CustomResNet"] = 600 / batches_of_work(RECIPES["custom-10"])
-    assert budget.list_offers("32-true", measured) == [budget.Offer("custom-10", 0.94, 600)]
+    assert budget.list_offers("32-true") == [budget.Offer("custom-10", 0.94, 600)]
 
 
-def test_without_measurements_auto_takes_fastnet(tmp_path):
-    assert budget.choose_affordable("32-true", tmp_path / "missing.json") == "fastnet-7"
+@pytest.mark.usefixtures("measured")  # of which nothing is written
+def test_without_measurements_auto_takes_fastnet():
+    assert budget.choose_affordable("32-true") == "fastnet-7"
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from dataload import CLASSES, normalize
 from models import explain as explain_source
-from models.bundle import load_bundle, sha256_of_keys
+from models.bundle import load_bundle
 from tests.conftest import PROJECT
 from tests.served import (
     PROCESSES,
@@ -1274,55 +1274,6 @@ def test_a_filename_cannot_break_out(server, folder, name):
     picture = {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
     answer = raw(server, "classify", json.dumps({"data": [picture, 3]}))
     assert "event: complete" in answer and "<img" not in answer
-
-
-def change(**changes):
-    """Change model.json without telling the checksum; ... takes the key away."""
-    return lambda meta: {key: value for key, value in (meta | changes).items() if value is not ...}
-
-
-def sealed(**changes):
-    """The same by someone who knows how the checksum is made."""
-
-    def forge(meta):
-        meta = meta | changes
-        return meta | {"sha256": meta["sha256"] | {"keys": sha256_of_keys(meta)}}
-
-    return forge
-
-
-@pytest.mark.parametrize(
-    ("tamper", "words"),
-    [
-        (change(test_acc=0.99), "the keys have the sha256"),
-        (change(std=...), "std: Field required"),
-        (change(owner="me"), "owner: Extra inputs"),
-        (change(architecture="CustomResNet"), "the keys have the sha256"),
-        (sealed(architecture="CustomResNet"), "weights are not those of a CustomResNet"),
-        (sealed(architecture="VGG"), "resnet.py has no network 'VGG'"),
-        (sealed(source="../evil.py"), "source: String should match"),
-        (lambda meta: [meta], "all of it: Input should be"),
-    ],
-    ids=[
-        "value",
-        "missing key",
-        "extra key",
-        "architecture",
-        "sealed architecture",
-        "unknown",
-        "path",
-        "list",
-    ],
-)
-def test_an_app_with_a_tampered_description_does_not_start(
-    app, folder, tmp_path, monkeypatch, tamper, words
-):
-    monkeypatch.setattr(gr.Blocks, "launch", lambda *_, **__: pytest.fail("it started"))
-    space = copy_space(folder, tmp_path / "space")
-    meta = json.loads((space / "model.json").read_text())
-    (space / "model.json").write_text(json.dumps(tamper(meta)))
-    with imports_from_folder(space), pytest.raises(ValueError, match=words):
-        runpy.run_path(str(space / "app.py"), run_name="__main__")
 
 
 def test_an_app_with_tampered_weights_does_not_start_and_names_them(app, folder, tmp_path):

@@ -20,14 +20,13 @@ import training.__main__
 import training.classifier
 import training.optimizer
 from dataload import CIFAR10DataModule, normalize
-from lesson.measured import same_weights
 from models import registry
 from models.bundle import sha256
 from models.errors import Interrupted, ProjectError
 from models.fastnet import FastNet
 from models.registry import build
 from tests.conftest import PROJECT
-from training import hardware, progress, results, runs
+from training import hardware, progress, recipes, results, runs
 from training.budget import smaller_budget
 from training.checkpoints import load_checkpoint, newest_checkpoint, sidecar
 from training.classifier import LitClassifier
@@ -38,6 +37,7 @@ from training.options import RunOptions
 from training.progress import LiveCurves, Progress, Workload
 from training.range_test import range_test
 from training.recipes import RANGES, RECIPES, Recipe, choose_recipe, multiply_adds
+from training.run_folder import same_weights
 from training.runs import build_datamodule, train
 from training.schedule import one_cycle_factor
 from training.whitening import whiten
@@ -191,30 +191,6 @@ def test_half_of_any_batch_size_is_accepted_as_the_advice_says(arch):
 
 
 @pytest.mark.numeric
-def test_the_learning_rate_rises_and_falls_with_every_step():
-    classifier = LitClassifier(network="CustomResNet", max_lr=0.5, warmup=0.2)
-    classifier.trainer = type(
-        "Trainer", (), {"estimated_stepping_batches": 101, "precision": "32-true"}
-    )()
-    both = classifier.configure_optimizers()
-    optimizer, schedule = both["optimizer"], both["lr_scheduler"]["scheduler"]
-    rates = []
-    for _ in range(101):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step() if len(rates) < 101 else None
-    peak = rates.index(max(rates))
-    assert max(rates) == pytest.approx(0.5, rel=0.03) and peak in (19, 20) and rates[-1] < 0.005
-    assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(
-        rates[peak:], reverse=True
-    )
-    assert rates[10] == pytest.approx(0.5 / 2, rel=0.1) and rates[60] == pytest.approx(
-        0.5 / 2, rel=0.1
-    )  # half way
-    assert both["lr_scheduler"]["interval"] == "step"
-
-
-@pytest.mark.numeric
 def test_the_one_cycle_factor_goes_from_0_over_1_back_to_0():
     assert [one_cycle_factor(x, 0.2) for x in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx(
         [0, 0.5, 1, 0.5, 0]
@@ -245,6 +221,19 @@ def test_the_ends_of_the_ranges_train(data, tmp_path, warmup, low_res):
 # ---- steps ----
 
 
+def recording(patch: pytest.MonkeyPatch) -> list[tuple]:
+    """Record the shapes of the images that FastNet is trained on from now on."""
+    shapes, forward = [], FastNet.forward
+
+    def recorded(self, images):
+        if self.training:
+            shapes.append(tuple(images.shape))
+        return forward(self, images)
+
+    patch.setattr(FastNet, "forward", recorded)
+    return shapes
+
+
 def trained_on(splits, tmp_path, fast=False, **changes) -> tuple[results.Run, list]:
     """A run of FastNet with a small batch, and the shapes of the images that it was trained on."""
     settings = {
@@ -256,15 +245,8 @@ def trained_on(splits, tmp_path, fast=False, **changes) -> tuple[results.Run, li
         "muon_lr": 0.1,
     }
     recipe = dataclasses.replace(RECIPES["fastnet-7"], **settings | changes)
-    shapes, forward = [], FastNet.forward
-
-    def recorded(self, images):
-        if self.training:
-            shapes.append(tuple(images.shape))
-        return forward(self, images)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FastNet, "forward", recorded)
+        shapes = recording(patch)
         run = train(
             recipe,
             build_datamodule(recipe, splits, 0, fast),
@@ -423,8 +405,9 @@ def test_the_logged_rate_is_muon_s_or_where_it_trains_nothing_the_last_group_s(f
 # ---- budget ----
 
 
-def test_a_slow_machine_is_offered_what_was_measured_and_fits(tmp_path):
+def test_a_slow_machine_is_offered_what_was_measured_and_fits(tmp_path, monkeypatch):
     measured = tmp_path / "measured.json"
+    monkeypatch.setattr(recipes, "MEASURED", measured)
     rows = [
         {
             "network": "FastNet",
@@ -456,15 +439,16 @@ def test_a_slow_machine_is_offered_what_was_measured_and_fits(tmp_path):
         {"network": "FastNet", "recipe": "of-old", "epochs": 2, "val_single": 0.99, "single": 0.99},
     ]
     measured.write_text(json.dumps([row | {"train_images": 45_000} for row in rows]))
-    offer = smaller_budget("ResNet18", 2, measured)  # 2 epochs of it are 9.4 of FastNet
+    offer = smaller_budget("ResNet18", 2)  # 2 epochs of it are 9.4 of FastNet
     assert (
         '"fastnet-4"' in offer
         and "validation accuracy of about 94.0%" in offer
         and "20 minutes" in offer
     )
-    assert '"fastnet-2"' in smaller_budget("FastNet", 3, measured)
-    assert "EPOCHS = 1 would take less" in smaller_budget("FastNet", 1.9, measured)
-    assert "EPOCHS = 1 would take more" in smaller_budget("FastNet", 0.4, tmp_path / "missing.json")
+    assert '"fastnet-2"' in smaller_budget("FastNet", 3)
+    assert "EPOCHS = 1 would take less" in smaller_budget("FastNet", 1.9)
+    measured.unlink()
+    assert "EPOCHS = 1 would take more" in smaller_budget("FastNet", 0.4)
 
 
 @pytest.mark.parametrize("network", ["ResNet18", "CustomResNet", "FastNet"])
@@ -481,11 +465,10 @@ def test_what_is_offered_is_a_choice_that_settings_take(network, epochs):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "[{}]", "null", '{"network": 1}'])
-def test_a_damaged_measurement_is_none(tmp_path, content):
-    (tmp_path / "measured.json").write_text(content)
-    assert "EPOCHS = 3 would take less" in smaller_budget(
-        "FastNet", 3.5, tmp_path / "measured.json"
-    )
+def test_a_damaged_measurement_is_none(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(recipes, "MEASURED", tmp_path / "measured.json")
+    recipes.MEASURED.write_text(content)
+    assert "EPOCHS = 3 would take less" in smaller_budget("FastNet", 3.5)
 
 
 def test_a_network_of_the_reader_s_own_is_advised_too(monkeypatch):
@@ -859,12 +842,15 @@ def test_the_range_test_leaves_out_a_step_that_it_has_not_finished(tiny_splits, 
     assert len(table) == 1
 
 
-def test_the_range_test_looks_at_small_images_where_the_training_begins_with_them(tiny_splits):
+def test_the_range_test_looks_at_small_images_where_the_training_begins_with_them(
+    tiny_splits, monkeypatch
+):
+    shapes = recording(monkeypatch)
     recipe = dataclasses.replace(RECIPES["fastnet-7"], batch_size=32, micro_batch=8)
     table = range_test(
         recipe, build_datamodule(recipe, tiny_splits, 0), steps=3, precision="32-true"
     )
-    assert len(table) == 3  # of the optimiser, four micro-batches each
+    assert len(table) == 3 and shapes == [(8, 3, 24, 24)] * 12  # four micro-batches a step
 
 
 # ---- curves that grow ----
@@ -897,15 +883,6 @@ def test_the_curves_hold_the_epochs_before_an_interruption_too():
 
 
 # ---- runs ----
-
-
-@pytest.mark.numeric
-def test_a_network_learns_images_that_can_be_learned(finished):
-    table = pd.read_csv(finished[1].metrics_csv).groupby("epoch").mean()
-    assert (
-        table.train_loss.iloc[-1] < 0.8 * table.train_loss.iloc[0]
-        and table.train_acc.iloc[-1] > 0.4
-    )
 
 
 def test_every_epoch_logs_its_four_metrics_and_the_learning_rate(finished):

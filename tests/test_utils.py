@@ -472,6 +472,12 @@ def test_a_changed_description_is_refused(space, change, message):
         load_bundle(space)
 
 
+def test_a_description_that_is_a_list_is_refused(space):
+    (space / "model.json").write_text("[{}]")
+    with pytest.raises(ValueError, match="all of it: Input should be"):
+        load_bundle(space)
+
+
 def test_a_renamed_key_is_refused_with_its_new_name(space):
     tampered(space, lambda meta: meta.update(unsure_below=meta.pop("confidence_threshold")))
     message = "unsure_below is now called confidence_threshold: export the Space again$"

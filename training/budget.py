@@ -1,12 +1,10 @@
 """Which recipe a machine can afford: the choice of ARCH = "auto", and advice to a slow run."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 from training.console import format_duration
 from training.recipes import (
     FASTNET,
-    MEASURED,
     RECIPES,
     Recipe,
     choose_recipe,
@@ -43,7 +41,7 @@ def multiply_adds_per_batch(recipe: Recipe) -> int:
     return recipe.batch_size * multiply_adds(recipe.network)
 
 
-def list_offers(precision: str, measured: Path = MEASURED) -> list[Offer]:
+def list_offers(precision: str) -> list[Offer]:
     """List the measured recipes, the most accurate first, down to the first that is affordable.
 
     FastNet is timed here. Another network is timed if it may be affordable by its multiply-adds;
@@ -51,9 +49,8 @@ def list_offers(precision: str, measured: Path = MEASURED) -> list[Offer]:
 
     Args:
         precision: Lightning's name.
-        measured: a file that benchmarks/accuracy.py wrote.
     """
-    rows = measured_runs(measured)
+    rows = measured_runs()
     if not rows:
         return []
     pace = seconds_per_batch(FASTNET, precision) / multiply_adds_per_batch(FASTNET)
@@ -71,19 +68,18 @@ def list_offers(precision: str, measured: Path = MEASURED) -> list[Offer]:
     return offers
 
 
-def choose_affordable(precision: str, measured: Path = MEASURED) -> str:
+def choose_affordable(precision: str) -> str:
     """Choose the most accurate recipe that trains in BUDGET_MINUTES on this CPU, and print why.
 
     Accuracy is that of the validation images, as it was measured: the test images choose nothing.
 
     Args:
         precision: Lightning's name.
-        measured: a file that benchmarks/accuracy.py wrote.
 
     Returns:
         Its name in RECIPES; where none is affordable, that of the fastest.
     """
-    offers = list_offers(precision, measured)
+    offers = list_offers(precision)
     if not offers:
         return choose_recipe("FastNet")[0]
     chosen = min(offers, key=lambda offer: offer.seconds)
@@ -101,19 +97,18 @@ def choose_affordable(precision: str, measured: Path = MEASURED) -> str:
     return chosen.name
 
 
-def smaller_budget(network: str, epochs: float, measured: Path = MEASURED) -> str:
+def smaller_budget(network: str, epochs: float) -> str:
     """Advise what to train where a run takes too long: the best measured recipe that takes less.
 
-    The best is that with the highest validation accuracy: the test images choose nothing.
+    The best is that with the highest validation accuracy: the test images choose nothing. The times
+    of the measured runs are of another machine, so multiply-adds are compared.
 
     Args:
         network: that takes too long.
         epochs: of that network for which there is time.
-        measured: a file that benchmarks/accuracy.py wrote; its times are of another machine, so
-            multiply-adds are compared.
     """
     affordable = epochs * multiply_adds(network)
-    fitting = [row for row in measured_runs(measured) if training_work(row) <= affordable]
+    fitting = [row for row in measured_runs() if training_work(row) <= affordable]
     advice = f"This machine needs more than {SLOW_RUN_MINUTES} minutes for it. "
     if not fitting:
         less = "less" if epochs >= 1 else "more"

@@ -4,7 +4,6 @@ import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -240,14 +239,14 @@ def multiply_adds(network: str) -> int:
     return round(counter.get_total_flops() / 2e6)
 
 
-def measured_runs(path: Path) -> list[dict]:
-    """Read the rows of a file of benchmarks/accuracy.py that were validated and can be repeated.
+def measured_runs() -> list[dict]:
+    """Read the rows of benchmarks/accuracy.py's file that were validated and can be repeated.
 
     Returns:
         The rows; an empty list if the file is missing or damaged.
     """
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(MEASURED.read_text(encoding="utf-8"))
         known = [row for row in rows if row["recipe"] in RECIPES and row["network"] in NETWORKS]
         return [row for row in known if row.get("val_single")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

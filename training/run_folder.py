@@ -20,7 +20,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from filelock import FileLock, SoftFileLock, Timeout
-from torch import Tensor
+from torch import Tensor, nn
 
 from dataload import CIFAR10DataModule, Splits
 from models.errors import TrainingFailed
@@ -127,6 +127,11 @@ def weights_sha256(state: dict[str, Tensor]) -> str:
         numbers = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
         digest.update(name.encode() + numbers.tobytes())
     return digest.hexdigest()
+
+
+def same_weights(first: nn.Module, second: nn.Module) -> bool:
+    """Tell whether two networks have the same names and values of weights."""
+    return weights_sha256(first.state_dict()) == weights_sha256(second.state_dict())
 
 
 def archive_run(folder: Path) -> None:
