@@ -5,13 +5,15 @@
 
 To be short, it trains on a part of the training images; the results say on how many.
 Before the training and after each of its epochs, the probabilities of all classes and the Grad-CAM
-heatmap for the true class go to benchmarks/results/learned_when.json. An interrupted run continues
-where it ended, as every training of the project does. At the end images/learned_when.png, a strip,
-and images/learned_when.gif, an animation, are drawn: the JSON holds no pixels of the images.
+heatmap for the true class are recorded. An interrupted run continues where it ended, as every
+training of the project does. At the end they go to benchmarks/results/learned_when.json, and
+images/learned_when.png, a strip, and images/learned_when.gif, an animation, are drawn: the JSON
+holds no pixels of the images.
 With --results, all three files are written beside each other there.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -205,7 +207,9 @@ def main() -> None:
     data = build_datamodule(recipe, splits, args.seed, fast=True)
     metadata = metadata_of(args.recipe, data)
     if len(epochs_of(read(args.results), metadata)) <= recipe.epochs:
-        record_run(recipe, args.root, args.results, data, metadata)
+        unfinished = args.root / f"{args.recipe}.json"  # what is shown stays whole meanwhile
+        record_run(recipe, args.root, unfinished, data, metadata)
+        shutil.copyfile(unfinished, args.results)
     found = read(args.results)
     assert found
     beside = [args.results.with_suffix(suffix) for suffix in (".png", ".gif")]

@@ -9,14 +9,17 @@ import hashlib
 import http.client
 import pickle
 import shutil
+import ssl
 import sys
 import tarfile
 import tempfile
+import urllib.error
 import urllib.parse
 import urllib.request
 import zlib
 from pathlib import Path
 
+import certifi
 import numpy as np
 from tqdm import tqdm
 
@@ -102,6 +105,20 @@ def progress_bar(url: str, start: int, size: int) -> tqdm:
     )
 
 
+def open_url(request: urllib.request.Request, timeout: float) -> http.client.HTTPResponse:
+    """Open a connection, with certifi's certificates where Python's own do not do.
+
+    The Python of python.org has none on macOS until somebody installs them.
+    """
+    try:
+        return urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, ssl.SSLCertVerificationError):
+            raise
+        certificates = ssl.create_default_context(cafile=certifi.where())
+        return urllib.request.urlopen(request, timeout=timeout, context=certificates)
+
+
 def fetch(url: str, partial: Path, timeout: float, size: int) -> None:
     """Download what is missing of a file, or all of it if the server cannot continue.
 
@@ -117,7 +134,7 @@ def fetch(url: str, partial: Path, timeout: float, size: int) -> None:
     """
     have = size_of(partial)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=timeout) as response:
+    with open_url(request, timeout) as response:
         start = have if response.status == http.client.PARTIAL_CONTENT else 0
         offered = None if response.length is None else start + response.length
         if offered not in (None, size):  # such as a login page: keep what is there

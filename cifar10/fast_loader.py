@@ -86,7 +86,7 @@ class FastLoader:
     ):
         check_batches(len(part.labels), batch_size, process.world_size)
         self.side = part.images.shape[1]
-        self.pixels = torch.from_numpy(part.images).to(device).view(-1, 3)
+        self.pixels = torch.from_numpy(part.images).to(device).reshape(-1, 3)
         self.labels = torch.from_numpy(part.labels).long().to(device)
         self.mean, self.std = self.pixel_row(CIFAR10_MEAN), self.pixel_row(CIFAR10_STD)
         self.fill = ((self.pixel_row(CUTOUT_FILL) - self.mean) / self.std)[:3]

@@ -372,25 +372,38 @@ def new_bundle(folder: Path) -> Iterator[Path]:
     finish_export(folder)
 
 
+def listed_files(folder: Path) -> set[str] | None:
+    """Return the files whose checksums are in model.json: none if damaged, None if missing."""
+    try:
+        return set(json.loads((folder / "model.json").read_bytes())["sha256"]["files"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        return set()
+
+
 def finish_export(folder: Path) -> None:
     """Move the files of a complete new bundle into place, if there is one, model.json last.
 
-    Several processes may do so at once: a file that one no longer finds was moved by another.
+    Several processes may do so at once: a file that one no longer finds was moved by another. A new
+    bundle that a power cut has damaged is removed, and the old one stays.
     """
-    ready = folder / READY
-    files = [Path(parent) / name for parent, _, names in os.walk(ready) for name in names]
-    for path in [path for path in files if path != ready / "model.json"]:
-        target = folder / path.relative_to(ready)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            path.replace(target)
-    with contextlib.suppress(FileNotFoundError):
-        listed = json.loads((ready / "model.json").read_bytes())["sha256"]["files"]
+    ready, old, new = folder / READY, listed_files(folder) or set(), listed_files(folder / READY)
+    if new == set():
+        shutil.rmtree(ready, ignore_errors=True)
+    if new:
+        files = [Path(parent) / name for parent, _, names in os.walk(ready) for name in names]
+        for path in [path for path in files if path != ready / "model.json"]:
+            target = folder / path.relative_to(ready)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                path.replace(target)
         for path in (folder / "models").glob("*.py"):
-            if f"models/{path.name}" not in listed:
+            if f"models/{path.name}" in old - new:
                 path.unlink(missing_ok=True)  # of the previous network
         shutil.rmtree(folder / "models" / "__pycache__", ignore_errors=True)
-        (ready / "model.json").replace(folder / "model.json")
+        with contextlib.suppress(FileNotFoundError):
+            (ready / "model.json").replace(folder / "model.json")
     for parent, _, _ in os.walk(ready, topdown=False):
         with contextlib.suppress(OSError):  # not empty: the next new bundle came meanwhile
             Path(parent).rmdir()

@@ -7,11 +7,14 @@ import pickle
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tarfile
 import threading
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -365,6 +368,23 @@ from tests.test_download import ARCHIVE, CHECKSUMS, md5
 download.CHUNK = 16384
 download.prepare_cifar10(sys.argv[1], CHECKSUMS, (sys.argv[2],), md5(ARCHIVE), len(ARCHIVE), 60)
 """
+
+
+def test_where_python_has_no_certificates_those_of_certifi_serve(monkeypatch):
+    """As the Python of python.org on macOS."""
+    answers, refused = [], urllib.error.URLError(ssl.SSLCertVerificationError("no issuer"))
+
+    def urlopen(_, timeout, context=None):
+        if context is None:
+            raise refused
+        answers.append(context.cert_store_stats()["x509_ca"])
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    download.open_url(urllib.request.Request("https://localhost"), 1)
+    assert answers[0] > 100
+    refused.reason = ConnectionRefusedError()
+    with pytest.raises(urllib.error.URLError):
+        download.open_url(urllib.request.Request("https://localhost"), 1)
 
 
 def test_ctrl_c_half_way_leaves_what_came_and_the_next_call_continues(server, tmp_path, faults):

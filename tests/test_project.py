@@ -406,7 +406,8 @@ def a_run(folder: Path, data: str, space: Path, ending: str = "") -> Path:
     (folder / "images/loss_metrics.png").write_text("curve")
     shutil.copytree(space, folder / "space", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "results.json").write_text(json.dumps({"data": data}))
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / run.NOTEBOOK)
+    cells = [cell, nbformat.v4.new_code_cell(" ")]  # JupyterLab adds an empty one
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / run.NOTEBOOK)
     return folder
 
 
@@ -428,17 +429,18 @@ def test_publish_promotes_the_newest_run_on_cifar10(project, exported_space, cap
     (project / "runs/not executed to its end").mkdir()
     (project / "runs/not executed to its end/results.json").write_text('{"data": "CIFAR-10"}')
     (project / "space/models").mkdir(parents=True)
-    for name in ("app.py", "notes.txt", "models/fastnet.py"):
+    for name in ("app.py", "notes.txt", "models/mine.py", "models/fastnet.py"):
         (project / "space" / name).write_text("of the project")
+    listed = {"sha256": {"files": {"models/fastnet.py": ""}}}
+    (project / "space/model.json").write_text(json.dumps(listed))
     assert publish.publish(None) == 0
     assert f"Published {project / 'runs/20260101-000000'}" in capsys.readouterr().out
     assert (project / "images/loss_metrics.png").read_text() == "curve"
     assert {"space", "results.json", run.NOTEBOOK} <= {path.name for path in project.iterdir()}
     assert load_bundle(project / "space")[1] == load_bundle(exported_space)[1]
     assert not (project / "space/models/fastnet.py").exists()
-    assert {(project / "space" / name).read_text() for name in ("app.py", "notes.txt")} == {
-        "of the project"
-    }
+    for name in ("app.py", "notes.txt", "models/mine.py"):
+        assert (project / "space" / name).read_text() == "of the project"
 
 
 @pytest.mark.parametrize(
@@ -716,6 +718,26 @@ def test_a_port_is_tried_without_reuse_on_windows(monkeypatch, system, options):
     monkeypatch.setattr(run, "os", SimpleNamespace(name=system))
     monkeypatch.setattr(run, "PORT", "0")
     assert run.port_is_free() and asked == options
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
+def test_an_app_ends_with_what_serves_it(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    app = f"import http.server as h; h.HTTPServer(('127.0.0.1', {port}), None).serve_forever()"
+    (tmp_path / "app.py").write_text(app)
+    code = "import pathlib, sys; from tools import run; run.serve(pathlib.Path(sys.argv[1]))"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=PROJECT,
+        env=os.environ | {"GRADIO_SERVER_PORT": port},
+        stdout=subprocess.PIPE,
+    )
+    assert child.stdout and child.stdout.readline().strip() == b""  # before the line that tells
+    child.terminate()
+    assert child.wait(60) == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(port)), 5)
 
 
 def test_a_port_in_use_is_seen_and_nothing_is_served(monkeypatch, tmp_path, capsys):

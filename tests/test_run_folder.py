@@ -187,6 +187,38 @@ def test_what_auto_chose_is_known_when_the_same_is_asked_for_again(data, tmp_pat
             (run.metrics_csv.parent / "finished.json").unlink()
 
 
+def test_a_run_that_was_stopped_in_its_first_epoch_binds_no_other_machine(
+    data, tmp_path, monkeypatch
+):
+    interrupt(monkeypatch, 0, data, tmp_path)
+    (path,) = tmp_path.glob("FastNet-*/started.json")
+    began = json.loads(path.read_text())
+    began["resolved"]["device"] = "cuda"
+    path.write_text(json.dumps(began))
+    assert train(RECIPE, data, tmp_path, OPTIONS).metadata["epochs"] == 3
+    assert json.loads(path.read_text())["resolved"]["device"] == "cpu"
+
+
+def test_a_row_that_was_cut_off_is_no_earlier_epoch(tmp_path):
+    for start, rows in enumerate(
+        ("0,1.0\n1,1.1\n", "2,1.2\n3,1.3\n10,1.4\n1", "11,1.5\n12,1.6\n1")
+    ):
+        (tmp_path / f"version_{start}").mkdir()
+        (tmp_path / f"version_{start}/metrics.csv").write_text(f"epoch,train_loss\n{rows}")
+    assert history.read_metrics(tmp_path).epoch.tolist() == [0, 1, 2, 3, 10, 11, 12]
+
+
+def test_what_auto_chose_is_forgotten_if_no_epoch_was_finished(tmp_path):
+    identity, resolved = {"recipe": {"ARCH": "auto"}, "seed": 42}, {"recipe_name": "fastnet-2"}
+    folder = tmp_path / "auto-1"
+    folder.mkdir()
+    started = {"identity": identity, "resolved": resolved, "run_id": "1"}
+    (folder / "started.json").write_text(json.dumps(started))
+    assert earlier_auto_choice(tmp_path, {"ARCH": "auto"}, 42) is None
+    (folder / "epoch000.ckpt").touch()
+    assert earlier_auto_choice(tmp_path, {"ARCH": "auto"}, 42) == "fastnet-2"
+
+
 # ---- integrity -----------------------------------------------------------------------------------
 
 

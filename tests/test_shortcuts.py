@@ -1,6 +1,7 @@
 """Two networks that differ in their shortcuts only; runs continue; titles are what was measured."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -176,6 +177,24 @@ def test_a_recorded_run_that_is_interrupted_keeps_what_it_recorded(
     learned_when.record_run(*arguments)
     after = learned_when.epochs_of(learned_when.read(tmp_path / "found.json"), metadata)
     assert after[:2] == before and [seen["epoch"] for seen in after] == [0, 1, 2]
+
+
+def test_an_interrupted_recording_leaves_the_one_before(tiny_splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(learned_when, "load_splits", lambda *_: tiny_splits)
+    folder, found = ["--root", str(tmp_path)], ["--results", str(tmp_path / "found.json")]
+    monkeypatch.setattr(sys, "argv", ["learned_when", *folder, *found])
+    before = json.dumps(recorded("cat", "ship"))
+    (tmp_path / "found.json").write_text(before)
+
+    def record_run(_, root, results, *__):
+        assert root == tmp_path
+        results.write_text("half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(learned_when, "record_run", record_run)
+    with pytest.raises(KeyboardInterrupt):
+        learned_when.main()
+    assert (tmp_path / "found.json").read_text() == before
 
 
 def recorded(*answers: str) -> dict:

@@ -652,6 +652,24 @@ def test_an_apple_gpu_that_computes_otherwise_is_left_alone_and_that_is_said_onc
     assert "CPU" in hardware.hardware() and "bf16-mixed" in hardware.possible_precisions()
 
 
+@pytest.mark.parametrize(
+    ("told", "device"),
+    [("6.0\n", "cpu"), ("7.0\n7.0\n", "cpu"), ("7.5\n", "cuda"), ("6.0\n12.0\n", "cuda")]
+    + [("[N/A]\n", "cuda"), ("", "cuda")],
+)
+def test_a_gpu_older_than_torch_s_code_is_left_alone_and_that_is_said_once(
+    monkeypatch, capsys, told, device
+):
+    """By nvidia-smi: P100 6.0, V100 7.0, T4 7.5; a machine of two kinds; no answer."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90", "compute_120"])
+    monkeypatch.setattr(hardware.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=told))
+    hardware.cuda_is_too_old.cache_clear()
+    assert [hardware.choose_device().type for _ in range(2)] == [device] * 2
+    assert capsys.readouterr().out.count("as old as this one: the CPU trains") == (device == "cpu")
+    hardware.cuda_is_too_old.cache_clear()
+
+
 def test_an_apple_gpu_that_agrees_is_used_in_fp32(apple_gpu, monkeypatch):
     monkeypatch.setattr(hardware, "mps_trains_correctly", lambda: True)
     assert hardware.choose_device().type == "mps" and hardware.choose_precision() == "32-true"

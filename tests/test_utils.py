@@ -472,6 +472,16 @@ def test_a_changed_description_is_refused(space, change, message):
         load_bundle(space)
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_new_bundle_that_a_power_cut_damaged_is_removed_and_the_old_one_stays(space, content):
+    before = load_bundle(space)[1]
+    ready = space / utils.bundle.READY
+    ready.mkdir()
+    (ready / "model.json").write_text(content)
+    (ready / "model.safetensors").write_bytes(b"")
+    assert load_bundle(space)[1] == before and not ready.exists()
+
+
 def test_a_description_that_is_a_list_is_refused(space):
     (space / "model.json").write_text("[{}]")
     with pytest.raises(ValueError, match="all of it: Input should be"):

@@ -40,7 +40,8 @@ def run_to_publish(folder: str | Path | None) -> Path | None:
     if any(output.output_type == "error" for output in outputs):
         print(f"{source / NOTEBOOK} holds an error and is not published.")
         return None
-    if any(cell.cell_type == "code" and not cell.execution_count for cell in notebook.cells):
+    code = [c for c in notebook.cells if c.cell_type == "code" and c.source.strip()]
+    if not all(cell.execution_count for cell in code):
         print(f"{source / NOTEBOOK} was not executed to its end and is not published.")
         return None
     return source

@@ -49,12 +49,12 @@ class Kind:
 SPACE_KIND = Kind(
     "space",
     "https://huggingface.co/spaces/",
-    r"models/[^/]+\.py|examples/[^/]+|(bundle|explain|resnet|fastnet)\.py",  # once flat sources
+    r"(models/)?(resnet|fastnet)\.py|(bundle|explain)\.py",  # once flat sources
     "Sent. It is built now, which takes some minutes",
     # Free accounts can create a Gradio Space on this hardware only; the app uses its CPU.
     {"space_sdk": "gradio", "space_hardware": SpaceHardware.ZERO_A10G},
 )
-MODEL_KIND = Kind("model", "https://huggingface.co/", r"models/[^/]+\.py", "Sent")
+MODEL_KIND = Kind("model", "https://huggingface.co/", r"models/(resnet|fastnet)\.py", "Sent")
 
 # ---- any repository ------------------------------------------------------------------------------
 
@@ -68,8 +68,8 @@ def check_repo_id(repo_id: str, kind: Kind) -> None:
 def files_to_delete(api: HfApi, kind: Kind, repo_id: str, sent: list[str]) -> list[str]:
     """List the files of an earlier push that a repository no longer needs.
 
-    Such a file is the source of another network. Files that no version of this project sends are
-    their owner's and stay.
+    Such a file is the source of another network of this project. All others are their owner's and
+    stay.
 
     Args:
         api: the client of Hugging Face.

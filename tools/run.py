@@ -140,9 +140,10 @@ def port_is_free() -> bool:
 
 
 def serve(space: Path) -> int:
-    """Serve a Space until Ctrl-C, print when it answers, and return its exit status."""
+    """Serve a Space until Ctrl-C or SIGTERM, say when it answers, and return its exit status."""
     if not port_is_free():  # it may have been taken since a training began
         return 1
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the app would stay
     here = {"GRADIO_SERVER_NAME": HOST, "GRADIO_SERVER_PORT": PORT, "GRADIO_NUM_PORTS": "1"}
     environment = os.environ | here
     app = subprocess.Popen(
@@ -176,7 +177,7 @@ def run() -> int:
     forgive_output()  # cells may print what the terminal cannot show
     if not port_is_free():
         return 1
-    out = PROJECT / "runs" / time.strftime("%Y%m%d-%H%M%S")
+    out = PROJECT / "runs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     out.mkdir(parents=True)
     os.environ["ERA_OUT_DIR"] = str(out.relative_to(PROJECT))  # relative: the notebook prints it
     print(f"Executing {NOTEBOOK}; everything it writes goes to {out}", flush=True)

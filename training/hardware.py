@@ -93,14 +93,33 @@ def mps_trains_correctly() -> bool:
     return not done.returncode
 
 
+@functools.cache
+def cuda_is_too_old() -> bool:
+    """Tell whether this version of torch has no code for the NVIDIA GPU; print it if so.
+
+    It asks nvidia-smi: torch would start CUDA for it, after which Lightning cannot fork processes.
+    """
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        newest = max(int(line.replace(".", "")) for line in told.split())
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return False  # no answer: let torch try
+    known = [int(name[3:]) for name in torch.cuda.get_arch_list() if name[3:].isdecimal()]
+    if not known or newest >= min(known):
+        return False
+    print("This version of torch has no code for a GPU as old as this one: the CPU trains.")
+    return True
+
+
 def choose_device() -> torch.device:
     """Choose the device for training, prediction and Grad-CAM.
 
     Returns:
-        cuda if there is one; mps if a training step there agrees with the CPU's; else cpu. A TPU is
-        never chosen.
+        cuda if there is one that torch has code for; mps if a training step there agrees with the
+        CPU's; else cpu. A TPU is never chosen.
     """
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not cuda_is_too_old():
         return torch.device("cuda")
     if torch.backends.mps.is_available() and mps_trains_correctly():
         return torch.device("mps")

@@ -1,5 +1,6 @@
 """The metrics of a run: read from its logs, summarized, written epoch by epoch."""
 
+import io
 import math
 import re
 from pathlib import Path
@@ -24,7 +25,9 @@ def read_table(metrics_csv: str | Path) -> pd.DataFrame:
         OSError: if it cannot be read.
     """
     try:
-        numbers = pd.read_csv(metrics_csv).apply(pd.to_numeric, errors="coerce")
+        lines = Path(metrics_csv).read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = "".join(line for line in lines if line.endswith("\n"))  # else "12" may read as 1
+        numbers = pd.read_csv(io.StringIO(whole)).apply(pd.to_numeric, errors="coerce")
         return cast(pd.DataFrame, numbers).dropna(subset="epoch")
     except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
         raise InvalidValue(f"{metrics_csv} is damaged ({error})") from error

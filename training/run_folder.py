@@ -105,11 +105,12 @@ def earlier_auto_choice(root: str | Path, asked: dict, seed: int) -> str | None:
         seed: of the run.
 
     Returns:
-        The recipe's name, of the latest such run, or None.
+        The recipe's name, of the latest such run with a checkpoint, or None.
     """
     for path in sorted(Path(root).glob("auto-*/started.json"), key=os.path.getmtime, reverse=True):
         started = read_json(path, STARTED_KEYS)
-        if not started or "-before-" in path.parent.name:
+        trained = any(path.parent.glob("*.ckpt"))  # else it was stopped in its first epoch
+        if not started or not trained or "-before-" in path.parent.name:
             continue
         identity = started["identity"]
         if (identity["recipe"], identity["seed"]) == (asked, seed):
