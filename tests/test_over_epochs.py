@@ -7,11 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dataload import CLASSES, normalize
-from evaluation import drawing, over_epochs
+from benchmarks import trust
+from dataload import CLASSES, denormalize, normalize
+from evaluation import calibration, drawing, errors, over_epochs, robustness, saliency_checks
 from evaluation.over_epochs import Learned
+from lesson import schematics
 from models.registry import build
-from tests.conftest import title_of
+from tests.conftest import title_of, wrong_predictions
 
 
 def runs(with_shortcuts: list[float], without: list[float]) -> dict:
@@ -153,8 +155,18 @@ def test_a_file_is_1680_pixels_wide_describes_itself_and_is_small(noisy):
     assert title_of(fig) == "A finding a note"
 
 
-def test_no_text_is_smaller_than_12_pixels_where_a_figure_is_shown_840_pixels_wide():
+def test_no_text_is_smaller_than_12_pixels_where_a_figure_is_shown_840_pixels_wide(tiny_splits):
+    images, labels = tiny_splits.test.first(20)
+    wrong, stored = wrong_predictions(images, labels), trust.read()
     figures = [
+        errors.plot_confusion(wrong, labels, CLASSES),
+        errors.plot_misclassified(wrong, CLASSES, denormalize),
+        calibration.plot_reliability(torch.randn(20, 10), torch.from_numpy(labels), 0.7),
+        robustness.plot_robustness(stored["robustness"], images[0], stored["predictions"]),
+        saliency_checks.plot_cascade(stored["cascade"], images[:4] / 255),
+        saliency_checks.plot_deletion(stored["deletion"], stored["insertion"]),
+        schematics.plot_residual_block(),
+        schematics.plot_orthogonalization(torch.randn(16, 16)),
         over_epochs.plot_shortcuts(runs([0.1], [0.4])),
         over_epochs.plot_learned(learned([[True, True]])),
         over_epochs.draw_frame(learned([[True, True]]), 0),
