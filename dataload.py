@@ -317,7 +317,8 @@ def make_loader(
             the same each time the loader is iterated, their augmentation too.
         num_workers: the number of processes that load.
         train: whether to augment and, where `batches` is a size, shuffle the images.
-        seed: of the order and, with num_workers, of the augmentation.
+        seed: of the order and the augmentation; the latter also follows from num_workers and, with
+            workers, from the batch size.
         augmentation: how strongly to augment.
     """
     dataset = AlbumentationImageDataset(
@@ -338,10 +339,10 @@ def make_loader(
 class CIFAR10DataModule(pl.LightningDataModule):
     """The three loaders as Lightning wants them.
 
-    The order of an epoch follows from (seed, epoch), its augmentation from these and num_workers,
-    so a run that was interrupted continues with the same batches (with
-    reload_dataloaders_every_n_epochs=1). Where several
-    processes train, each loads its part of every batch (with use_distributed_sampler=False).
+    The order of an epoch follows from (seed, epoch), its augmentation from these, num_workers and
+    the batch size, so a run that was interrupted continues with the same batches (with
+    reload_dataloaders_every_n_epochs=1). Where several processes train, each loads its part of
+    every batch (with use_distributed_sampler=False).
 
     Args:
         data_dir: where CIFAR-10 is, or is downloaded to; only used if there are no splits.

@@ -13,7 +13,6 @@ With --results, all three files are written beside each other there.
 """
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -209,7 +208,7 @@ def main() -> None:
     if len(epochs_of(read(args.results), metadata)) <= recipe.epochs:
         unfinished = args.root / f"{args.recipe}.json"  # what is shown stays whole meanwhile
         record_run(recipe, args.root, unfinished, data, metadata)
-        shutil.copyfile(unfinished, args.results)
+        write_whole(args.results, unfinished.read_text(encoding="utf-8"))
     found = read(args.results)
     assert found
     beside = [args.results.with_suffix(suffix) for suffix in (".png", ".gif")]

@@ -106,7 +106,7 @@ def progress_bar(url: str, start: int, size: int) -> tqdm:
 
 
 def open_url(request: urllib.request.Request, timeout: float) -> http.client.HTTPResponse:
-    """Open a connection, with certifi's certificates where Python's own do not do.
+    """Open a connection, with certifi's certificates where Python's own do not suffice.
 
     The Python of python.org has none on macOS until somebody installs them.
     """

@@ -56,8 +56,8 @@ def check_batches(count: int, batch_size: int, world_size: int) -> None:
 class FastLoader:
     """Normalised, augmented batches: images (B, 3, S, S) in channels_last, and labels (B,).
 
-    The order follows from the seed and the epoch; the augmentation also from the batch size, the
-    rank and the kind of device. Each image is mirrored in every other epoch, and half of the images
+    The order follows from the seed, the epoch and the kind of device; the augmentation also from
+    the batch size and the rank. Each image is mirrored in every other epoch, and half of the images
     in each epoch (arXiv:2404.00498).
 
     Args:

@@ -1,8 +1,8 @@
 """The look of the project's figures: one style, titles, labels, grids of images, PNG files.
 
-A figure is at most 10.5 inches wide, and then saved with 1,680 pixels. A page shows that 840 pixels
-wide, so that a point of text is 1.1 pixels high. The title states what the figure shows, computed
-from its numbers.
+A figure is at most 10.5 inches wide. One of that width is saved with 1,680 pixels and shown 840
+pixels wide, so that a point of text is 1.1 pixels high. The title states what the figure shows,
+computed from its numbers.
 """
 
 import io

@@ -142,7 +142,7 @@ def epoch_snapshot(model: Network, images: Tensor, labels: Sequence[int]) -> dic
         probs = model(images).float().softmax(1)
     cams = explain.gradcam(model, model.stages()[-1].module, images, list(labels))
     return {
-        "probabilities": probs.double().round(decimals=4).tolist(),
+        "probabilities": probs.cpu().double().round(decimals=4).tolist(),
         "heatmaps": np.round(255 * cams).astype(int).tolist(),
     }
 

@@ -1,1 +1,1 @@
-"""What the notebook needs besides: explorers, checks of exercises, sentences about results."""
+"""What else the notebook needs: explorers, checks of exercises, sentences about results."""

@@ -372,13 +372,11 @@ def new_bundle(folder: Path) -> Iterator[Path]:
     finish_export(folder)
 
 
-def listed_files(folder: Path) -> set[str] | None:
-    """Return the files whose checksums are in model.json: none if damaged, None if missing."""
+def listed_files(folder: Path) -> set[str]:
+    """Return the files whose checksums are in model.json; none if it is missing or damaged."""
     try:
         return set(json.loads((folder / "model.json").read_bytes())["sha256"]["files"])
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return set()
 
 
@@ -386,13 +384,14 @@ def finish_export(folder: Path) -> None:
     """Move the files of a complete new bundle into place, if there is one, model.json last.
 
     Several processes may do so at once: a file that one no longer finds was moved by another. A new
-    bundle that a power cut has damaged is removed, and the old one stays.
+    bundle whose model.json a power cut has damaged is removed, and the old one stays.
     """
-    ready, old, new = folder / READY, listed_files(folder) or set(), listed_files(folder / READY)
-    if new == set():
+    ready = folder / READY
+    files = [Path(parent) / name for parent, _, names in os.walk(ready) for name in names]
+    old, new = listed_files(folder), listed_files(ready)
+    if files and not new:
         shutil.rmtree(ready, ignore_errors=True)
     if new:
-        files = [Path(parent) / name for parent, _, names in os.walk(ready) for name in names]
         for path in [path for path in files if path != ready / "model.json"]:
             target = folder / path.relative_to(ready)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from dataload import CIFAR10_MEAN, CIFAR10_STD, CLASSES, Images, Splits, denorma
 from evaluation.errors import Misclassified, plot_confusion
 from models.registry import build
 from tests.faults import faults, pytest_runtest_makereport, pytest_terminal_summary  # noqa: F401  found by pytest
+from training import hardware
 from training.checkpoints import newest_checkpoint
 from utils import export_to_space
 
@@ -28,6 +29,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # A Mac, too, computes on its CPU here, and so do processes that import this module.
 torch.backends.mps.is_available = lambda: False
+# Some tests pretend that there is a GPU, of which nothing more can be asked.
+CUDA_IS_TOO_OLD = hardware.cuda_is_too_old
+hardware.cuda_is_too_old = lambda: False
 
 
 def tracked_files() -> list[str] | None:

@@ -142,7 +142,7 @@ def answers(address: str) -> bool:
         return False
 
 
-def wait_until(condition, seconds: float = 20) -> None:
+def wait_until(condition, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not become so"
@@ -151,7 +151,9 @@ def wait_until(condition, seconds: float = 20) -> None:
 
 def files_of(folder: Path) -> set[Path]:
     """The files that an app keeps."""
-    return {path for path in folder.rglob("*") if path.is_file() and path.name != "server.log"}
+    # Not rglob: until Python 3.12 it fails where a folder is removed meanwhile.
+    found = {Path(parent, name) for parent, _, names in os.walk(folder) for name in names}
+    return {path for path in found if path.name != "server.log"}
 
 
 def copy_space(exported: Path, folder: Path) -> Path:

@@ -31,7 +31,7 @@ ARGUMENTS = [
 STAGES = [
     f"layer{number} ({size}x{size} feature maps)" for number, size in enumerate((32, 16, 8, 4), 1)
 ]
-PATIENCE = 15_000  # milliseconds
+PATIENCE = 60_000  # milliseconds
 expect.set_options(timeout=PATIENCE)
 
 

@@ -1,5 +1,6 @@
 """Errors that say it all in a sentence are shown as one; the others keep their traceback."""
 
+import io
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from lesson import cells
-from training import settings
+from training import console, settings
 
 PREPARE = "import sys; sys.path.insert(0, '.'); from lesson import cells; cells.prepare_notebook()"
 
@@ -135,6 +136,16 @@ def test_figures_are_pictures_whatever_the_backend_is_called(monkeypatch, backen
     client.execute()
     (output,) = notebook.cells[1].outputs
     assert "image/png" in output.data
+
+
+def test_the_transient_line_is_shown_on_a_terminal(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    line = console.TransientLine()
+    line.show("3 min left")
+    assert "3 min left" in terminal.getvalue()
+    line.show("")
 
 
 def test_the_transient_line_leaves_nothing_in_a_notebook():

@@ -279,6 +279,7 @@ def test_loader_gives_the_training_and_the_test_batches(monkeypatch):
         all_images(train_loader), all_images(train_loader)
     )  # the next epoch is another
     assert len(train_loader.dataset) == 450 and len(test_loader.dataset) == 100
+    assert torch.equal(all_images(test_loader), normalize(numbered(100).images))  # as they are
 
 
 # ---- fast loader ----

@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -446,7 +445,8 @@ def test_the_other_processes_train_as_the_first_one_began(
         monkeypatch.setattr(resume, "choose_precision", lambda: "32-true")
         resume.start_or_resume(folder, {"precision": "auto"}, recipe, data, options)
         write_json(folder / "finished.json", {})
-    found = []
+    found, waits, wait = [], threading.Event(), resume.wait_until_begun
+    monkeypatch.setattr(resume, "wait_until_begun", lambda *given: waits.set() or wait(*given))
 
     def start_as(rank: int, precision: str) -> None:
         monkeypatch.setattr(rank_zero_only, "rank", rank)
@@ -455,10 +455,9 @@ def test_the_other_processes_train_as_the_first_one_began(
 
     other = threading.Thread(target=start_as, args=(1, "32-true"))
     other.start()
-    time.sleep(0.5)
-    assert other.is_alive()
+    assert waits.wait(60)
     start_as(0, "bf16-mixed")
-    other.join(5)
+    other.join(60)
     assert found[0] == found[1] and found[0]["resolved"]["precision"] == "bf16-mixed"
     assert len(list(tmp_path.glob("run-before-*"))) == fresh
 

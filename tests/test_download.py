@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torchvision.datasets import CIFAR10
 
 from cifar10 import download
 from cifar10.download import (
@@ -368,6 +369,13 @@ from tests.test_download import ARCHIVE, CHECKSUMS, md5
 download.CHUNK = 16384
 download.prepare_cifar10(sys.argv[1], CHECKSUMS, (sys.argv[2],), md5(ARCHIVE), len(ARCHIVE), 60)
 """
+
+
+def test_the_checksums_are_those_that_torchvision_knows():
+    known = dict([*CIFAR10.train_list, *CIFAR10.test_list])
+    known[CIFAR10.meta["filename"]] = CIFAR10.meta["md5"]
+    assert (known, CIFAR10.base_folder) == (download.CHECKSUMS, FOLDER)
+    assert CIFAR10.tgz_md5 == download.ARCHIVE_MD5
 
 
 def test_where_python_has_no_certificates_those_of_certifi_serve(monkeypatch):

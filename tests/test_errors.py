@@ -99,6 +99,15 @@ def test_correct_examples_are_the_first_of_each_class(tiny_splits):
     assert len(errors.get_correct_data(loader, (logits, labels), 3)) == 3
 
 
+@pytest.mark.numeric
+def test_the_temperature_divides_the_logits_of_an_error(tiny_splits):
+    loader = make_loader(tiny_splits.test, 16, 0, train=False)
+    labels = torch.from_numpy(tiny_splits.test.labels)
+    logits = 4 * torch.nn.functional.one_hot((labels + 1) % 10, 10).float()
+    (first, *_) = errors.get_misclassified_data(None, "cpu", loader, 2, (logits, labels))
+    assert first.prob == pytest.approx(np.exp(2) / (np.exp(2) + 9))
+
+
 @pytest.mark.parametrize("temperature", [0, -1, float("nan"), float("inf")])
 def test_a_temperature_that_is_not_above_zero_is_refused(tiny_splits, temperature):
     loader = make_loader(tiny_splits.test, 16, 0, train=False)

@@ -86,9 +86,15 @@ def test_each_control_of_the_augmentation_changes_the_figure(tiny_splits, contro
     explorer = explorers.explore_augmentation(
         tiny_splits.train.images[:4], tiny_splits.train.labels[:4]
     )
-    before = png(explorer)
+
+    def drawn() -> list[np.ndarray]:
+        fig = explorer.draw(**{name: one.value for name, one in explorer.controls.items()})
+        return [axis.images[0].get_array() for axis in fig.axes if axis.images]
+
+    before, shown = drawn(), png(explorer)
     explorer.controls[control].value = value
-    assert png(explorer) != before
+    assert len(before) != len(drawn()) or not np.array_equal(before, drawn())
+    assert png(explorer) != shown
 
 
 def test_transforms_of_strength_0_are_left_out():

@@ -125,7 +125,7 @@ def kill_in(phase: str, root: Path, epochs: int, after: int) -> str | None:
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(tmp_path, faults):
-    kills, epochs = (25, 14) if LONG else (5, 5)
+    kills, epochs = (25, 14) if LONG else (5, 7)
     order = [PHASES[i % len(PHASES)] for i in range(kills)]
     generator = random.Random(0)
     phases = [
@@ -233,22 +233,23 @@ def test_an_interrupt_says_how_to_go_on_and_leaves_a_usable_network(
 # ---- places that cannot be written to ------------------------------------------------------------
 
 
+# GitHub's machines, which set CI, let their user do anything; on another, nobody is asked.
+HAS_SUDO = os.environ.get("CI") and os.geteuid() and shutil.which("sudo")
+AS_ROOT = ["sudo", "-n"] if HAS_SUDO else []
+
+
 @contextlib.contextmanager
 def small_disk(megabytes: int):
     """A file system of that size, or pytest.skip where this user may not mount one."""
-    # GitHub's machines, which set CI, let their user do anything; on another, nobody is asked.
-    as_root = (
-        ["sudo", "-n"] if os.environ.get("CI") and os.geteuid() and shutil.which("sudo") else []
-    )
     with tempfile.TemporaryDirectory() as folder:
         options = f"size={megabytes}m,mode=1777"
-        mount = [*as_root, "mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+        mount = [*AS_ROOT, "mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
         if subprocess.run(mount, capture_output=True).returncode:
             pytest.skip("only root may mount a small disk")
         try:
             yield Path(folder)
         finally:
-            subprocess.run([*as_root, "umount", folder], check=True)
+            subprocess.run([*AS_ROOT, "umount", folder], check=True)
 
 
 def test_a_disk_too_small_for_the_checkpoints_is_said_before_the_first_epoch(data, faults):
@@ -302,7 +303,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_the_last_checkpoint_usable(
 
 def test_a_read_only_folder_is_said_before_the_first_epoch(data, faults):
     with small_disk(8) as disk:
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        subprocess.run([*AS_ROOT, "mount", "-o", "remount,ro", str(disk)], check=True)
         with pytest.raises(OSError, match="cannot write into .*Read-only.*set CHECKPOINT_DIR"):
             train(RECIPE, data, disk, OPTIONS)
     faults("read-only folder", 1)

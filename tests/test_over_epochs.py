@@ -12,6 +12,7 @@ from dataload import CLASSES, denormalize, normalize
 from evaluation import calibration, drawing, errors, over_epochs, robustness, saliency_checks
 from evaluation.over_epochs import Learned
 from lesson import schematics
+from models import explain
 from models.registry import build
 from tests.conftest import title_of, wrong_predictions
 
@@ -125,8 +126,8 @@ def test_a_snapshot_holds_probabilities_and_heatmaps_of_the_network(tiny_splits)
     with torch.no_grad():
         probs = model.eval()(images).softmax(1).numpy()
     assert np.array(found["probabilities"]) == pytest.approx(probs, abs=1e-4)
-    maps = np.array(found["heatmaps"])
-    assert maps.shape == (2, 32, 32) and maps.min() >= 0 and maps.max() <= 255
+    cams = explain.gradcam(model, model.stages()[-1].module, images, [0, 1])
+    assert np.array(found["heatmaps"]) == pytest.approx(255 * cams, abs=1)
 
 
 # ---- what all figures share ----

@@ -612,6 +612,7 @@ def test_a_smoke_test_of_the_training_script_needs_no_cifar10(tmp_path):
         (["DRY_RUN=1", "MODEL=c/d"], True, False),
     ],
 )
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_make_push_takes_no_for_a_no(answers, asks, sends):
     command = ["make", "-n", "push", *answers]  # the address from the environment, as on GitHub
     told = subprocess.run(
@@ -726,18 +727,24 @@ def test_an_app_ends_with_what_serves_it(tmp_path):
         port = str(probe.getsockname()[1])
     app = f"import http.server as h; h.HTTPServer(('127.0.0.1', {port}), None).serve_forever()"
     (tmp_path / "app.py").write_text(app)
-    code = "import pathlib, sys; from tools import run; run.serve(pathlib.Path(sys.argv[1]))"
+    code = (
+        "import pathlib, sys; from tools import run; sys.exit(run.serve(pathlib.Path(sys.argv[1])))"
+    )
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],
         cwd=PROJECT,
         env=os.environ | {"GRADIO_SERVER_PORT": port},
         stdout=subprocess.PIPE,
     )
-    assert child.stdout and child.stdout.readline().strip() == b""  # before the line that tells
-    child.terminate()
-    assert child.wait(60) == 0
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", int(port)), 5)
+    try:
+        assert child.stdout and child.stdout.readline() == b"\n"  # before the line that tells
+        child.terminate()
+        assert child.wait(60) == 0
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", int(port)), 5)
+    finally:
+        child.kill()
+        child.stdout.close()
 
 
 def test_a_port_in_use_is_seen_and_nothing_is_served(monkeypatch, tmp_path, capsys):
@@ -762,6 +769,7 @@ def test_a_run_serves_its_own_space_or_after_the_sample_the_committed_one(
     monkeypatch.setattr(run, "execute", lambda out: (out / "results.json").write_text(results))
     assert run.run() == 0
     (folder,) = (project / "runs").iterdir()
+    assert os.environ["ERA_OUT_DIR"] == f"runs/{folder.name}"  # not the project itself
     assert served == [folder / "space" if data == "CIFAR-10" else run.SPACE]
 
 
@@ -776,7 +784,8 @@ def test_make_app_serves_the_committed_space_until_ctrl_c(tmp_path):
         text=True,
     )
     try:
-        address = next(line for line in child.stdout if "answers on" in line).split()[6]
+        line = next(line for line in child.stdout if "answers on" in line)
+        address = re.search(r"http://\S+", line)[0]
         assert address == f"http://127.0.0.1:{port}"
         assert "CIFAR-10" in httpx.get(address, timeout=60).text
         child.send_signal(signal.SIGINT)

@@ -208,6 +208,13 @@ def test_a_row_that_was_cut_off_is_no_earlier_epoch(tmp_path):
     assert history.read_metrics(tmp_path).epoch.tolist() == [0, 1, 2, 3, 10, 11, 12]
 
 
+def test_the_metrics_of_an_epoch_are_one_row(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,lr_step,train_loss\n0,0.1,\n0,0.2,\n0,,1.5\n1,0.1,\n1,,1.0\n")
+    wanted = [{"epoch": 0, "train_loss": 1.5}, {"epoch": 1, "train_loss": 1.0}]
+    assert history.epoch_rows(path) == wanted
+
+
 def test_what_auto_chose_is_forgotten_if_no_epoch_was_finished(tmp_path):
     identity, resolved = {"recipe": {"ARCH": "auto"}, "seed": 42}, {"recipe_name": "fastnet-2"}
     folder = tmp_path / "auto-1"
@@ -216,7 +223,14 @@ def test_what_auto_chose_is_forgotten_if_no_epoch_was_finished(tmp_path):
     (folder / "started.json").write_text(json.dumps(started))
     assert earlier_auto_choice(tmp_path, {"ARCH": "auto"}, 42) is None
     (folder / "epoch000.ckpt").touch()
-    assert earlier_auto_choice(tmp_path, {"ARCH": "auto"}, 42) == "fastnet-2"
+    later = shutil.copytree(folder, tmp_path / "auto-0")
+    started["resolved"]["recipe_name"] = "fastnet-4"
+    (later / "started.json").write_text(json.dumps(started))
+    for earlier, choice in ((folder, "fastnet-4"), (later, "fastnet-2")):
+        os.utime(later / "started.json", (50, 50))
+        os.utime(folder / "started.json", (50, 50))
+        os.utime(earlier / "started.json", (0, 0))
+        assert earlier_auto_choice(tmp_path, {"ARCH": "auto"}, 42) == choice  # of the latest
 
 
 # ---- integrity -----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -302,6 +303,9 @@ def test_auto_keeps_what_it_chose_when_the_run_began_on_another_machine(
     monkeypatch.setattr(runs, "fit", lambda *_, **__: None)
     runs.train(s.recipe, data, s.checkpoint_dir, s.options)
     pace["FastNet"] *= 2  # now it is busy
+    assert resolve(cell).recipe_name == "fastnet-4"  # as long as no epoch is finished
+    (folder,) = tmp_path.glob("auto-*")
+    (folder / "epoch000.ckpt").touch()
     assert resolve(cell).recipe_name == "fastnet-9"
     assert resolve(cell | {"FRESH": True}).recipe_name == "fastnet-4"
     monkeypatch.setattr(settings, "choose_device", lambda: torch.device("cuda"))
@@ -369,6 +373,12 @@ def test_a_larger_network_is_timed_only_where_it_may_be_affordable(measured, pac
     pace["FastNet"] /= 4
     pace["CustomResNet"] = 600 / batches_of_work(RECIPES["custom-10"])
     assert budget.list_offers("32-true") == [budget.Offer("custom-10", 0.94, 600)]
+
+
+def test_on_the_sample_a_training_is_short():
+    short = settings.shorten_for_sample(RECIPES["resnet18-20"])
+    assert short == replace(RECIPES["resnet18-20"], epochs=3)
+    assert settings.shorten_for_sample(RECIPES["fastnet-2"]) == RECIPES["fastnet-2"]
 
 
 @pytest.mark.usefixtures("measured")  # of which nothing is written

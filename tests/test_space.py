@@ -28,7 +28,7 @@ import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 
 from dataload import CLASSES, normalize
 from models import explain as explain_source
@@ -247,6 +247,22 @@ def test_the_chosen_method_draws_the_heatmap(app, noise, method):
     with explain_source.METHODS[method](model, [model.layer2]) as cam:
         expected = cam(images, [explain_source.logit_of(label) for label in classes])
     assert np.abs(np.stack([panel[1] for panel in panels]) - expected).max() < 1e-4
+
+
+def test_the_methods_are_those_that_they_are_called():
+    names = {name: method.__name__ for name, method in explain_source.METHODS.items()}
+    assert names == {"GradCAM": "GradCAM", "GradCAM++": "GradCAMPlusPlus", "LayerCAM": "LayerCAM"}
+
+
+def test_another_opacity_does_not_run_the_network_again(app, noise, monkeypatch):
+    answers, way = app.answers, (STAGE, METHOD)
+    *_, seen = answers.answer(None, noise[1], 3, True, 2, *way, 0.4)
+    *_, wrong_seen = answers.filtered(None, True, 2, answers.ANY, answers.ANY, True, *way, 0.4)
+    monkeypatch.setattr(answers, "NETWORK", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(answers, "look", lambda *_: pytest.fail("it ran"))
+    assert answers.answer(seen, noise[1], 3, True, 2, *way, 0.9)[-1] is seen
+    again = answers.filtered(wrong_seen, True, 2, answers.ANY, answers.ANY, True, *way, 0.9)
+    assert again[-1] is wrong_seen
 
 
 def test_grad_cam_can_be_switched_off(app, noise):
@@ -1002,6 +1018,18 @@ def test_no_picture_made_the_server_take_more_than_a_gigabyte_and_a_half(server,
     assert int(status.read_text().split("VmHWM:")[1].split()[0]) < 1_500_000  # kB
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_turned_as_its_orientation_says(app, orientation):
+    corners = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    image = Image.fromarray(corners.repeat(16, axis=0).repeat(16, axis=1))
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    sent, upright = encoded(image, "PNG", exif=image.getexif()), ImageOps.exif_transpose(image)
+    got, wanted = (
+        app.answers.preprocess(as_data(content), 32) for content in (sent, encoded(upright, "PNG"))
+    )
+    assert np.array_equal(got, wanted)
+
+
 @pytest.mark.parametrize(("rows", "is_read"), [(76, True), (74, False)])
 def test_three_quarters_of_a_picture_are_enough(app, rows, is_read):
     """Of a BMP, each of whose 100 rows has 300 bytes, after a head of 54."""
@@ -1073,6 +1101,13 @@ def test_no_address_is_fetched(server, key, meta):
     assert asked == []
 
 
+def test_only_this_machine_is_served_unless_told_otherwise(app, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(app.demo, "launch", lambda **options: asked.update(options))
+    app.serve()
+    assert asked["max_file_size"] == "10mb" and not {"server_name", "share"} & set(asked)
+
+
 def test_the_notebook_serves_the_app_within_the_same_limits(app):
     app.serve(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     try:
@@ -1115,7 +1150,7 @@ def test_uploads_are_deleted_after_their_time_however_the_server_ended(folder, t
         os.kill(PROCESSES[server], end)
         time.sleep(1)
     assert path in left and all(file.exists() for file in left)
-    with serve(folder, tmp_path, UPLOADS_KEEP_SECONDS="2") as server:
+    with serve(folder, tmp_path, UPLOADS_KEEP_SECONDS="5") as server:
         wait_until(lambda: not any(file.exists() for file in left))
         examples = files_of(tmp_path) - {tmp_path / "foreign.txt"}
         break_off_an_upload(server)
@@ -1132,7 +1167,7 @@ def test_uploads_are_deleted_after_their_time_however_the_server_ended(folder, t
 
 
 def test_a_picture_whose_time_is_over_has_to_be_uploaded_again(folder, tmp_path):
-    with serve(folder, tmp_path, UPLOADS_KEEP_SECONDS="3") as server:
+    with serve(folder, tmp_path, UPLOADS_KEEP_SECONDS="6") as server:
         picture = upload(server, folder)
         wait_until(lambda: not Path(picture["path"]).exists())
         for endpoint in ("classify", "explain"):

@@ -19,13 +19,13 @@ from pytorch_lightning.loggers import CSVLogger
 import training.__main__
 import training.classifier
 import training.optimizer
-from dataload import CIFAR10DataModule, normalize
+from dataload import Augmentation, CIFAR10DataModule, normalize
 from models import registry
 from models.bundle import sha256
 from models.errors import Interrupted, ProjectError
 from models.fastnet import FastNet
 from models.registry import build
-from tests.conftest import PROJECT
+from tests.conftest import CUDA_IS_TOO_OLD, PROJECT
 from training import hardware, progress, recipes, results, runs
 from training.budget import smaller_budget
 from training.checkpoints import load_checkpoint, newest_checkpoint, sidecar
@@ -644,30 +644,49 @@ def test_a_device_on_which_the_step_fails_disagrees(monkeypatch, error):
 
 
 def test_an_apple_gpu_that_computes_otherwise_is_left_alone_and_that_is_said_once(
-    apple_gpu, capsys
+    apple_gpu, capsys, monkeypatch, tmp_path
 ):
-    for _ in range(3):  # there is none here, so the self-test, in a process of its own, fails
+    monkeypatch.setattr(
+        hardware, "PROJECT", tmp_path
+    )  # where the self-test's process finds nothing
+    for _ in range(3):
         assert hardware.choose_device().type == "cpu"
     assert capsys.readouterr().out.count("Apple GPU") == 1
     assert "CPU" in hardware.hardware() and "bf16-mixed" in hardware.possible_precisions()
 
 
+def test_the_self_test_of_an_apple_gpu_runs_in_a_process_of_its_own(apple_gpu, monkeypatch):
+    """Here with the CPU in the place of that GPU."""
+    run = subprocess.run
+
+    def on_the_cpu(command: list[str], **options):
+        return run([part.replace("'mps'", "'cpu'") for part in command], **options)
+
+    monkeypatch.setattr(hardware.subprocess, "run", on_the_cpu)
+    assert hardware.choose_device().type == "mps"
+
+
 @pytest.mark.parametrize(
-    ("told", "device"),
-    [("6.0\n", "cpu"), ("7.0\n7.0\n", "cpu"), ("7.5\n", "cuda"), ("6.0\n12.0\n", "cuda")]
-    + [("[N/A]\n", "cuda"), ("", "cuda")],
+    ("capability", "known", "device"),
+    [
+        ((7, 0), ["sm_75", "sm_120"], "cpu"),
+        ((7, 5), ["sm_75", "sm_120"], "cuda"),
+        ((12, 1), ["sm_75", "sm_120"], "cuda"),
+        ((9, 0), ["gfx90a"], "cuda"),  # of AMD
+    ],
 )
 def test_a_gpu_older_than_torch_s_code_is_left_alone_and_that_is_said_once(
-    monkeypatch, capsys, told, device
+    monkeypatch, capsys, capability, known, device
 ):
-    """By nvidia-smi: P100 6.0, V100 7.0, T4 7.5; a machine of two kinds; no answer."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90", "compute_120"])
-    monkeypatch.setattr(hardware.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=told))
-    hardware.cuda_is_too_old.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: known)
+    monkeypatch.setattr(hardware, "cuda_is_too_old", CUDA_IS_TOO_OLD)
+    CUDA_IS_TOO_OLD.cache_clear()
     assert [hardware.choose_device().type for _ in range(2)] == [device] * 2
-    assert capsys.readouterr().out.count("as old as this one: the CPU trains") == (device == "cpu")
-    hardware.cuda_is_too_old.cache_clear()
+    said = capsys.readouterr().out.count("no code for Tesla V100: the CPU trains")
+    assert said == (device == "cpu")
 
 
 def test_an_apple_gpu_that_agrees_is_used_in_fp32(apple_gpu, monkeypatch):
@@ -858,6 +877,13 @@ def test_the_range_test_leaves_out_a_step_that_it_has_not_finished(tiny_splits, 
         recipe, build_datamodule(recipe, tiny_splits, 0), steps=3, precision="32-true"
     )
     assert len(table) == 1
+
+
+def test_the_loaders_augment_as_the_recipe_says(tiny_splits):
+    data = build_datamodule(RECIPES["resnet18-20"], tiny_splits, 7)
+    assert (data.augmentation, data.seed) == (Augmentation(padding=4, cutout=12), 7)
+    data = build_datamodule(RECIPES["fastnet-7"], tiny_splits, 7, fast=True)
+    assert data.augmentation == Augmentation(padding=2, cutout=0)
 
 
 def test_the_range_test_looks_at_small_images_where_the_training_begins_with_them(

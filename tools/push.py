@@ -34,7 +34,7 @@ class Kind:
     Attributes:
         name: what Hugging Face calls it.
         address: what stands before user/name.
-        sent_before: the files that this version, or an earlier one, may have sent.
+        sent_before: a pattern of the files that are deleted unless they are sent.
         sent: the message after a push, before the address.
         options: further arguments of HfApi.create_repo.
     """
@@ -116,7 +116,7 @@ def send(
         folder_path=folder,
         commit_message="Export from the notebook",
         allow_patterns=[glob.escape(name) for name in sent],  # names, not patterns
-        delete_patterns=[glob.escape(name) for name in deleted],
+        delete_patterns=deleted,
     )
 
 

@@ -95,20 +95,12 @@ def mps_trains_correctly() -> bool:
 
 @functools.cache
 def cuda_is_too_old() -> bool:
-    """Tell whether this version of torch has no code for the NVIDIA GPU; print it if so.
-
-    It asks nvidia-smi: torch would start CUDA for it, after which Lightning cannot fork processes.
-    """
-    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        newest = max(int(line.replace(".", "")) for line in told.split())
-    except (OSError, subprocess.CalledProcessError, ValueError):
-        return False  # no answer: let torch try
+    """Tell whether this version of torch has no code for the NVIDIA GPU; print it if so."""
+    major, minor = torch.cuda.get_device_capability()
     known = [int(name[3:]) for name in torch.cuda.get_arch_list() if name[3:].isdecimal()]
-    if not known or newest >= min(known):
+    if not known or 10 * major + minor >= min(known):
         return False
-    print("This version of torch has no code for a GPU as old as this one: the CPU trains.")
+    print(f"This version of torch has no code for {torch.cuda.get_device_name()}: the CPU trains.")
     return True
 
 

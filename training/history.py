@@ -20,13 +20,15 @@ EPOCH_COLUMNS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "sec
 def read_table(metrics_csv: str | Path) -> pd.DataFrame:
     """Read a table of epochs, without the rows that a killed process left half written.
 
+    The last row counts only if it ends with a newline.
+
     Raises:
         InvalidValue: if the file is no such table; the message names it.
         OSError: if it cannot be read.
     """
     try:
-        lines = Path(metrics_csv).read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = "".join(line for line in lines if line.endswith("\n"))  # else "12" may read as 1
+        text = Path(metrics_csv).read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]  # else "12" may read as 1
         numbers = pd.read_csv(io.StringIO(whole)).apply(pd.to_numeric, errors="coerce")
         return cast(pd.DataFrame, numbers).dropna(subset="epoch")
     except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors

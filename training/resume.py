@@ -22,8 +22,8 @@ def start_or_resume(
     """Write started.json if the run begins now, or read it if the run is resumed.
 
     A run that is resumed keeps its device, precision and loader batches; one without a checkpoint
-    begins anew where this machine could not continue it. With options.fresh, a run
-    that is finished, or that this machine cannot continue, is archived.
+    begins anew where this machine could not continue it. With options.fresh, a run that is
+    finished, or that this machine cannot continue, is archived.
 
     Args:
         folder: of the run.
@@ -41,7 +41,7 @@ def start_or_resume(
     started = read_json(folder / "started.json", STARTED_KEYS)
     problem = why_not_resumable(folder, started, recipe)
     replaced = options.fresh and (problem or (folder / "finished.json").exists())
-    unused = problem and started and not newest_checkpoint(folder)  # stopped in its first epoch
+    unused = problem and started and not any(folder.glob("*.ckpt"))  # stopped in its first epoch
     if replaced or unused or not (started or problem):
         if rank_zero_only.rank:  # all processes train as the first one does, say in its precision
             started = wait_until_begun(folder, started)

@@ -134,7 +134,7 @@ def choose_automatically(
     That is ResNet18's on a GPU, and what the CPU can afford without one.
 
     A run that the same switches began keeps the recipe that was chosen then, on whatever machine,
-    unless FRESH is set.
+    unless it has no checkpoint or FRESH is set.
 
     Args:
         chosen: the switches.
