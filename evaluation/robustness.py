@@ -1,6 +1,7 @@
 """The accuracy of a network on corrupted images."""
 
 import functools
+import io
 from collections.abc import Callable, Sequence
 from itertools import cycle
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import nn
 
 from dataload import Images, make_loader
@@ -46,11 +48,21 @@ def lower_contrast(image: np.ndarray, strength: float, **_: object) -> np.ndarra
     return np.round(mean + (1 - strength) * (image - mean)).astype(np.uint8)
 
 
+def jpeg(image: np.ndarray, quality: int, **_: object) -> np.ndarray:
+    """Compress an image as a JPEG and read it again: uint8 (H, W, 3), as is what it returns.
+
+    Not by Albumentations: its version 2.0.8 exchanges red and blue while it compresses.
+    """
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
+
+
 # Each takes a strength; where Albumentations expects a range, both of its ends are that strength.
 CORRUPTIONS: dict[str, Callable[[float], A.BasicTransform]] = {
     "noise": lambda s: A.GaussNoise(std_range=(s, s), p=1),
     "blur": lambda s: A.GaussianBlur(blur_limit=0, sigma_limit=(s, s), p=1),
-    "JPEG": lambda s: A.ImageCompression(quality_range=(round(s), round(s)), p=1),
+    "JPEG": lambda s: A.Lambda(image=functools.partial(jpeg, quality=round(s))),
     # What Albumentations calls contrast multiplies each value: that is less light.
     "dark": lambda s: A.RandomBrightnessContrast(brightness_limit=0, contrast_limit=(-s, -s), p=1),
     "contrast": lambda s: A.Lambda(image=functools.partial(lower_contrast, strength=s)),

@@ -4,9 +4,10 @@ Randomised weights (Adebayo et al. 2018, arXiv:1810.03292): a network that has l
 give other heatmaps. If it gives the same ones, they show the image or the architecture instead of
 what was learned. Deletion (Petsiuk et al. 2018, arXiv:1806.07421): masking what a heatmap calls
 important must lower the network's confidence sooner than masking other places, and showing it
-first must raise the confidence sooner (insertion). The controls are random places, but also the
-centre of the image, where objects usually are, and the heatmap of another image. A heatmap that is
-no better than the latter two says nothing about its image.
+first must raise the confidence sooner (insertion; the paper begins with a blurred image, this with
+the mean colour). The controls are random places, but also the centre of the image, where objects
+usually are, and the heatmap of another image. A heatmap that is no better than the latter two says
+nothing about its image.
 
 Both take minutes on two cores: `python -m benchmarks.trust` computes them and writes a JSON file,
 from which they are drawn.
@@ -175,8 +176,8 @@ def cascade_title(cascade: Cascade) -> str:
     (end, half), (control, _) = interval(cascade.correlation[-1]), interval(cascade.control)
     lead, uncertainty = interval(cascade.control - cascade.correlation[-1])
     found = (
-        f"rank correlation {end:.2f} ± {half:.2f} (95 %) with all layers random; with another"
-        f" image's heatmap {control:.2f}"
+        f"rank correlation {end:.2f} ± {half:.2f} (95 % over images) with those"
+        f" of one random network; with another image's heatmap {control:.2f}"
     )
     if lead > uncertainty:
         return f"The heatmaps depend on what was learned: {found}"

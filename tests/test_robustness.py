@@ -61,6 +61,15 @@ def test_contrast_blends_towards_the_mean_of_the_image(image):
 
 
 @pytest.mark.numeric
+def test_jpeg_keeps_red_better_than_blue():
+    """Its luma, which is kept best, is 0.299 red + 0.587 green + 0.114 blue."""
+    images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    error = robustness.corrupt(images, "JPEG", 1).astype(float) - images
+    red, green, blue = np.square(error).mean((0, 1, 2))
+    assert green < red < 0.9 * blue
+
+
+@pytest.mark.numeric
 def test_contrast_by_hand():
     """Half black, half (200, 100, 40).
 

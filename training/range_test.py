@@ -1,4 +1,7 @@
-"""The learning-rate range test (Smith 2015, arXiv:1506.01186)."""
+"""The learning-rate range test, after Smith 2015 (arXiv:1506.01186).
+
+There the rate grows in a straight line, here exponentially.
+"""
 
 from dataclasses import replace
 from typing import cast
@@ -62,7 +65,7 @@ def range_test(
     """Train a separate throwaway model with a learning rate that grows with every step.
 
     The images are those that the training begins with, at low resolution if the recipe says so.
-    The test ends early where the loss is no number. Source: Smith 2015, arXiv:1506.01186.
+    The test ends early where the loss is no number.
 
     Args:
         recipe: the hyperparameters.

@@ -162,7 +162,7 @@ RESNET18 = Recipe(
 RECIPES = {
     "resnet18-20": RESNET18,
     "resnet18-30": replace(RESNET18, epochs=30),
-    # As published for long runs: SGD alone, at full resolution, with larger cutouts.
+    # Like published long runs: SGD alone, at full resolution, with larger cutouts.
     "resnet18-200": Recipe("ResNet18", 200, 512, 128, max_lr=0.2, warmup=0.1, cutout=16),
     "custom-10": CUSTOM,
     # More epochs allow more overfitting, so there is more augmentation.

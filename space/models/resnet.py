@@ -2,8 +2,8 @@
 
 ResNet18: He et al. 2015 (arXiv:1512.03385), with the stem of kuangliu/pytorch-cifar: a 3x3
 convolution without max-pooling, because images of 32x32 are small already. 11,173,962 parameters.
-CustomResNet: the nine-layer network of David Page's "How to train your ResNet". 6,575,370
-parameters.
+CustomResNet: the nine-layer network of David Page's "How to train your ResNet", but pooled before
+BatchNorm and with biases. 6,575,370 parameters.
 
 Both take normalised images (N, 3, 32, 32) and return logits (N, num_classes). No tensor operation
 works in place: Grad-CAM keeps the tensors that the stages return and reads them after the whole
