@@ -67,8 +67,8 @@ def skip_whitening(conv: nn.Conv2d, images: Tensor) -> None:
 def sgd_parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     """Replace optimizer.parameter_groups: train the filters of Muon by SGD.
 
-    The learning rate is that of airbench94 before it had Muon, 2.93 for batches of 2,000; its warm-up
-    and its averaging of weights (Lookahead) are not there.
+    The learning rate is that of airbench94 before it had Muon, 2.93 for batches of 2,000, without
+    its warm-up and averaging of weights (Lookahead).
     """
     groups = parameter_groups(model, recipe)
     lr = 2.93 * recipe.batch_size / 2000
