@@ -491,14 +491,24 @@ def test_a_changed_description_is_refused(space, change, message):
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", "[" * 100_000])
-def test_a_new_bundle_that_a_power_cut_damaged_is_removed_and_the_old_one_stays(space, content):
+def test_a_new_bundle_that_a_power_cut_damaged_is_not_read_and_the_next_export_removes_it(
+    space, content
+):
     before = load_bundle(space)[1]
     ready = space / utils.bundle.READY
     ready.mkdir()
     if content is not None:
         (ready / "model.json").write_text(content)
     (ready / "model.safetensors").write_bytes(b"")
+    assert load_bundle(space)[1] == before
+    with pytest.raises(KeyError), utils.bundle.new_bundle(space):
+        raise KeyError
     assert load_bundle(space)[1] == before and not ready.exists()
+    ready.mkdir()
+    (ready / "model.safetensors").write_bytes(b"")
+    (space / "model.json").unlink()
+    with pytest.raises(ValueError, match="cannot be read"):  # and not read again and again
+        load_bundle(space)
 
 
 def test_a_description_that_is_a_list_is_refused(space):

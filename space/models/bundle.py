@@ -190,13 +190,13 @@ def read_bundle(folder: Path) -> tuple[dict, dict[str, bytes]]:
     """
     while True:
         finish_export(folder)
-        before, busy = version_of(folder / "model.json"), (folder / READY).is_dir()
+        before, busy = version_of(folder / "model.json"), bool(listed_files(folder / READY))
         try:
             return read_checked(folder)
         except (OSError, ValueError):
             # Unless another process replaced the bundle meanwhile: then read the new one. READY
             # comes first: once it is gone, model.json is the new one.
-            busy = busy or (folder / READY).is_dir()
+            busy = busy or bool(listed_files(folder / READY))
             if not busy and version_of(folder / "model.json") == before:
                 raise
 
@@ -361,6 +361,8 @@ def new_bundle(folder: Path) -> Iterator[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     finish_export(folder)
+    if not listed_files(folder / READY):
+        shutil.rmtree(folder / READY, ignore_errors=True)  # if it is there, a power cut damaged it
     for leftover in folder.glob(f"{SCRATCH}*"):  # of a killed process; a recent one may be in use
         if time.time() - leftover.stat().st_mtime > HOUR:
             shutil.rmtree(leftover, ignore_errors=True)
@@ -384,13 +386,11 @@ def finish_export(folder: Path) -> None:
     """Move the files of a complete new bundle into place, if there is one, model.json last.
 
     Several processes may do so at once: a file that one no longer finds was moved by another. A new
-    bundle whose model.json a power cut has damaged is removed, and the old one stays.
+    bundle whose model.json a power cut has damaged stays where it is, until the next export.
     """
     ready = folder / READY
     files = [Path(parent) / name for parent, _, names in os.walk(ready) for name in names]
     old, new = listed_files(folder), listed_files(ready)
-    if files and not new:
-        shutil.rmtree(ready, ignore_errors=True)
     if new:
         for path in [path for path in files if path != ready / "model.json"]:
             target = folder / path.relative_to(ready)
