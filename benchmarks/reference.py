@@ -116,7 +116,7 @@ class Reference:
         """Train for one epoch and return its seconds."""
         start = time.perf_counter()
         self.net.train()
-        self.net.stem.bias.requires_grad_(self.done < STEM_BIAS_EPOCHS)
+        self.net.stem.get_parameter("bias").requires_grad_(self.done < STEM_BIAS_EPOCHS)
         images = augmented_epoch(self.images, self.done, self.flip).contiguous(
             memory_format=torch.channels_last
         )
