@@ -1030,6 +1030,14 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, ca
     assert newest_checkpoint(tmp_path) is None
 
 
+def test_weights_are_the_same_only_if_all_their_values_are():
+    first, second = FastNet(), FastNet()
+    second.load_state_dict(first.state_dict())
+    assert same_weights(first, second)
+    second.head.weight.data[0, 0] += 1
+    assert not same_weights(first, second)
+
+
 def test_a_checkpoint_of_another_network_is_refused(finished):
     path = newest_checkpoint(finished[1].metrics_csv.parent)
     with pytest.raises(ValueError, match="holds a FastNet, expected a ResNet18"):
