@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 
 # Without it, importing Albumentations asks a server for its newest version.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as training/__init__.py explains
 
 import albumentations as A
 import cv2
@@ -379,10 +380,6 @@ class CIFAR10DataModule(pl.LightningDataModule):
             raise InvalidValue("the images are not loaded yet; call setup() first")
         return self._splits
 
-    @splits.setter
-    def splits(self, splits: Splits) -> None:
-        self._splits = splits
-
     def prepare_data(self) -> None:
         """Download CIFAR-10 if no images were given and its files are missing."""
         if self._splits is None:
@@ -448,20 +445,19 @@ class FastDataModule(CIFAR10DataModule):
 
     loader_name = "fast"
     resident: FastLoader | None = None
-    resident_of: tuple = (None, ())  # the images and the settings that it was made of
+    resident_settings: tuple = ()  # that it was made with
 
     def train_dataloader(self) -> FastLoader:
-        """Return the resident loader, made anew if the images or the settings are others.
+        """Return the resident loader, made anew if the settings are others.
 
         The number of processes, for example, may change after a range test.
         """
         device = torch.device(self.trainer.strategy.root_device if self.trainer else "cpu")
         process = self.process()
         settings = self.augmentation, self.batch_size, self.seed, process, device
-        splits, made_with = self.resident_of
-        if self.resident is None or splits is not self.splits or made_with != settings:
+        if self.resident is None or settings != self.resident_settings:
             self.resident = FastLoader(self.splits.train, *settings)
-            self.resident_of = self.splits, settings
+            self.resident_settings = settings
         self.resident.epoch = self.current_epoch()
         return self.resident
 

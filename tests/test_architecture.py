@@ -95,7 +95,7 @@ def test_the_root_shows_what_the_project_is_made_of():
 
 
 def test_importing_a_package_imports_nothing_else():
-    """A folder's __init__ holds no imports, so that one module can be had without the others."""
+    """A folder's __init__ imports no module of ours, nor one that takes its time."""
     for name, path in MODULES.items():
         if path.name == "__init__.py":
-            assert imported_modules(path) == set(), name
+            assert imported_modules(path) <= {"os"}, name

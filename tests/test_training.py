@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -103,6 +104,29 @@ def test_importing_the_training_modules_silences_nothing():
         [sys.executable, "-c", IMPORT], cwd=PROJECT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+# Whether the kernel may back a tensor of 32 MB with large pages.
+ASKS_FOR_LARGE_PAGES = """
+import torch
+tensor = torch.ones(1 << 23)
+print(any("hg" in line.split() for line in open("/proc/self/smaps") if line[:8] == "VmFlags:"))
+"""
+
+
+@pytest.mark.parametrize("module", ["dataload", "training.runs", "evaluation.predict"])
+def test_training_asks_for_memory_in_large_pages(module):
+    """Whichever part of the project is imported first."""
+
+    def asks(script: str, **environment: str) -> bool:
+        command = [sys.executable, "-c", script + ASKS_FOR_LARGE_PAGES]
+        environ = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
+        done = subprocess.run(command, env=environ | environment, cwd=PROJECT, capture_output=True)
+        return done.stdout.split()[-1:] == [b"True"]
+
+    if not asks("", THP_MEM_ALLOC_ENABLE="1"):
+        pytest.skip("this system has no large pages, or does not tell")
+    assert asks(f"import {module}") and not asks("")
 
 
 # ---- recipes and schedule ----

@@ -12,17 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from training.files import PROJECT
-
-# Memory for large tensors comes in pages of 2 MiB instead of 4 KiB, where the system allows it: a
-# training step on a CPU otherwise spends part of its time on being given pages. Read by torch when
-# it first asks for memory.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
 import torch
 from torch import Tensor, nn
 
 from models.errors import InvalidValue
+from training.files import PROJECT
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]  # Lightning's names
 
