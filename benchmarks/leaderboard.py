@@ -4,8 +4,9 @@
 
 Each row is a step: the time of a whole training as a fraction of the plain airbench94 schedule's,
 both measured in turn on one machine and in one precision, and the accuracy that it reached. A row
-takes both from results/speed.json and results/accuracy.json, for a recipe in bf16 if that was
-measured, else in fp32. The rows are in results/leaderboard.json, and in docs/results.md.
+takes both from results/speed.json and results/accuracy.json: the time in the precision that is the
+fastest here, as `benchmarks.speed to94` does, or in --precision. The rows are in
+results/leaderboard.json, and in docs/results.md.
 """
 
 import json
@@ -19,6 +20,7 @@ from lesson.findings import markdown_table
 from models.errors import InvalidValue
 from training.console import command_line
 from training.files import write_json
+from training.hardware import check_precision, choose_precision
 from training.recipes import RECIPES
 
 FILE = RESULTS / "leaderboard.json"
@@ -104,13 +106,13 @@ def compare(row: dict, recipe: str, ratio: float, precision: str, tta: float) ->
     return f"{told}, which {verdict} {accuracy_cell(row)}"
 
 
-def measured_row(changed: str, recipe: str, precision: str = "", folder: Path = RESULTS) -> dict:
+def measured_row(changed: str, recipe: str, precision: str, folder: Path = RESULTS) -> dict:
     """Make a row of what speed.json and accuracy.json hold of a recipe.
 
     Args:
         changed: What changed, for the table.
         recipe: Its name in RECIPES.
-        precision: Of the time, by Lightning's name; '' for bf16 if that was measured, else fp32.
+        precision: Of the time, by Lightning's name.
         folder: Where the two files are.
 
     Raises:
@@ -120,20 +122,18 @@ def measured_row(changed: str, recipe: str, precision: str = "", folder: Path = 
         json.loads((folder / name).read_text(encoding="utf-8"))
         for name in ("speed.json", "accuracy.json")
     )
-    timed = [
-        (name, precision_suffix(name))
-        for name in ([precision] if precision else ["bf16-mixed", "32-true"])
-        if speed.get(f"time_to_94{precision_suffix(name)}", {}).get("recipe") == recipe
-    ]
+    mark = precision_suffix(precision)
+    timed = speed.get(f"time_to_94{mark}", {}).get("recipe") == recipe
     found = [row for row in rows if row["recipe"] == recipe and row["train_images"] == 50_000]
     if not timed or not found:
-        missing = "accuracy on 50,000 images" if timed else "time by `benchmarks.speed to94`"
+        time_of = f"time in {precision} by `benchmarks.speed to94`"
+        missing = "accuracy on 50,000 images" if timed else time_of
         raise InvalidValue(f"expected a measured {missing} of {recipe}, got none in {folder}")
-    (timed_in, mark), row = timed[0], found[-1]
+    row = found[-1]
     return {
         "recipe": recipe,
         "time": speed[f"time_to_94_ratio{mark}"],
-        "precision": timed_in,
+        "precision": precision,
         "machine": speed["machine"][f"to94{mark}"],
         "tta": row["tta"],
         "tta_std": deviation_of([run["tta"] for run in row["runs"]]),
@@ -147,8 +147,9 @@ def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("changed", help="what changed since the row before")
     parser.add_argument("--recipe", choices=list(RECIPES), default=last_row()["recipe"])
-    parser.add_argument("--precision", choices=["bf16-mixed", "32-true"], default="")
+    parser.add_argument("--precision", default=choose_precision())
     args = parser.parse_args()
+    check_precision(args.precision)
     commit = subprocess.check_output(["git", "rev-parse", "--short=7", "HEAD"], text=True).strip()
     row = measured_row(args.changed, args.recipe, args.precision)
     row |= {"date": time.strftime("%Y-%m-%d"), "commit": commit}

@@ -52,7 +52,7 @@ from training.switches import data_folder
 DEVICE = choose_device().type
 # Enough that the fixed cost of an epoch hardly counts, few enough to alternate every few minutes;
 # on a GPU all images.
-STEP_IMAGES = {"FastNet": 16_000, "CustomResNet": 8_192, "ResNet18": 8_192}
+STEP_IMAGES, FASTNET_STEP_IMAGES = 8_192, 16_000
 ROUNDS = 3
 
 
@@ -155,7 +155,8 @@ def step_ratios(recipe: Recipe, splits: Splits, images: int) -> dict[str, float]
     """Measure the ratios of one network, as measure_steps describes them: loader -> ratio."""
     recipe = replace(recipe, low_res=0.0)  # the bare loop has no start at low resolution
     micro_batch = loop_batch(recipe)
-    enough = STEP_IMAGES[recipe.network] if DEVICE == "cpu" else len(splits.train.labels)
+    on_a_cpu = FASTNET_STEP_IMAGES if recipe.network == "FastNet" else STEP_IMAGES
+    enough = on_a_cpu if DEVICE == "cpu" else len(splits.train.labels)
     count = (images or enough) // micro_batch * micro_batch
     bare, ours = [], {"fast": []} if DEVICE == "cuda" else {"albumentations": [], "fast": []}
     for _ in range(ROUNDS):

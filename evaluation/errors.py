@@ -188,15 +188,12 @@ def class_accuracy(
     return pd.Series(fractions, index=list(classes), name="accuracy")
 
 
-def most_confused(
-    misclassified: Sequence[Misclassified], classes: Sequence[str], count: int = 5
-) -> pd.DataFrame:
-    """Count the pairs of classes that are confused most often, in either direction.
+def most_confused(misclassified: Sequence[Misclassified], classes: Sequence[str]) -> pd.DataFrame:
+    """Count the five pairs of classes that are confused most often, in either direction.
 
     Args:
         misclassified: the errors.
         classes: their names.
-        count: rows at most.
 
     Returns:
         The columns pair and images, the most frequent pair first.
@@ -208,7 +205,7 @@ def most_confused(
     counts = pd.Series(pairs, dtype=str).value_counts(sort=False)
     table = counts.rename_axis("pair").reset_index(name="images")
     table = table.sort_values(["images", "pair"], ascending=[False, True], ignore_index=True)
-    return table.head(count)
+    return table.head(5)
 
 
 def most_confident(misclassified: Sequence[Misclassified]) -> list[Misclassified]:

@@ -1,6 +1,7 @@
 """What the layers of a network see: its whitening filters, receptive fields, preferred patches."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
+from cifar10.images import IMAGE_SIZE
 from evaluation.drawing import (
     TEXT,
     WIDTH,
@@ -23,11 +25,13 @@ from evaluation.drawing import (
     styled,
 )
 from models.errors import InvalidValue
-from models.stage import Network, eval_mode
+from models.stage import Network, Stage, eval_mode
 from training.whitening import LEAST_VARIANCE
 
 BATCH = 100  # images at a time
 PATCHES = 5  # of a channel
+CHANNELS = 2  # of a stage, that plot_stages shows
+WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)  # layers whose output depends on neighbours
 OUTSIDE = 0.8  # the grey of what lies outside an image, unlike the white of many backgrounds
 
 # ---- whitening -----------------------------------------------------------------------------------
@@ -97,13 +101,18 @@ class ReceptiveField(NamedTuple):
         first = self.start + index * self.jump
         return first, first + self.size
 
-    def behind(self, layer: nn.Conv2d | nn.MaxPool2d) -> "ReceptiveField":
+    def behind(self, layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) -> "ReceptiveField":
         """Return the field of a cell of a layer's output; this is the field of its input."""
-        kernel, stride, padding = (
+        kernel, stride, padding, dilation = (
             value if isinstance(value, int) else int(value[0])
-            for value in (layer.kernel_size, layer.stride, layer.padding)
+            for value in (
+                layer.kernel_size,
+                layer.stride,
+                layer.padding,
+                getattr(layer, "dilation", 1),
+            )
         )
-        size = self.size + (kernel - 1) * self.jump
+        size = self.size + (kernel - 1) * dilation * self.jump
         return ReceptiveField(size, stride * self.jump, self.start - padding * self.jump)
 
 
@@ -114,6 +123,10 @@ def receptive_fields(model: Network) -> dict[str, ReceptiveField]:
 
     Returns:
         Name of the stage -> field.
+
+    Raises:
+        InvalidValue: if the layers' strides do not lead to the size that a stage states: a side
+            branch has another name.
     """
     field, found = ReceptiveField(1, 1, 0), {}
 
@@ -121,16 +134,22 @@ def receptive_fields(model: Network) -> dict[str, ReceptiveField]:
         nonlocal field
         field = field.behind(module)  # type: ignore[arg-type]
 
-    def reached(name: str) -> Callable[..., None]:
-        return lambda *_: found.update({name: field})
+    def reached(stage: Stage, *_: object) -> None:
+        if abs(IMAGE_SIZE // field.jump - stage.size) > 1:  # without padding a cell may be missing
+            raise InvalidValue(
+                f"expected cells of {stage.name} to be {IMAGE_SIZE // stage.size} pixels apart, got"
+                f" {field.jump}: name a block's side branch 'shortcut', so that it does not count"
+            )
+        found[stage.name] = field
 
     with contextlib.ExitStack() as hooks, eval_mode(model), torch.no_grad():
         for name, module in model.named_modules():
-            if isinstance(module, (nn.Conv2d, nn.MaxPool2d)) and "shortcut" not in name:
+            if isinstance(module, WINDOWS) and "shortcut" not in name:
                 hooks.enter_context(module.register_forward_hook(passed))
         for stage in model.stages():
-            hooks.enter_context(stage.module.register_forward_hook(reached(stage.name)))
-        model(torch.zeros(1, 3, 32, 32, device=next(model.parameters()).device))
+            reach = functools.partial(reached, stage)
+            hooks.enter_context(stage.module.register_forward_hook(reach))
+        model(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=next(model.parameters()).device))
     return found
 
 
@@ -246,10 +265,9 @@ def plot_stages(
     images: Tensor,
     labels: np.ndarray,
     inv_normalize: Callable[[Tensor], Tensor],
-    channels: int = 2,
     note: str = "",
 ) -> Figure:
-    """Draw, for a few channels of each stage, the patches that activate them most.
+    """Draw, for two channels of each stage, the patches that activate them most.
 
     The channels are those that stand out most from their mean. A patch is the receptive field of
     the most activated cell.
@@ -259,11 +277,10 @@ def plot_stages(
         images: normalised (N, 3, 32, 32), some hundreds.
         labels: (N,), of the images.
         inv_normalize: normalised (3, H, W) -> [0, 1].
-        channels: how many of each stage.
         note: a line under the title.
     """
     patches, fields = top_patches(model, images), receptive_fields(model)
-    groups = channels * (PATCHES + 1) - 1  # an empty column between two channels
+    groups = CHANNELS * (PATCHES + 1) - 1  # an empty column between two channels
     width = [0.4 if column % (PATCHES + 1) == PATCHES else 1 for column in range(groups)]
     tile = (WIDTH - 1.2) / sum(width)
     fig = new_figure(WIDTH, tile * len(patches) + 0.8)
@@ -274,7 +291,7 @@ def plot_stages(
         size = fields[name].size
         shown = f"{size}x{size}" if size < images.shape[2] else "whole image"
         row[0].set_ylabel(f"{name}\n{shown}", rotation=0, ha="right", va="center", fontsize=TEXT)
-        for group, channel in enumerate(np.argsort(-found.contrast, kind="stable")[:channels]):
+        for group, channel in enumerate(np.argsort(-found.contrast, kind="stable")[:CHANNELS]):
             for i in range(PATCHES):
                 image = rgb(images[found.images[channel, i]], inv_normalize)
                 patch = cut_patch(image, fields[name], found.cells[channel, i])

@@ -39,8 +39,9 @@ def display_gradcam_output(  # noqa: PLR0913
 ) -> Figure:
     """Draw the first samples, each above two Grad-CAM heatmaps that are blended over the image.
 
-    The first heatmap is for the predicted class. The second is for the true class, or, where that
-    was predicted, for the second most probable class.
+    The first heatmap is for the predicted class or the given one. The second is for the true class,
+    or, where that was predicted, for the second most probable class; where that is the given one,
+    for the predicted class.
 
     Args:
         data: of `get_misclassified_data`, of `get_correct_data`, or of both.
@@ -69,7 +70,8 @@ def display_gradcam_output(  # noqa: PLR0913
     if len(classes) < len(chosen[0].probs):
         wanted = len(chosen[0].probs)
         raise InvalidValue(f"expected the names of {wanted} classes, got {len(classes)}")
-    explained = [explained_classes(chosen, targets), [other_class(sample) for sample in chosen]]
+    first = explained_classes(chosen, targets)
+    explained = [first, [other_class(*pair) for pair in zip(chosen, first, strict=True)]]
     batch = torch.stack([sample.image for sample in chosen])
     cams = [
         np.mean([explain.gradcam(model, layer, batch, wanted) for layer in target_layers], axis=0)
@@ -119,11 +121,15 @@ def gradcam_title(
     return f"Heatmaps for {pair}: mean rank correlation {alike:.2f} (n = {used.sum()})"
 
 
-def other_class(sample: Misclassified) -> int:
-    """Return the true class of an error, or the runner-up of a correct prediction."""
-    if sample.label != sample.pred:
-        return sample.label
-    return int(sample.probs.topk(2).indices[1])
+def other_class(sample: Misclassified, first: int) -> int:
+    """Return the class to compare the first with.
+
+    It is the true class of an error, or the runner-up of a correct prediction; where that is the
+    first, it is the predicted class.
+    """
+    is_error = sample.label != sample.pred
+    other = sample.label if is_error else int(sample.probs.topk(2).indices[1])
+    return sample.pred if other == first else other
 
 
 def explained_classes(samples: Sequence[Misclassified], targets: Sequence[int] | None) -> list[int]:

@@ -60,7 +60,7 @@ def predict(
         for index, (images, labels) in enumerate(loader, 1):
             images = images.to(device).contiguous(memory_format=torch.channels_last)
             logits = tta_logits(model, images) if tta else model(images)
-            batches.append((logits.float().cpu(), labels))
+            batches.append((logits.float().cpu(), labels.cpu()))
             left = (time.perf_counter() - start) * (len(loader) - index) / index
             progress = f"batch {index} of {len(loader)}, {format_duration(left)} left"
             line.show(progress if index < len(loader) else "")

@@ -47,6 +47,7 @@ from models.stage import Network, eval_mode
 
 PATCH = 4  # pixels: images are masked in patches of 4x4
 STEPS = 16  # of a deletion curve
+EXAMPLES = 3  # images whose heatmaps a Cascade keeps
 
 
 # ---- randomised weights --------------------------------------------------------------------------
@@ -108,14 +109,14 @@ def children_from_output(model: nn.Module, images: Tensor) -> list[str]:
     with contextlib.ExitStack() as hooks, torch.no_grad():
         for name, module in model.named_modules():
             child = name.partition(".")[0]
-            if any(True for _ in module.parameters(recurse=False)):
+            if child and any(True for _ in module.parameters(recurse=False)):
                 hook = module.register_forward_hook(lambda *_, child=child: called.append(child))
                 hooks.enter_context(hook)
         model(images)
     return list(dict.fromkeys(reversed(called)))
 
 
-def cascading_randomization(model: Network, images: Tensor, examples: int = 3) -> Cascade:
+def cascading_randomization(model: Network, images: Tensor) -> Cascade:
     """Make the layers of a network random one after the other, and compare the heatmaps.
 
     The heatmaps are of the last stage, for the class that the trained network predicts.
@@ -123,7 +124,6 @@ def cascading_randomization(model: Network, images: Tensor, examples: int = 3) -
     Args:
         model: the trained network; a copy of it is changed.
         images: (N, 3, S, S), normalised, at least two.
-        examples: how many images' heatmaps to keep.
 
     Raises:
         ValueError: if there are fewer than two images.
@@ -146,11 +146,11 @@ def cascading_randomization(model: Network, images: Tensor, examples: int = 3) -
             steps.append(heatmaps())
     correlation = np.stack([rank_correlation(trained, maps) for maps in steps])
     control = rank_correlation(trained, np.roll(trained, 1, axis=0))
-    return Cascade(layers, correlation, control, np.stack([maps[:examples] for maps in steps]))
+    return Cascade(layers, correlation, control, np.stack([maps[:EXAMPLES] for maps in steps]))
 
 
 def reset_weights(module: nn.Module) -> None:
-    """Give all layers of a module new weights, as before a training: random but for BatchNorm's."""
+    """Give all layers of a module PyTorch's initial weights: random but for BatchNorm's."""
     for layer in module.modules():
         reset = getattr(layer, "reset_parameters", None)
         if reset:
@@ -208,13 +208,22 @@ def plot_cascade(cascade: Cascade, images: Sequence[np.ndarray], note: str = "")
         for step in range(steps):
             blended = explain.overlay(image, cascade.heatmaps[step, row], 0.6)
             show_image(axes[row, step + 1], blended)
-    titles = ["image", "trained", *(f"+ {name}" for name in cascade.layers[1:])]
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title)
+    for axis, title in zip(axes[0], ["image", *step_names(cascade)], strict=True):
+        axis.set_title(title, rotation=slant(cascade))
     draw_cascade(below.subplots(), cascade)
     shows = "Heatmaps of a network whose layers become random, above their rank correlation"
     headline(fig, cascade_title(cascade), shows, note)
     return fig
+
+
+def step_names(cascade: Cascade) -> list[str]:
+    """Name the steps: 'trained', then the layers that become random, each with a '+'."""
+    return ["trained", *(f"+ {name}" for name in cascade.layers[1:])]
+
+
+def slant(cascade: Cascade) -> float:
+    """Return the angle of the steps' names in degrees: so many that they would overlap slant."""
+    return 30 if len("".join(step_names(cascade))) > 80 else 0
 
 
 def draw_cascade(axis: Axes, cascade: Cascade) -> None:
@@ -235,7 +244,7 @@ def draw_cascade(axis: Axes, cascade: Cascade) -> None:
     )
     style_chart(axis)
     axis.set(ylabel="rank correlation\nwith the trained network", xticks=list(steps))
-    axis.set_xticklabels(["trained", *(f"+ {name}" for name in cascade.layers[1:])], fontsize=TEXT)
+    axis.set_xticklabels(step_names(cascade), fontsize=TEXT, rotation=slant(cascade))
     axis.set_xlabel(f"layers that are random, from the output on ({len(cascade.control)} images)")
     axis.set_ylim(min(-0.1, min(means) - 0.1), 1.05)
 

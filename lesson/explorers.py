@@ -347,7 +347,7 @@ class ErrorExplorer(Explorer):
             self.draw_sample(column[0], sample)
             for axis, label in zip(column[1:], self.explained_classes(sample), strict=False):
                 cam = self.heatmap(sample.image.tobytes(), label, stage, method)
-                blended = explain.overlay(sample.image / 255, cam, opacity).clip(0, 1)
+                blended = explain.overlay(sample.image / 255, cam, opacity)
                 show_image(axis, blended, f"for {self.classes[label]}")
         return fig
 

@@ -19,6 +19,8 @@ def square(picture: Image.Image) -> np.ndarray:
 
     What is transparent is white.
     """
+    if picture.mode.startswith("I"):  # grey in 16 bits, of which `convert` would make white
+        picture = Image.fromarray((np.asarray(picture) // 256).clip(0, 255).astype(np.uint8))
     picture = picture.convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
     opaque = Image.alpha_composite(white, picture).convert("RGB")
@@ -68,7 +70,7 @@ def look(
         row, column = 2 * (i // half), i % half
         said = f"{classes[preds[i]]} {confidence(float(probs[i]))}"
         show_image(axes[row, column], image, said)
-        show_image(axes[row + 1, column], explain.overlay(image / 255, cam, 0.5).clip(0, 1))
+        show_image(axes[row + 1, column], explain.overlay(image / 255, cam, 0.5))
     correct = sum(pred == label for label, pred in enumerate(preds))
     title = f"The network names {correct} of {len(images)} pictures correctly"
     title += "; below each, in bright colours, the evidence for its answer"

@@ -109,15 +109,12 @@ class LabelHunt(Panel):
         return png(self.figure(self.samples)) if self.samples else b""
 
     def tally(self) -> str:
-        """Count the verdicts, and compare them with what a study found."""
+        """Count the verdicts."""
         if not self.samples:
             return "There is nothing to judge: every test image was classified correctly."
         counts = Counter(self.verdicts.values())
         judged = ", ".join(f"{verdict} {counts[verdict]}" for verdict in VERDICTS)
-        return (
-            f"Your verdicts on {len(self.verdicts)} of {len(self.samples)} images: {judged}."
-            f" {study()}"
-        )
+        return f"Your verdicts on {len(self.verdicts)} of {len(self.samples)} images: {judged}."
 
 
 def study() -> str:

@@ -293,7 +293,7 @@ def batchnorm_values(model: nn.Module, images: Tensor) -> tuple[np.ndarray, np.n
     Raises:
         ValueError: if the network has fewer than two BatchNorms.
     """
-    copied = copy.deepcopy(model).train()
+    copied = copy.deepcopy(model).cpu().train()
     kept: list[Any] = []
     norms = [m for m in copied.modules() if isinstance(m, nn.BatchNorm2d)]
     if len(norms) < 2:
@@ -301,8 +301,8 @@ def batchnorm_values(model: nn.Module, images: Tensor) -> tuple[np.ndarray, np.n
         raise InvalidValue(f"expected a network with two BatchNorms, got {name} with {len(norms)}")
     norms[1].register_forward_hook(lambda _module, inputs, output: kept.extend((inputs[0], output)))
     with torch.no_grad():
-        copied(images)
-    before, after = (values.transpose(0, 1).flatten(1).float().cpu().numpy() for values in kept)
+        copied(images.cpu())
+    before, after = (values.transpose(0, 1).flatten(1).numpy() for values in kept)
     return before, after
 
 
@@ -318,23 +318,24 @@ def batchnorm_title(before: np.ndarray, after: np.ndarray) -> str:
 
 
 @styled
-def plot_batchnorm(model: nn.Module, images: Tensor, channels: int = 4, note: str = "") -> Figure:
-    """Draw histograms of some channels before and after the second BatchNorm of a network.
+def plot_batchnorm(model: nn.Module, images: Tensor, note: str = "") -> Figure:
+    """Draw histograms of four channels before and after the second BatchNorm of a network.
+
+    The channels range from the smallest to the largest standard deviation.
 
     Args:
         model: the network.
         images: normalised (N, 3, 32, 32), one batch.
-        channels: how many to draw, from the smallest to the largest standard deviation.
         note: a line under the title.
     """
     before, after = batchnorm_values(model, images)
     order = np.argsort(before.std(1))
-    chosen = order[np.linspace(0, len(order) - 1, channels).round().astype(int)]
+    chosen = order[np.linspace(0, len(order) - 1, 4).round().astype(int)]
     fig = new_figure(WIDTH, 4)
     axes = fig.subplots(1, 2, squeeze=False)[0]
     low, high = np.quantile([before[chosen], after[chosen]], (0.002, 0.998))
     for axis, values, name in zip(axes, (before, after), ("before", "after"), strict=True):
-        for channel, colour in zip(chosen, COLOURS, strict=False):
+        for channel, colour in zip(chosen, COLOURS[:4], strict=True):
             axis.hist(
                 values[channel],
                 bins=np.linspace(low, high, 90),
@@ -349,7 +350,7 @@ def plot_batchnorm(model: nn.Module, images: Tensor, channels: int = 4, note: st
         axis.spines["left"].set_visible(False)
     axes[0].set_ylabel("frequency")
     axes[1].legend(frameon=False)
-    shows = f"Histograms of {channels} channels before and after BatchNorm"
+    shows = "Histograms of four channels before and after BatchNorm"
     headline(fig, batchnorm_title(before, after), shows, note)
     return fig
 
@@ -382,16 +383,16 @@ def muon_title(before: np.ndarray, after: np.ndarray) -> str:
 
 
 @styled
-def plot_orthogonalization(gradient: Tensor, steps: int = 3, note: str = "") -> Figure:
+def plot_orthogonalization(gradient: Tensor, note: str = "") -> Figure:
     """Draw what Muon does to a step: singular values before and after, and two directions of it.
 
     Args:
         gradient: of filters, as a matrix (out, in * k * k).
-        steps: of Newton and Schulz's iteration.
         note: a line under the title.
     """
+    gradient = gradient.cpu()
     before = singular_values(gradient)
-    after = torch.linalg.svdvals(orthogonalize(gradient, steps).double()).numpy()
+    after = torch.linalg.svdvals(orthogonalize(gradient).double()).numpy()
     fig = new_figure(WIDTH, 4.4)
     left, right = fig.subplots(1, 2, squeeze=False, width_ratios=(1, 1.5))[0]
     tenth = len(before) // 10

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import importlib
 import importlib.abc
-import importlib.util
 import json
 import os
 import re

@@ -114,13 +114,22 @@ def answer(  # noqa: PLR0913
     method: str,
     opacity: float,
 ) -> tuple:
-    """Return all that the page shows of a picture: of the last one without the network."""
+    """Return all that the page shows of a picture: of the last one without the network.
+
+    A new picture that is refused leaves nothing of the last one's answer: the remark says why.
+    """
     classes = round(check_number(top_classes, 1, MAX_CLASSES, "Top classes"))
     count = check_options(show, maps, stage, method)
     if seen and seen.asked == asked_for(picture, count, stage, method):
         saw = gr.skip()
     else:
-        seen = look(picture, count, stage, method)
+        try:
+            seen = look(picture, count, stage, method)
+        except gr.Error as refused:
+            # The same picture again, whose file has been deleted, or nothing is remembered.
+            if not seen or seen.asked[0] == asked_for(picture)[0]:
+                raise
+            return None, None, f"**{refused.message}**", [], None
         saw = draw(seen.image)
     return saw, *classes_of(seen, classes), blend(seen.panels, opacity), seen
 

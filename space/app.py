@@ -95,10 +95,7 @@ THEME = Default(  # no web fonts
     primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
 )
 
-with Blocks(
-    title="CIFAR-10: what the network sees",
-    delete_cache=(KEEP_SECONDS / 6, KEEP_SECONDS),  # pyright: ignore[reportArgumentType]  # floats work
-) as demo:
+with Blocks(title="CIFAR-10: what the network sees") as demo:
     gr.Markdown(f"# CIFAR-10: what the network sees\nIt knows these classes: {', '.join(CLASSES)}.")
     with gr.Tab("Classify"):
         with gr.Row():

@@ -30,17 +30,20 @@ def check_flag(value: object, name: str) -> None:
 class Blocks(gr.Blocks):
     """Gradio's Blocks that fetch no address and say what they refuse."""
 
-    async def preprocess_data(self, block_fn, inputs, *rest, **options):
+    async def preprocess_data(self, block_fn, inputs, state=None, *rest, **options):
         """Check inputs before any function of the app gets them."""
         try:
             traverse(inputs, refuse_address, is_file_obj)
-            return await super().preprocess_data(block_fn, inputs, *rest, **options)
+            return await super().preprocess_data(block_fn, inputs, state, *rest, **options)
         except gr.Error:
             raise
         except Exception as error:
             got = reprlib.repr(inputs)
             message = f"Arguments as the page 'Use via API' shows them, please; got {got}."
             raise refusal(message) from error
+        finally:  # Gradio keeps what a visitor sent, a whole picture too, without a limit of time
+            if state:
+                state.config_values.clear()
 
 
 def refuse_address(file: dict) -> None:

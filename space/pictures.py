@@ -1,4 +1,4 @@
-"""Reads a visitor's picture, any that a browser shows, as the square that the network sees.
+"""Reads a visitor's picture, in one of FORMATS, as the square that the network sees.
 
 Damaged metadata never refuse a picture: only the orientation (EXIF) and the colour profile (ICC)
 are read, and what is damaged of them is ignored.
@@ -197,7 +197,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def white_level(values: np.ndarray) -> float:
-    """Guess the value of white, which no file says: 1, or that of 8, 10, 12 or 16 bits."""
+    """Guess the value of white, from the values: 1, or that of 8, 10, 12 or 16 bits."""
     finite = values[np.isfinite(values)]
     # A single hot pixel does not make all others black.
     highest = float(np.percentile(finite, 99.9)) if finite.size else 0.0

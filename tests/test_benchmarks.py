@@ -534,7 +534,7 @@ def test_the_app_under_load_is_described_with_its_medians_and_failures():
 def test_the_leaderboard_begins_with_the_plain_schedule_and_ends_with_what_was_measured():
     first, *_, last = json.loads(leaderboard.FILE.read_text())
     assert first["time"] == 1 and last["recipe"] in RECIPES
-    measured = leaderboard.measured_row(last["changed"], last["recipe"])
+    measured = leaderboard.measured_row(last["changed"], last["recipe"], last["precision"])
     assert {**last, **measured} == last
 
 
@@ -562,20 +562,21 @@ def test_a_row_is_made_of_what_was_measured_only(tmp_path, row):
     speeds = {"time_to_94_ratio_fp32": 0.7, "time_to_94_fp32": {"recipe": "fastnet-7"}}
     speeds["machine"] = {"to94_fp32": "a CPU", "to94": "another"}
     (tmp_path / "speed.json").write_text(json.dumps(speeds))
-    made = leaderboard.measured_row("less work", "fastnet-7", folder=tmp_path)
+    made = leaderboard.measured_row("less work", "fastnet-7", "32-true", tmp_path)
     assert (made["time"], made["precision"], made["n"]) == (0.7, "32-true", 2)
     assert made["machine"] == "a CPU"
     assert made["tta_std"] == pytest.approx(0.001 * 2**0.5)
-    with pytest.raises(ValueError, match="measured time by `benchmarks.speed to94` of fastnet-4"):
-        leaderboard.measured_row("", "fastnet-4", folder=tmp_path)
+    for recipe, precision in (("fastnet-4", "32-true"), ("fastnet-7", "bf16-mixed")):
+        told = f"measured time in {precision} by `benchmarks.speed to94` of {recipe}"
+        with pytest.raises(ValueError, match=told):
+            leaderboard.measured_row("", recipe, precision, tmp_path)
     both = speeds | {"time_to_94_ratio": 0.6, "time_to_94": {"recipe": "fastnet-7"}}
     (tmp_path / "speed.json").write_text(json.dumps(both))
-    asked = {"": 0.6, "bf16-mixed": 0.6, "32-true": 0.7}
-    for precision, ratio in asked.items():
+    for precision, ratio in {"bf16-mixed": 0.6, "32-true": 0.7}.items():
         assert leaderboard.measured_row("", "fastnet-7", precision, tmp_path)["time"] == ratio
     (tmp_path / "accuracy.json").write_text("[]")
     with pytest.raises(ValueError, match="measured accuracy on 50,000 images of fastnet-7"):
-        leaderboard.measured_row("", "fastnet-7", folder=tmp_path)
+        leaderboard.measured_row("", "fastnet-7", "32-true", tmp_path)
 
 
 @pytest.mark.numeric

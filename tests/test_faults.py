@@ -301,6 +301,13 @@ def test_a_disk_that_fills_up_meanwhile_leaves_the_last_checkpoint_usable(
     faults("disk full in the second epoch", 1, RECIPE.epochs, run.metadata["epochs"], "epochs")
 
 
+def test_a_checkpoint_needs_no_room_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    path = tmp_path / "run/epoch000.ckpt"
+    checkpoints.ChecksumIO().save_checkpoint({"epoch": 0}, path)
+    assert checkpoints.is_complete(path)
+
+
 def test_a_read_only_folder_is_said_before_the_first_epoch(data, faults):
     with small_disk(8) as disk:
         subprocess.run([*AS_ROOT, "mount", "-o", "remount,ro", str(disk)], check=True)

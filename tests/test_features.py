@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from dataload import denormalize, normalize
 from evaluation import features
 from models.registry import build
+from models.stage import Network, Stage
 from training.whitening import whiten
 
 NETWORKS = ["ResNet18", "CustomResNet", "FastNet"]
@@ -69,6 +71,32 @@ def test_receptive_fields_are_where_a_missing_number_arrives(arch):
         assert reached == list(range(max(first, 0), min(end, 32))), name
 
 
+class SideBranch(Network):
+    """Average pooling, a dilated convolution, and a strided layer beside a longer way."""
+
+    def __init__(self, branch: str):
+        super().__init__()
+        self.way = nn.Sequential(
+            nn.AvgPool2d(2), nn.Conv2d(3, 3, 3, padding=2, dilation=2), nn.Conv2d(3, 3, 3, 2, 1)
+        )
+        self.add_module(branch, nn.Conv2d(3, 3, 4, 4))
+        self.branch, self.end = branch, nn.Identity()
+
+    def stages(self):
+        return [Stage("end", self.end, 8)]
+
+    def forward(self, images):
+        return self.end(self.way(images) + getattr(self, self.branch)(images)).mean((2, 3))
+
+
+def test_receptive_fields_of_a_student_s_network_by_hand():
+    """2 pixels pooled; 4 cells of 2 pixels further by dilation; 2 further by the last layer."""
+    field = features.receptive_fields(SideBranch("shortcut"))["end"]
+    assert field == features.ReceptiveField(2 + 4 * 2 + 2 * 2, 4, -2 * 2 - 1 * 2)
+    with pytest.raises(ValueError, match="cells of end to be 4 pixels apart, got 16: name a block"):
+        features.receptive_fields(SideBranch("skip"))
+
+
 @pytest.mark.parametrize("arch", NETWORKS)
 def test_stage_outputs_have_the_size_that_each_stage_names_and_no_hook_stays(arch):
     model = build(arch).train()
@@ -111,7 +139,7 @@ def test_a_patch_is_the_field_of_its_cell_and_grey_outside_the_image():
 @pytest.mark.numeric
 def test_the_stages_figure_has_five_patches_of_each_channel_and_a_finding(tiny_splits):
     model, images = build("FastNet").eval(), normalize(tiny_splits.test.images[:12])
-    fig = features.plot_stages(model, images, tiny_splits.test.labels, denormalize, 2, "a note")
+    fig = features.plot_stages(model, images, tiny_splits.test.labels, denormalize, "a note")
     assert sum(bool(axis.images) for axis in fig.axes) == 4 * 2 * 5
     assert "of a single class" in fig.get_suptitle() and "a note" in fig.get_suptitle()
 

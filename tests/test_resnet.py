@@ -62,8 +62,8 @@ def test_custom_resnet_has_the_children_of_the_reference():
 
 
 def test_the_network_of_a_bundle_has_the_same_summary():
-    network, _ = load_bundle(PROJECT / "space")
-    assert model_summary(network) == model_summary(build("ResNet18"))
+    network, meta = load_bundle(PROJECT / "space")
+    assert model_summary(network) == model_summary(build(meta["architecture"]))
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -172,13 +172,19 @@ def test_a_machine_that_cannot_continue_says_so_and_trains_nothing(
 
 def test_what_auto_chose_is_known_when_the_same_is_asked_for_again(data, tmp_path):
     asked, name = {"ARCH": "auto", "EPOCHS": 0}, "fastnet-4"
-    assert earlier_auto_choice(tmp_path, asked, 42) is None
+    wanted = {"recipe": asked, "seed": 42, "precision": "auto", "loader": "albumentations"}
+    assert earlier_auto_choice(tmp_path, wanted) is None
     auto = AutoChoice(asked, name)
     run = train(RECIPE, data, tmp_path, RunOptions(auto=auto))
     assert run.metrics_csv.parent.name.startswith("auto-")
-    assert earlier_auto_choice(tmp_path, asked, 42) == name
-    assert earlier_auto_choice(tmp_path, {"ARCH": "auto", "EPOCHS": 1}, 42) is None
-    assert earlier_auto_choice(tmp_path, asked, 7) is None  # that seed's run is another one
+    assert earlier_auto_choice(tmp_path, wanted) == name
+    for other in (
+        {"recipe": asked | {"EPOCHS": 1}},
+        {"seed": 7},
+        {"precision": "32-true"},
+        {"loader": "fast"},
+    ):  # such a run is another one
+        assert earlier_auto_choice(tmp_path, wanted | other) is None
     changed = dataclasses.replace(RECIPE, max_lr=0.02)  # in a later version of this project
     for state in ("finished", "interrupted"):
         with pytest.raises(ValueError, match="other hyperparameters than 'auto' chooses now"):
@@ -216,12 +222,13 @@ def test_the_metrics_of_an_epoch_are_one_row(tmp_path):
 
 
 def test_what_auto_chose_is_forgotten_if_no_epoch_was_finished(tmp_path):
-    identity, resolved = {"recipe": {"ARCH": "auto"}, "seed": 42}, {"recipe_name": "fastnet-2"}
+    wanted, resolved = {"recipe": {"ARCH": "auto"}, "seed": 42}, {"recipe_name": "fastnet-2"}
+    identity = wanted | {"augmentation": {}}
     folder = tmp_path / "auto-1"
     folder.mkdir()
     started = {"identity": identity, "resolved": resolved, "run_id": "1"}
     (folder / "started.json").write_text(json.dumps(started))
-    assert earlier_auto_choice(tmp_path, {"ARCH": "auto"}, 42) is None
+    assert earlier_auto_choice(tmp_path, wanted) is None
     (folder / "epoch000.ckpt").touch()
     later = shutil.copytree(folder, tmp_path / "auto-0")
     started["resolved"]["recipe_name"] = "fastnet-4"
@@ -230,7 +237,7 @@ def test_what_auto_chose_is_forgotten_if_no_epoch_was_finished(tmp_path):
         os.utime(later / "started.json", (50, 50))
         os.utime(folder / "started.json", (50, 50))
         os.utime(earlier / "started.json", (0, 0))
-        assert earlier_auto_choice(tmp_path, {"ARCH": "auto"}, 42) == choice  # of the latest
+        assert earlier_auto_choice(tmp_path, wanted) == choice  # of the latest
 
 
 # ---- integrity -----------------------------------------------------------------------------------

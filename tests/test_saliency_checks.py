@@ -62,9 +62,7 @@ def cascade(tiny_splits) -> saliency_checks.Cascade:
     images = normalize(tiny_splits.test.images[:5])
     before = {name: values.clone() for name, values in model.state_dict().items()}
     drawn = torch.random.get_rng_state()
-    found, again = (
-        saliency_checks.cascading_randomization(model, images, examples=2) for _ in range(2)
-    )
+    found, again = (saliency_checks.cascading_randomization(model, images) for _ in range(2))
     assert found.correlation == pytest.approx(again.correlation, abs=1e-4)  # the same each time
     assert torch.equal(torch.random.get_rng_state(), drawn)  # no random number of the caller's
     assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
@@ -74,7 +72,7 @@ def cascade(tiny_splits) -> saliency_checks.Cascade:
 @pytest.mark.numeric
 def test_layers_become_random_from_the_output_to_the_input(cascade):
     assert cascade.layers == ["none", "head", "group3", "group2", "group1", "stem"]
-    assert cascade.correlation.shape == (6, 5) and cascade.heatmaps.shape == (6, 2, 32, 32)
+    assert cascade.correlation.shape == (6, 5) and cascade.heatmaps.shape == (6, 3, 32, 32)
     assert cascade.correlation[0] == pytest.approx(1) and cascade.correlation[-1].mean() < 0.9
     assert cascade.control.shape == (5,)
 
@@ -105,11 +103,28 @@ def test_a_cascade_survives_json(cascade):
 
 @pytest.mark.numeric
 def test_the_cascade_s_figure_has_a_heatmap_of_each_step_and_the_means(cascade, tiny_splits):
-    images = list(tiny_splits.test.images[:2] / 255)
+    images = list(tiny_splits.test.images[:3] / 255)
     *panels, axis = saliency_checks.plot_cascade(cascade, images, "a note").axes
-    assert len(panels) == 2 * 7 and all(panel.images for panel in panels)
+    assert len(panels) == 3 * 7 and all(panel.images for panel in panels)
     means = axis.containers[0].lines[0].get_ydata()
     assert means == pytest.approx(cascade.correlation.mean(1))
+
+
+def test_a_network_s_own_parameter_is_no_layer():
+    model = UpperLeft()
+    model.scale = nn.Parameter(torch.ones(()))
+    found = saliency_checks.cascading_randomization(model, torch.randn(2, 3, 32, 32))
+    assert found.layers == ["none", "conv"]
+
+
+@pytest.mark.parametrize(("arch", "angle"), [("ResNet18", 0), ("CustomResNet", 30)])
+def test_names_of_layers_that_would_overlap_are_slant(arch, angle):
+    layers = [
+        "none",
+        *(name for name, child in build(arch).named_children() if [*child.parameters()]),
+    ]
+    found = saliency_checks.Cascade(layers, np.zeros((1, 2)), np.zeros(2), np.zeros((1, 2, 2, 2)))
+    assert saliency_checks.slant(found) == angle
 
 
 @pytest.mark.parametrize(

@@ -110,9 +110,9 @@ def test_batchnorm_makes_means_0_and_deviations_1_and_the_network_stays(images):
     assert after.mean(1) == pytest.approx(0, abs=1e-3)
     assert after.std(1) == pytest.approx(1, abs=1e-2)
     assert not model.training and float(model.bn1.running_mean.abs().sum()) == 0
-    fig = schematics.plot_batchnorm(model, images, 3, "a note")
+    fig = schematics.plot_batchnorm(model, images, "a note")
     assert "all become 1.00" in " ".join(fig.get_suptitle().split())
-    assert len(fig.axes[0].patches) == 3
+    assert len(fig.axes[0].patches) == 4
     with pytest.raises(ValueError, match="with two BatchNorms, got Linear with 0"):
         schematics.batchnorm_values(torch.nn.Linear(2, 2), images)
 
@@ -130,7 +130,7 @@ def test_singular_values_are_drawn_before_and_after_orthogonalisation():
     u, _ = torch.linalg.qr(torch.randn(20, 20))
     v, _ = torch.linalg.qr(torch.randn(40, 20))
     values = torch.tensor([4.0, 2.0] + [0.4] * 18)
-    fig = schematics.plot_orthogonalization(u @ values.diag() @ v.T, steps=5, note="a note")
+    fig = schematics.plot_orthogonalization(u @ values.diag() @ v.T, "a note")
     before, after = fig.axes[1].lines[:2]
     assert before.get_ydata() == pytest.approx([1, 0.5] + [0.1] * 18, abs=1e-5)
     assert min(after.get_ydata()) > 0.5 and max(after.get_ydata()) < 1.3

@@ -1,5 +1,6 @@
 """The Space stands alone, refuses in words, reads any picture and tells what the network saw."""
 
+import asyncio
 import base64
 import functools
 import io
@@ -27,6 +28,7 @@ import gradio as gr
 import httpx
 import numpy as np
 import pytest
+from gradio.state_holder import SessionState
 from gradio_client import Client, handle_file
 from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 
@@ -113,6 +115,14 @@ def format_error(error: BaseException) -> str:
         text and "Traceback" not in text and "show_error" not in text and "preprocess" not in text
     ), text
     return text
+
+
+def test_a_session_keeps_nothing_of_a_sent_picture(app, noise):
+    sent = base64.b64encode(Path(noise[1]["path"]).read_bytes()).decode()
+    classify = next(fn for fn in app.demo.fns.values() if fn.api_name == "classify")
+    inputs, state = [{"url": f"data:image/png;base64,{sent}"}, 3], SessionState(app.demo)
+    picture, _ = asyncio.run(app.demo.preprocess_data(classify, inputs, state))
+    assert sent in picture["url"] and sent not in repr(state.config_values)
 
 
 # ---- alone ---------------------------------------------------------------------------------------

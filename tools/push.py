@@ -5,7 +5,6 @@ DRY_RUN=1 only shows what would be sent.
 
 import argparse
 import contextlib
-import glob
 import re
 import shutil
 import sys
@@ -105,9 +104,7 @@ def copy_with_readme(folder: Path, names: list[str], readme: str) -> Iterator[Pa
         yield copy
 
 
-def send(
-    api: HfApi, kind: Kind, repo_id: str, folder: Path, sent: list[str], deleted: list[str]
-) -> None:
+def send(api: HfApi, kind: Kind, repo_id: str, folder: Path, deleted: list[str]) -> None:
     """Create the repository if it is missing, then send and delete files in one commit."""
     api.create_repo(repo_id, repo_type=kind.name, exist_ok=True, **kind.options)
     api.upload_folder(
@@ -115,7 +112,6 @@ def send(
         repo_type=kind.name,
         folder_path=folder,
         commit_message="Export from the notebook",
-        allow_patterns=[glob.escape(name) for name in sent],  # names, not patterns
         delete_patterns=deleted,
     )
 
@@ -123,7 +119,7 @@ def send(
 def push_folder(
     kind: Kind, repo_id: str, folder: Path, api: HfApi, ask: Callable[[str], str], dry_run: bool
 ) -> str | None:
-    """Make a repository equal to a folder: show the changes, ask, send and delete.
+    """Send a folder to a repository and delete what an earlier push sent: show it, ask, do it.
 
     Args:
         kind: of the repository.
@@ -154,7 +150,7 @@ def push_folder(
     if ask(f"Send them{deletion}? [y/N] ").strip().lower() not in ("y", "yes"):
         print("Nothing was sent.")
         return None
-    send(api, kind, repo_id, folder, sent, deleted)
+    send(api, kind, repo_id, folder, deleted)
     print(f"{kind.sent}: {address}")
     return address
 
@@ -185,10 +181,10 @@ def push_space(
     dry_run: bool = False,
     model_id: str = "",
 ) -> str | None:
-    """Make a Space on Hugging Face equal to a folder: show the changes, ask, send and delete.
+    """Send a Space to Hugging Face and delete there what an earlier push sent: show it, ask, do it.
 
     Args:
-        space: the folder.
+        space: the folder; files that are none of the app's and the bundle's stay here.
         repo_id: 'user/name'. The Space is created if it is not there.
         api: the client, with the login of `hf auth login` by default.
         ask: gets the question and returns the answer; only 'y' or 'yes' sends.

@@ -28,7 +28,8 @@ class ChecksumIO(TorchCheckpointIO):
         """Write a checkpoint under another name, rename it, then write its sidecar."""
         path = Path(path)
         partial = path.with_name(path.name + ".part")
-        super().save_checkpoint(checkpoint, partial, storage_options)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(checkpoint, partial)  # Lightning would first fill a file in the system's /tmp
         digest = sha256(partial)
         partial.replace(path)
         sidecar(path).write_text(digest)

@@ -96,13 +96,12 @@ def run_folder(root: str | Path, identity: dict) -> Path:
     return Path(root) / f"{name}-{digest[:12]}"
 
 
-def earlier_auto_choice(root: str | Path, asked: dict, seed: int) -> str | None:
+def earlier_auto_choice(root: str | Path, wanted: dict) -> str | None:
     """Find the recipe that 'auto' chose when the same switches began a run.
 
     Args:
         root: the folder of the runs.
-        asked: the switches that 'auto' chooses from, name -> value.
-        seed: of the run.
+        wanted: those values of the run's identity that the switches settle.
 
     Returns:
         The recipe's name, of the latest such run with a checkpoint, or None.
@@ -113,7 +112,7 @@ def earlier_auto_choice(root: str | Path, asked: dict, seed: int) -> str | None:
         if not started or not trained or "-before-" in path.parent.name:
             continue
         identity = started["identity"]
-        if (identity["recipe"], identity["seed"]) == (asked, seed):
+        if wanted.items() <= (identity["augmentation"] | identity).items():
             return started["resolved"]["recipe_name"]
     return None
 
@@ -260,7 +259,8 @@ class RunLock(pl.Callback):
             name = f"process {other['pid']} on {other['host']} since {other['since']}"
         return RunInUse(
             f"{self.folder} is being trained in by {name}. Wait until it has finished, stop it, or"
-            " set CHECKPOINT_DIR to another folder"
+            " set CHECKPOINT_DIR to another folder. If it is gone, run again in"
+            f" {DEAD_AFTER_SECONDS // 60} minutes"
         )
 
     def write_heartbeat(self) -> None:

@@ -143,7 +143,9 @@ def choose_automatically(
         smoke: whether this is a test run, which is short in any case.
     """
     asked = {name: getattr(chosen, name) for name in ("ARCH", "RECIPE", "EPOCHS", "BATCH_SIZE")}
-    before = None if chosen.FRESH else earlier_auto_choice(checkpoint_dir, asked, chosen.SEED)
+    wanted = {"recipe": asked, "seed": chosen.SEED, "loader": chosen.LOADER}
+    wanted["precision"] = chosen.PRECISION or "auto"
+    before = None if chosen.FRESH else earlier_auto_choice(checkpoint_dir, wanted)
     if before in RECIPES:
         said = f'ARCH = "auto" chose {before} when this run began; FRESH = True chooses anew'
         print_rank_zero(said)
