@@ -253,7 +253,7 @@ def confidence(logits: Tensor, labels: Tensor, temperature: float) -> str:
         f"With the temperature, the fullest bar holds {percent(held / images, 0)} of the images,"
         f" with a gap of {100 * abs(float(excess[fullest])) / held:.1f} percentage points."
     )
-    same = " The accuracy stays the same, because no answer changes."
+    same = " Images move to other bars, so the bars change; no answer does, so the accuracy stays."
     if held == images:
         return said + same
     others = (float(excess.sum()) - float(excess[fullest])) / (images - held)

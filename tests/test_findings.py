@@ -98,7 +98,7 @@ def test_confidence_follows_the_temperature():
     # 3 of 4 are correct, all with a confidence of e^1.8 / (e^1.8 + 3) = 66.85 %.
     told = findings.confidence(logits, labels, 5.0)
     assert "the fullest bar holds 100 % of the images, with a gap of 8.2 percentage points." in told
-    assert "The other" not in told and "no answer changes" in told
+    assert "The other" not in told and "no answer does" in told
     # Three correct ones with nearly 100 %; one of 1 / (1 + e^0) = 50 % between two classes, wrong.
     unsure = torch.cat([99 * torch.eye(4)[:3], torch.tensor([[9.0, 9, -99, -99]])])
     told = findings.confidence(unsure, torch.tensor([0, 1, 2, 3]), 1.0)
