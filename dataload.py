@@ -7,6 +7,7 @@ Images are uint8 RGB (N, 32, 32, 3) until the dataset makes them normalised floa
 import os
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from cifar10.download import DataUnavailable, prepare_cifar10, read_cifar10
-from cifar10.fast_loader import FastLoader, Process, check_batches
+from cifar10.fast_loader import FastLoader, Process, alternately_mirrored, check_batches
 from cifar10.images import (
     CIFAR10_MEAN,
     CIFAR10_STD,
@@ -162,8 +163,9 @@ def augmentation_transforms(
     augmentation: Augmentation = DEFAULT_AUGMENTATION,
 ) -> list[A.BasicTransform]:
     """Return the transforms of training: shift by padding and cropping, mirror, cutout."""
-    transforms = [*shift_transforms(augmentation.padding), A.HorizontalFlip(p=0.5)]
-    return transforms + ([cutout_transform(augmentation.cutout)] if augmentation.cutout else [])
+    mirror = [A.HorizontalFlip(p=0.5)] if augmentation.mirror else []
+    cutout = [cutout_transform(augmentation.cutout)] if augmentation.cutout else []
+    return [*shift_transforms(augmentation.padding), *mirror, *cutout]
 
 
 def normalize(images: np.ndarray) -> Tensor:
@@ -406,11 +408,19 @@ class CIFAR10DataModule(pl.LightningDataModule):
         # One number from the pair: a sum would make (1, 3) and (2, 2) the same epoch.
         numbers = np.random.SeedSequence((self.seed, self.current_epoch()))
         seed = int(numbers.generate_state(1)[0])
-        train = self.splits.train
+        train = self.mirrored_images()
         batches = shard_batches(len(train.labels), self.batch_size, seed, *process)
         # The order is the same in all processes, the augmentation is not.
         own_seed = seed + process.rank
-        return make_loader(train, batches, self.num_workers, True, own_seed, self.augmentation)
+        augmentation = replace(self.augmentation, mirror=False)
+        return make_loader(train, batches, self.num_workers, True, own_seed, augmentation)
+
+    def mirrored_images(self) -> Images:
+        """Return the training images of the current epoch: each is mirrored in every other one."""
+        train, generator = self.splits.train, torch.Generator().manual_seed(self.seed)
+        mirrored = alternately_mirrored(len(train.labels), self.current_epoch(), generator)
+        chosen = (mirrored & self.augmentation.mirror).numpy()[:, None, None, None]
+        return train._replace(images=np.where(chosen, train.images[:, :, ::-1], train.images))
 
     def step_images(self, index: int, accumulation_steps: int) -> int:
         """Count the images, of all processes, of the optimizer step to which a batch belongs.

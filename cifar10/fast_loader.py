@@ -1,8 +1,8 @@
 """The fast loader: all images stay on the device and are augmented there, a batch at a time.
 
-It shifts and masks as `dataload.augmentation_transforms` does, in a few tensor operations;
-mirroring alternates from epoch to epoch. A network so small, or a GPU so fast, would otherwise wait
-for Albumentations, which takes one image at a time.
+It shifts, mirrors and masks as CIFAR10DataModule's loader does, in a few tensor operations. A
+network so small, or a GPU so fast, would otherwise wait for Albumentations, which takes one image
+at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,6 +51,28 @@ def check_batches(count: int, batch_size: int, world_size: int) -> None:
             f"batches of {batch_size} of {count} images: one has fewer images than there are"
             f" processes, {world_size}; choose another BATCH_SIZE"
         )
+
+
+def alternately_mirrored(
+    count: int, epoch: int, generator: torch.Generator, device: str | torch.device = "cpu"
+) -> Tensor:
+    """Choose which images to mirror: half of them, and in the next epoch the others.
+
+    So two epochs show both versions of every image, which teaches more than chance does.
+
+    Args:
+        count: the number of images.
+        epoch: from 0.
+        generator: draws the first half; the same in every epoch.
+        device: of the generator.
+
+    Returns:
+        Bool (count,), on the device.
+
+    Jordan 2024, arXiv:2404.00498.
+    """
+    first = torch.rand(count, generator=generator, device=device) < 0.5
+    return first ^ (epoch % 2 == 1)
 
 
 class FastLoader:
@@ -111,8 +133,8 @@ class FastLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         device, count = self.labels.device, len(self.labels)
         rank, world_size = self.process
-        mirrored = torch.rand(count, generator=self.generator(self.seed), device=device) < 0.5
-        mirrored ^= self.epoch % 2 == 1
+        mirrored = alternately_mirrored(count, self.epoch, self.generator(self.seed), device)
+        mirrored &= self.augmentation.mirror
         generator = self.generator(self.seed, self.epoch)
         batches = torch.randperm(count, generator=generator, device=device).split(self.batch_size)
         if rank:  # the order is the same in all processes, the augmentation is not

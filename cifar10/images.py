@@ -38,10 +38,12 @@ class Augmentation:
         padding: pixels by which an image is shifted at most, 0 to 31; reflection fills the gap.
         cutout: side in pixels of the square that is masked in half of the images, at most 32; 0:
             none.
+        mirror: whether half of the images are mirrored.
     """
 
     padding: int = 4
     cutout: int = 8
+    mirror: bool = True
 
     def __post_init__(self) -> None:
         """Raise InvalidValue for what an image has no room for."""

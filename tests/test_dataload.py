@@ -9,7 +9,6 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 import dataload
-from cifar10.fast_loader import FastLoader
 from dataload import (
     CLASSES,
     AlbumentationImageDataset,
@@ -18,6 +17,7 @@ from dataload import (
     Draw,
     FastDataModule,
     Images,
+    Splits,
     augmentation_transforms,
     denormalize,
     loader,
@@ -283,21 +283,22 @@ def test_loader_gives_the_training_and_the_test_batches(monkeypatch):
 # ---- fast loader ----
 
 
-def drawn(
-    images: np.ndarray, epoch: int = 0, fast: bool = True, padding: int = 4, cutout: int = 8
-) -> np.ndarray:
+def drawn(images: np.ndarray, epoch: int = 0, fast: bool = True, **augmentation) -> np.ndarray:
     """One epoch of these images as the fast loader, or Albumentations, gives them.
 
     Normalised (N, 32, 32, 3).
     """
     part = Images(images.repeat(2, axis=0)[::2], np.arange(len(images)) % 10)  # not contiguous
-    augmentation = Augmentation(padding, cutout)
-    if fast:
-        batches = FastLoader(part, augmentation, batch_size=100, seed=7)
-        batches.epoch = epoch
-    else:
-        batches = make_loader(part, 100, 0, True, 7, augmentation)
-    return all_images(batches).permute(0, 2, 3, 1).numpy()
+    data = (FastDataModule if fast else CIFAR10DataModule)(
+        batch_size=100,
+        num_workers=0,
+        seed=7,
+        splits=Splits(part, part, part, "numbers", 7),
+        augmentation=Augmentation(**augmentation),
+    )
+    place = {"global_rank": 0, "world_size": 1, "strategy": SimpleNamespace(root_device="cpu")}
+    data.trainer = SimpleNamespace(current_epoch=epoch, **place)
+    return all_images(data.train_dataloader()).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.mark.numeric
@@ -341,18 +342,22 @@ def test_the_fast_loader_shifts_by_every_number_of_pixels_and_reflects_at_the_ed
     assert len(seen) == 50
 
 
-def test_the_fast_loader_mirrors_each_image_in_every_other_epoch():
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("mirror", [True, False])
+def test_each_image_is_mirrored_in_every_other_epoch(fast, mirror):
     count = 200
     marked = np.zeros((count, 32, 32, 3), dtype=np.uint8)
     marked[:, :, :16, 0] = 255  # the left half is red
     marked[..., 1] = np.arange(count)[:, None, None]  # the number of the image
     sides = []
     for epoch in (0, 1, 2):
-        pixels = np.round(
-            255 * (drawn(marked, epoch, cutout=0) * dataload.CIFAR10_STD + dataload.CIFAR10_MEAN)
-        )
+        images = drawn(marked, epoch, fast, cutout=0, mirror=mirror)
+        pixels = np.round(255 * (images * dataload.CIFAR10_STD + dataload.CIFAR10_MEAN))
         by_number = {int(image[0, 0, 1]): image[16, 4, 0] > 128 for image in pixels}
         sides.append([by_number[number] for number in range(count)])
+    if not mirror:
+        assert sides == [[True] * count] * 3
+        return
     assert sides[0] == sides[2] and sides[1] == [not side for side in sides[0]]
     assert 65 < sum(sides[0]) < 135  # half of 200, +- 5 standard deviations of 7
 

@@ -81,6 +81,7 @@ def run_identity(recipe: Recipe, data: CIFAR10DataModule, options: RunOptions) -
             "loader": data.loader_name,
             "padding": data.augmentation.padding,
             "cutout": data.augmentation.cutout,
+            "mirror": "in every other epoch" if data.augmentation.mirror else "never",
         },
     }
 
