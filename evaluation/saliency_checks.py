@@ -222,7 +222,7 @@ def step_names(cascade: Cascade) -> list[str]:
 
 
 def slant(cascade: Cascade) -> float:
-    """Return the angle of the steps' names in degrees: so many that they would overlap slant."""
+    """Return the angle of the steps' names in degrees: many slant, so that they do not overlap."""
     return 30 if len("".join(step_names(cascade))) > 80 else 0
 
 

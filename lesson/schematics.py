@@ -390,7 +390,7 @@ def plot_orthogonalization(gradient: Tensor, note: str = "") -> Figure:
         gradient: of filters, as a matrix (out, in * k * k).
         note: a line under the title.
     """
-    gradient = gradient.cpu()
+    gradient = gradient.detach().cpu()
     before = singular_values(gradient)
     after = torch.linalg.svdvals(orthogonalize(gradient).double()).numpy()
     fig = new_figure(WIDTH, 4.4)

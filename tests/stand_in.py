@@ -17,7 +17,15 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 # What may take tensors of both: copies, and questions.
-CROSSES = {"copy_", "to", "cpu", "__get__", "__set__", "_has_compatible_shallow_copy_type"}
+CROSSES = {
+    "__deepcopy__",
+    "copy_",
+    "to",
+    "cpu",
+    "__get__",
+    "__set__",
+    "_has_compatible_shallow_copy_type",
+}
 
 
 def place(value: Any) -> torch.device | None:

@@ -25,6 +25,7 @@ from evaluation.features import stage_outputs
 from evaluation.gradcam import display_gradcam_output
 from evaluation.predict import predict
 from lesson.explorers import MY_PICTURE, ErrorExplorer
+from lesson.schematics import plot_batchnorm, plot_orthogonalization
 from models.explain import gradcam
 from models.registry import NETWORKS, build
 from models.stage import Network
@@ -170,6 +171,8 @@ def test_errors_figures_and_the_export_of_a_network_on_the_device(gpu, tiny_spli
     model = network().to(gpu)
     loader = data_on("cpu", CIFAR10DataModule, tiny_splits).test_dataloader()
     wrong = get_misclassified_data(model, gpu, loader)
+    plot_batchnorm(model, normalize(tiny_splits.test.images[:2]).to(gpu))
+    plot_orthogonalization(model.head.weight)
     layers = [model.stages()[-1].module]
     figure = display_gradcam_output(wrong, CLASSES, denormalize, model, layers, None, 2)
     assert isinstance(figure, Figure)
