@@ -119,7 +119,7 @@ def send(api: HfApi, kind: Kind, repo_id: str, folder: Path, deleted: list[str])
 def push_folder(
     kind: Kind, repo_id: str, folder: Path, api: HfApi, ask: Callable[[str], str], dry_run: bool
 ) -> str | None:
-    """Send a folder to a repository and delete what an earlier push sent: show it, ask, do it.
+    """Send a folder to a repository, delete what an earlier push left there: show, ask, do.
 
     Args:
         kind: of the repository.
@@ -181,7 +181,7 @@ def push_space(
     dry_run: bool = False,
     model_id: str = "",
 ) -> str | None:
-    """Send a Space to Hugging Face and delete there what an earlier push sent: show it, ask, do it.
+    """Send a Space to Hugging Face, delete what an earlier push left there: show, ask, do.
 
     Args:
         space: the folder; files that are none of the app's and the bundle's stay here.
