@@ -86,10 +86,6 @@ class ResNet18(Network):
         sizes = {"layer1": 32, "layer2": 16, "layer3": 8, "layer4": 4}
         return [Stage(name, getattr(self, name), size) for name, size in sizes.items()]
 
-    def whitening_layer(self) -> nn.Conv2d:
-        """Return the first convolution: 54 of its 64 filters begin as whitening ones."""
-        return self.conv1
-
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits of normalised images: (N, 3, 32, 32) -> (N, num_classes)."""
         check_images(images, self.training)

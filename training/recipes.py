@@ -147,12 +147,10 @@ RESNET18 = Recipe(
     batch_size=512,
     micro_batch=128,
     max_lr=0.05,
-    bias_lr=1.6,
     muon_lr=0.1,
-    label_smoothing=0.1,
+    label_smoothing=0.0,
     warmup=0.1,
     bn_momentum=0.2,
-    fixed_bn_scale=True,
     cutout=12,
     low_res=0.5,
 )
