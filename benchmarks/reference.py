@@ -105,6 +105,7 @@ class Reference:
         for module in self.net.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 0.4
+                module.weight.requires_grad_(False)  # the scales stay 1
         dtype = torch.bfloat16 if self.bf16 else torch.float32
         self.optimizer = MuonWithSGD(published_groups(self.net), lr=0.24, dtype=dtype)
         for group in self.optimizer.param_groups:

@@ -388,8 +388,9 @@ def finish_export(folder: Path) -> None:
     bundle whose model.json a power cut has damaged stays where it is, until the next export.
     """
     ready = folder / READY
-    files = [Path(parent) / name for parent, _, names in os.walk(ready) for name in names]
     old, new = listed_files(folder), listed_files(ready)
+    # After that: a bundle that becomes ready in between is left to the next call, not half moved.
+    files = [Path(parent) / name for parent, _, names in os.walk(ready) for name in names]
     if new:
         for path in [path for path in files if path != ready / "model.json"]:
             target = folder / path.relative_to(ready)

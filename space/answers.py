@@ -95,11 +95,14 @@ def classify(picture: dict | None, top_classes: float) -> tuple[Image.Image, dic
 
 def explain(
     picture: dict | None, show: bool, maps: float, stage: str, method: str, opacity: float
-) -> tuple[list, Seen | None]:
-    """Return a Grad-CAM gallery of the top classes, and what the page remembers of it."""
+) -> tuple[list, Seen | dict]:
+    """Return a Grad-CAM gallery of the top classes, and what the page remembers of it.
+
+    Without heatmaps, the page goes on remembering the last picture.
+    """
     count = check_options(show, maps, stage, method)
     if not count:
-        return blend([], opacity), None
+        return blend([], opacity), gr.skip()
     seen = look(picture, count, stage, method)
     return blend(seen.panels, opacity), seen
 
@@ -129,7 +132,8 @@ def answer(  # noqa: PLR0913
             # The same picture again, whose file has been deleted, or nothing is remembered.
             if not seen or seen.asked[0] == asked_for(picture)[0]:
                 raise
-            return None, None, f"**{refused.message}**", [], None
+            seen = seen._replace(asked=asked_for(picture), panels=[])
+            return None, None, f"**{refused.message}**", [], seen
         saw = draw(seen.image)
     return saw, *classes_of(seen, classes), blend(seen.panels, opacity), seen
 

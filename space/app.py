@@ -108,7 +108,8 @@ with Blocks(title="CIFAR-10: what the network sees") as demo:
                     height=250,
                 )
                 # As long as the app runs: their files are not deleted as uploads are.
-                image.keep_in_cache |= {save_file_to_cache(p, image.GRADIO_CACHE) for p in EXAMPLES}
+                cached = [save_file_to_cache(p, image.GRADIO_CACHE) for p in EXAMPLES]
+                image.keep_in_cache |= set(cached)
                 with gr.Row(elem_classes="examples"):
                     examples = [
                         gr.Button(p.stem, icon=p, size="sm", min_width=50) for p in EXAMPLES
@@ -175,10 +176,8 @@ with Blocks(title="CIFAR-10: what the network sees") as demo:
             interactive=False,
         )
 
-    for path, example in zip(EXAMPLES, examples, strict=True):
-        example.click(
-            lambda path=path: str(path), None, image, api_visibility="private", queue=False
-        )
+    for path, example in zip(cached, examples, strict=True):
+        example.click(lambda path=path: path, None, image, api_visibility="private", queue=False)
     classified, options = [saw, label, remark], [show, maps, stage, method, opacity]
     done = run.click(answers.classify, [image, top], classified, api_name="classify", **EVENT)
     # Only after a success: an error would be shown twice.

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import io
 import math
+import re
 import struct
 import threading
 import zlib
@@ -25,7 +26,10 @@ MAX_BYTES, MAX_PIXELS = 10_000_000, 25_000_000
 MAX_SIDE = 65_535  # pixels, as in a JPEG: a few bytes of a compressed BMP fill 255 rows
 MAX_SCANS = 30  # of a JPEG; cameras and optimisers write at most a dozen
 MAX_MISSING = 0.25  # of the pixels of a truncated file
-PNG, JPEG_END, SCAN = b"\x89PNG\r\n\x1a\n", b"\xff\xd9", b"\xff\xda"
+PNG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd9"
+# The head of a JPEG's scan, with its length and number of channels: a video behind a photograph
+# has the marker alone by chance.
+SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e][\x01-\x04]")
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -120,8 +124,10 @@ def open_picture(content: bytes) -> Image.Image:
         raise Image.DecompressionBombError
     # Each scan passes over all pixels of its part. An MPO is a JPEG, each part of a TIFF may be.
     is_jpeg = image.format in ("JPEG", "MPO") or "jpeg" in str(image.info.get("compression"))
-    if is_jpeg and content.count(SCAN) > MAX_SCANS * parts:
+    if is_jpeg and len(SCAN.findall(content)) > MAX_SCANS * parts:
         raise OSError("a JPEG of too many scans")
+    for key in ("xmp", "XML:com.adobe.xmp"):  # Pillow takes an orientation from it, browsers do not
+        image.info.pop(key, None)
     return image
 
 

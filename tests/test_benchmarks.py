@@ -416,6 +416,10 @@ def test_the_reference_trains_the_same_network_by_the_published_schedule(monkeyp
     assert type(plain.net) is FastNet and plain.steps == 4
     assert plain.optimizer.dtype == torch.float32 and not plain.bf16
     assert all(m.momentum == 0.4 for m in plain.net.modules() if isinstance(m, nn.BatchNorm2d))
+    fast = plain.optimizer.param_groups[1]["params"]
+    assert {id(p) for p in fast} == {
+        id(p) for n, p in plain.net.named_parameters() if n.endswith("bias") and n != "stem.bias"
+    }
     for _ in range(reference.EPOCHS):
         plain.epoch()
     rates = [group["lr"] / group["peak"] for group in plain.optimizer.param_groups]

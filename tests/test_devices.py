@@ -351,6 +351,17 @@ def test_what_goes_wrong_in_one_of_the_processes_is_said_in_one_line(tmp_path, m
     faults("a loss that is no number in one of two processes", 1)
 
 
+def test_a_process_that_is_killed_is_said_in_one_line(tmp_path, monkeypatch, faults):
+    def killed(self, *_):
+        if self.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(training.classifier.LitClassifier, "training_step", killed)
+    with pytest.raises(RuntimeError, match=r"^process 1 terminated with signal SIGKILL$"):
+        train(RECIPE, small_data(), tmp_path, TWO_PROCESSES)
+    faults("one of two processes killed", 1)
+
+
 def test_a_gpu_of_several_without_memory_says_which_setting_to_halve(tmp_path, monkeypatch, faults):
     def full(self, *_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

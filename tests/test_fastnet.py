@@ -55,21 +55,18 @@ def test_an_image_takes_105_million_multiply_adds():
     assert (sum(counts) + 2560) / 1e6 == pytest.approx(105.3, abs=0.1)
 
 
-@pytest.mark.parametrize("arch", ["FastNet", "ResNet18"])
-def test_the_first_layer_decorrelates_the_images_it_was_made_from(arch, images, monkeypatch):
-    layer = build(arch).whitening_layer()
-    count, before = layer.weight[0].numel(), layer.weight.detach().clone()  # 12 and 27
+def test_the_first_layer_decorrelates_the_images_it_was_made_from(images, monkeypatch):
+    layer, count = FastNet().whitening_layer(), 12  # values of a patch
     monkeypatch.setattr(whitening, "PART", 50)  # of 64 images: two uneven parts
     whitening.whiten(layer, images)
     with torch.no_grad():
         out = nn.functional.conv2d(images, layer.weight).transpose(0, 1).flatten(1)
-    assert torch.allclose(out[:count], -out[count : 2 * count], atol=1e-4)
+    assert torch.allclose(out[:count], -out[count:], atol=1e-4)
     second = out[:count] @ out[:count].T / out.shape[1]
     assert (second - torch.diag(second.diag())).abs().max() < 1e-3
     # 1 in directions with much variance, less where 5e-4 weighs against it, never more.
     assert second.diag().max() <= 1.001 and second.diag()[0] > 0.99
-    assert torch.equal(layer.weight[2 * count :], before[2 * count :])  # ten of 64, or none
-    assert layer.weight.requires_grad == (arch == "ResNet18")
+    assert not layer.weight.requires_grad
 
 
 def test_a_new_convolution_passes_its_input_on():

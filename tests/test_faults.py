@@ -412,10 +412,11 @@ def test_too_little_memory_says_which_setting_to_halve(data, tmp_path, monkeypat
         raise error
 
     monkeypatch.setattr(training.classifier.LitClassifier, "training_step", full)
+    recipe = dataclasses.replace(RECIPE, batch_size=64, micro_batch=32)
     with pytest.raises(
         RuntimeError, match="too small for batches of 32 images; set BATCH_SIZE to 16"
     ):
-        train(RECIPE, data, tmp_path, OPTIONS)
+        train(recipe, data, tmp_path, OPTIONS)
     faults(f"{type(error).__name__} for too little memory (simulated)", 1)
 
 

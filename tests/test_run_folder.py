@@ -18,7 +18,7 @@ from dataload import Augmentation, CIFAR10DataModule, FastDataModule, Images, Sp
 from models.bundle import sha256
 from tests.warm import WarmProcess
 from training import history, results, resume, runs
-from training.checkpoints import newest_checkpoint, sidecar
+from training.checkpoints import ChecksumIO, newest_checkpoint, sidecar
 from training.classifier import LitClassifier
 from training.options import AutoChoice, RunOptions
 from training.recipes import Recipe
@@ -299,6 +299,24 @@ def test_files_that_a_synced_drive_adds_are_ignored(data, tmp_path, original, mo
     sidecar(folder / "epoch001.ckpt").write_bytes(b"\xff\xfe\x00binary")
     run = train(RECIPE, data, tmp_path, OPTIONS)
     assert weights(folder) == weights(original) and run.metadata["epochs"] == 3
+
+
+def test_two_checkpoints_are_kept_where_the_folder_has_moved(data, tmp_path, monkeypatch):
+    interrupt(monkeypatch, 2, data, tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    train(RECIPE, data, tmp_path / "there", OPTIONS)
+    names = sorted(path.name for path in tmp_path.glob("there/FastNet-*/*.ckpt*"))
+    epochs = ("epoch001.ckpt", "epoch002.ckpt")
+    assert names == [name + end for name in epochs for end in ("", ".sha256")]
+
+
+def test_a_new_checkpoint_is_kept_beside_damaged_ones_of_later_epochs(tmp_path):
+    for epoch in (0, 3, 4):
+        (tmp_path / f"epoch00{epoch}.ckpt").touch()
+    for epoch in (1, 2):
+        ChecksumIO().save_checkpoint({"epoch": epoch}, tmp_path / f"epoch00{epoch}.ckpt")
+    assert newest_checkpoint(tmp_path).name == "epoch002.ckpt"
+    assert not (tmp_path / "epoch000.ckpt").exists()
 
 
 def test_checkpoints_are_ordered_by_number(tmp_path):

@@ -276,7 +276,26 @@ def test_another_opacity_does_not_run_the_network_again(app, noise, monkeypatch)
 
 
 def test_grad_cam_can_be_switched_off(app, noise):
-    assert app.answers.explain(noise[1], False, 3, STAGE, METHOD, 0.4) == ([], None)
+    """What the page remembers of a picture stays."""
+    assert app.answers.explain(noise[1], False, 3, STAGE, METHOD, 0.4) == ([], gr.skip())
+
+
+def test_a_picture_that_is_refused_leaves_no_other_s_answer_nor_refusal(app, noise):
+    answers, options = app.answers, (3, True, 2, STAGE, METHOD, 0.4)
+    *_, seen = answers.answer(None, noise[1], *options)
+    *_, seen = answers.answer(seen, as_data(HUGE_PICTURE), *options)
+    saw, classes, remark, panels, seen = answers.answer(seen, as_data(b"no picture"), *options)
+    assert (saw, classes, panels) == (None, None, []) and "not a picture" in remark
+    with pytest.raises(gr.Error, match="not a picture"):
+        answers.answer(seen, as_data(b"no picture"), *options)
+    assert answers.answer(seen, noise[1], *options)[1]
+
+
+def test_the_example_buttons_give_gradio_s_copies(app):
+    """It refuses other files where the app lies outside the working directory."""
+    buttons = {button._id for button in app.examples}
+    clicks = [event.fn for event in app.demo.fns.values() if event.targets[0][0] in buttons]
+    assert {click() for click in clicks} == app.image.keep_in_cache and len(clicks) == 10
 
 
 # ---- misclassified images ------------------------------------------------------------------------
@@ -563,6 +582,8 @@ ALTITUDE = struct.pack(
 ) + struct.pack("<ii", -5, 1)
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="six"/></x:xmpmeta>'
 
+UPSIDE_DOWN = XMP.replace(b"six", b"3")
+
 
 def sideways(kind: str, **options) -> bytes:
     return encoded(halves((64, 64), "black", "white"), kind, **options)
@@ -759,6 +780,14 @@ PICTURES = {  # name of the file, its bytes, colour of what is seen: at the top,
         WHITE,
     ),
     "XMP of garbage": ("p.jpg", upright_photo(xmp=XMP + b"\xff\0<"), BLACK, WHITE),
+    "XMP orientation, JPEG": ("p.jpg", upright_photo(xmp=UPSIDE_DOWN), BLACK, WHITE),
+    "XMP orientation, WebP": ("p.webp", upright_photo("WEBP", xmp=UPSIDE_DOWN), BLACK, WHITE),
+    "XMP orientation, TIFF": (
+        "p.tif",
+        upright_photo("TIFF", tiffinfo={700: UPSIDE_DOWN}),
+        BLACK,
+        WHITE,
+    ),
     "JPEG, a broken profile": ("p.jpg", upright_photo(icc_profile=b"no profile"), BLACK, WHITE),
     "JPEG, a profile with red and blue swapped": (
         "p.jpg",
@@ -954,6 +983,9 @@ def tiled_tiff(side: int, tile: int) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
 
 
+HUGE_PICTURE = encoded(Image.new("1", (13000, 13000)), "PNG", optimize=True)
+
+
 def repeated_scans(count: int, kind: str = "JPEG") -> bytes:
     """A progressive JPEG, or an MPO of two, the last scan of the last coming so many times."""
     pictures = {"save_all": True, "append_images": [GIF[0]]} if kind == "MPO" else {}
@@ -963,7 +995,7 @@ def repeated_scans(count: int, kind: str = "JPEG") -> bytes:
 
 HUGE = "25 million pixels, or more than 65,535 in a row or column"
 BOMBS = {
-    "pixels.png": (encoded(Image.new("1", (13000, 13000)), "PNG", optimize=True), HUGE),
+    "pixels.png": (HUGE_PICTURE, HUGE),
     "rows.bmp": (compressed_bmp(3_000_000, 8), HUGE),
     "tile.tif": (tiled_tiff(16, 46_336), HUGE),
     "scans.jpg": (repeated_scans(30), "not a picture that can be read"),
@@ -988,6 +1020,13 @@ def test_what_is_far_larger_than_its_file_is_refused_before_it_is_decoded(
 
 def test_as_many_scans_as_programs_write_are_read(app):
     assert app.answers.preprocess(as_data(repeated_scans(20)), 32).shape == (32, 32, 3)
+
+
+def test_a_photograph_with_a_video_behind_it_is_read(app):
+    """As phones write it; four million bytes have the marker of a scan by chance, too."""
+    video = np.random.default_rng(0).bytes(4_000_000)
+    assert video.count(b"\xff\xda") > 30
+    assert app.answers.preprocess(as_data(photo() + video), 32).shape == (32, 32, 3)
 
 
 def test_each_of_the_many_jpegs_in_a_tiff_may_have_scans(app):

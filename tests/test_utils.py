@@ -29,7 +29,7 @@ from evaluation.errors import (
     plot_confusion,
     plot_misclassified,
 )
-from models import explain, registry
+from models import bundle, explain, registry
 from models.bundle import load_bundle
 from models.registry import build
 from tests.conftest import PROJECT, space_meta, title_of, wrong_predictions
@@ -797,6 +797,27 @@ def test_killed_at_any_step_the_folder_has_the_old_bundle_or_the_new_one(tmp_pat
     (project / "runs/a/ERA_S12_Assignment.ipynb").write_text(json.dumps(notebook))
     ((old, new),) = WarmProcess(kill_again_and_again, project, action)
     assert old >= 4 and new > 10
+
+
+def test_a_bundle_that_becomes_ready_while_somebody_looks_is_moved_whole(
+    tmp_path, model, wrong, tiny_splits, monkeypatch
+):
+    for folder in ("space", "new"):
+        exported(tmp_path / folder, model, wrong, tiny_splits.test.labels)
+    space, ready = tmp_path / "space", tmp_path / "space" / bundle.READY
+
+    def look(folder, found):
+        if Path(folder) == ready and (tmp_path / "new").exists():
+            (tmp_path / "new").rename(ready)
+        return found
+
+    walk, listed = os.walk, bundle.listed_files
+    with monkeypatch.context() as patch:
+        patch.setattr(bundle.os, "walk", lambda top, **kw: look(top, list(walk(top, **kw))))
+        patch.setattr(bundle, "listed_files", lambda folder: look(folder, listed(folder)))
+        bundle.finish_export(space)
+    assert ready.exists()
+    assert bundle.read_bundle(space) and not ready.exists()
 
 
 def test_what_a_killed_export_left_is_swept_later(tmp_path, model, wrong, tiny_splits):

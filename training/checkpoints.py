@@ -19,13 +19,18 @@ def sidecar(path: Path) -> Path:
 class ChecksumIO(TorchCheckpointIO):
     """The plugin that writes a checkpoint whole or not at all, and its sha256 after it.
 
-    A checkpoint without its sidecar, or with a wrong one, does not count.
+    A checkpoint without its sidecar, or with a wrong one, does not count. Of earlier epochs, only
+    the last one's is kept.
     """
 
     def save_checkpoint(
         self, checkpoint: dict, path: str | Path, storage_options: object = None
     ) -> None:
-        """Write a checkpoint under another name, rename it, then write its sidecar."""
+        """Write a checkpoint under another name, rename it, then write its sidecar.
+
+        Then remove those that are no longer needed. Lightning's own count of them would begin anew
+        in a folder that was moved.
+        """
         path = Path(path)
         partial = path.with_name(path.name + ".part")
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -33,11 +38,10 @@ class ChecksumIO(TorchCheckpointIO):
         digest = sha256(partial)
         partial.replace(path)
         sidecar(path).write_text(digest)
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint and its sidecar."""
-        super().remove_checkpoint(path)
-        sidecar(Path(path)).unlink(missing_ok=True)
+        epochs = epoch_checkpoints(path.parent)
+        for old in epochs[epochs.index(path) + 2 :]:
+            old.unlink(missing_ok=True)
+            sidecar(old).unlink(missing_ok=True)
 
 
 def is_complete(path: Path) -> bool:
@@ -48,17 +52,22 @@ def is_complete(path: Path) -> bool:
         return False
 
 
+def epoch_checkpoints(run_dir: Path) -> list[Path]:
+    """List the checkpoints of a run, newest first.
+
+    Other files, such as the copies that a synced drive makes of conflicting ones, are left out.
+    """
+    epochs = [path for path in run_dir.glob("epoch*.ckpt") if re.fullmatch(r"epoch\d+", path.stem)]
+    return sorted(epochs, key=lambda path: int(path.stem[5:]), reverse=True)
+
+
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """Find the newest complete checkpoint of a run.
-
-    Other files, such as the copies that a synced drive makes of conflicting ones, are ignored.
 
     Returns:
         Its path, or None. Newer ones that are incomplete or damaged are named in a printed line.
     """
-    epochs = [path for path in run_dir.glob("epoch*.ckpt") if re.fullmatch(r"epoch\d+", path.stem)]
-    epochs.sort(key=lambda path: int(path.stem[5:]), reverse=True)
-    for path in epochs:
+    for path in epoch_checkpoints(run_dir):
         if is_complete(path):
             return path
         print(f"{path.name} is incomplete or damaged and is not used")

@@ -154,11 +154,11 @@ class LitClassifier(pl.LightningModule):
         if finite.all():
             return
         first, micro_batches = int(finite.long().argmin()), self.trainer.accumulate_grad_batches
-        steps_since = (len(self.history) - 1) // micro_batches - first // micro_batches
+        step = self.global_step - (len(self.history) - 1) // micro_batches + first // micro_batches
         raise Diverged(
-            f"the loss is {float(self.history[first][0])} at step"
-            f" {self.global_step + 1 - steps_since}, epoch {self.current_epoch + 1}, with a"
-            f" learning rate of {self.logged_rate():.3g}; the last checkpoint is kept"
+            f"the loss is {float(self.history[first][0])} at step {step + 1}, epoch"
+            f" {self.current_epoch + 1}, with a learning rate of"
+            f" {self.rates.get(step, self.logged_rate()):.3g}; the last checkpoint is kept"
         )
 
     def log_epoch(self) -> None:

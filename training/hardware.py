@@ -91,7 +91,8 @@ def mps_trains_correctly() -> bool:
 def cuda_is_too_old() -> bool:
     """Tell whether this version of torch has no code for the NVIDIA GPU; print it if so."""
     major, minor = torch.cuda.get_device_capability()
-    known = [int(name[3:]) for name in torch.cuda.get_arch_list() if name[3:].isdecimal()]
+    names = torch.cuda.get_arch_list()  # of AMD's GPUs as 'gfx900', which are not compared
+    known = [int(name[3:]) for name in names if name.startswith("sm_") and name[3:].isdecimal()]
     if not known or 10 * major + minor >= min(known):
         return False
     print(f"This version of torch has no code for {torch.cuda.get_device_name()}: the CPU trains.")

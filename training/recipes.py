@@ -233,7 +233,7 @@ def multiply_adds(network: str) -> int:
         torch.no_grad(),
         FlopCounterMode(display=False) as counter,
     ):
-        NETWORKS[network]().eval()(torch.zeros(1, 3, 32, 32))
+        NETWORKS[network](10).eval()(torch.zeros(1, 3, 32, 32))
     return round(counter.get_total_flops() / 2e6)
 
 

@@ -15,7 +15,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessException
 
 from cifar10.disk import check_disk_space
 from dataload import Augmentation, CIFAR10DataModule, FastDataModule, Splits, normalize
@@ -223,9 +223,9 @@ def fit(
         print_rank_zero(f"continuing the interrupted run in {folder}")
     try:
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except (RuntimeError, ProcessRaisedException) as error:
-        if isinstance(error, ProcessRaisedException) or is_out_of_memory(error):
-            raise training_failed(error, recipe.batch_size) from error
+    except (RuntimeError, ProcessException) as error:
+        if isinstance(error, ProcessException) or is_out_of_memory(error):
+            raise training_failed(error, data.batch_size) from error
         raise
     except SystemExit:  # what Lightning makes of an interrupt
         raise Interrupted(
@@ -248,12 +248,10 @@ def make_trainer(
     The arguments are those of `fit`.
     """
     recipe = Recipe(**started["resolved"]["recipe"])
-    keep_two = ModelCheckpoint(
+    each_epoch = ModelCheckpoint(
         folder,
         "epoch{epoch:03d}",
-        monitor="epoch",
-        mode="max",
-        save_top_k=2,
+        save_top_k=-1,  # ChecksumIO removes the old ones
         auto_insert_metric_name=False,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
@@ -266,7 +264,7 @@ def make_trainer(
         max_epochs=recipe.epochs,
         precision=started["resolved"]["precision"],
         logger=CSVLogger(folder, "logs"),
-        callbacks=[Progress(read_metrics(folder / "logs")), *callbacks, keep_two],
+        callbacks=[Progress(read_metrics(folder / "logs")), *callbacks, each_epoch],
         plugins=[ChecksumIO()],
         num_sanity_val_steps=0,
         enable_progress_bar=False,
@@ -289,7 +287,7 @@ def training_failed(error: Exception, batch_size: int) -> TrainingFailed:
 
     Args:
         error: for too little memory, or what one of several processes raised.
-        batch_size: of the recipe.
+        batch_size: images that pass through the network at a time.
     """
     if not is_out_of_memory(error):
         return TrainingFailed(str(error).strip().splitlines()[-1])
