@@ -16,8 +16,9 @@ IMAGES, COLUMNS = 12, 6
 
 # Northcutt et al. 2021, arXiv:2103.14749; counted in mturk/cifar10_mturk.json of
 # github.com/cleanlab/label-errors: test labels that an algorithm flagged, each shown to five
-# people; those that fewer than three confirmed; those where three or more gave another answer.
-FLAGGED, UNCONFIRMED, OTHER_ANSWER = 275, 54, 22
+# people; those that fewer than three chose; of these, those that three or more accept if 'both'
+# counts, and those where three or more chose the algorithm's class.
+FLAGGED, WRONG, ACCEPTED, CORRECTED = 275, 54, 17, 18
 
 
 class LabelHunt(Panel):
@@ -121,9 +122,10 @@ def study() -> str:
     """Say what people found who checked flagged labels, and why the reader's tally differs."""
     return (
         f"Northcutt et al. (2021) had an algorithm flag {FLAGGED} of CIFAR-10's 10,000 test labels"
-        f" and showed each of these images to five people. {UNCONFIRMED} of the labels"
-        f" ({percent(UNCONFIRMED / FLAGGED, 0)}) were confirmed by fewer than three of the five and"
-        f" count as wrong; for {OTHER_ANSWER} of these, three or more gave the same other answer."
+        " and showed each of these images to five people, who chose the label, the algorithm's"
+        f" class, both or neither. {WRONG} of the labels ({percent(WRONG / FLAGGED, 0)}) were"
+        f" chosen by fewer than three and count as wrong; but of these, three or more people accept"
+        f" {ACCEPTED} if 'both' counts, and for {CORRECTED} they chose the algorithm's class."
         " The most confident errors are not a random sample of the errors: wrong labels gather"
         " among them, so their share among all errors is smaller."
     )

@@ -14,11 +14,10 @@ def whiten(conv: nn.Conv2d, images: Tensor) -> None:
     """Set the filters of a convolution so that their outputs are decorrelated.
 
     They become the eigenvectors of the second moment of image patches, each divided by the root of
-    its eigenvalue, then the negatives of these. Filters beyond them stay as they are. Source:
-    arXiv:2404.00498.
+    its eigenvalue, then the negatives of these. Source: arXiv:2404.00498.
 
     Args:
-        conv: with filters (out, 3, k, k), at least 2 * 3 * k * k of them.
+        conv: with filters (2 * 3 * k * k, 3, k, k).
         images: normalised training images, (N, 3, 32, 32).
     """
     side, count = conv.kernel_size[0], conv.weight[0].numel()
@@ -30,4 +29,4 @@ def whiten(conv: nn.Conv2d, images: Tensor) -> None:
     variances, directions = torch.linalg.eigh(moment)  # the smallest first
     filters = (directions / (variances + LEAST_VARIANCE).sqrt()).T.flip(0)
     filters = filters.reshape(count, *conv.weight.shape[1:])
-    conv.weight[: 2 * count].copy_(torch.cat([filters, -filters]))
+    conv.weight.copy_(torch.cat([filters, -filters]))
