@@ -225,14 +225,14 @@ def choose_errors(misclassified: Sequence[Misclassified], count: int = 10) -> li
 
 
 def caption(sample: Misclassified, classes: Sequence[str]) -> str:
-    """Name the true class, the predicted class and its probability, in two lines."""
+    """Name the true class, the predicted class and its probability, in three lines."""
     true, pred = classes[sample.label], classes[sample.pred]
-    return f"true: {true}\npredicted: {pred} ({confidence(sample.prob)})"
+    return f"true: {true}\npredicted: {pred}\n({confidence(sample.prob)})"
 
 
 def confidence(probability: float) -> str:
-    """Format a confidence in percent, with a decimal where it would be rounded to 100 %."""
-    return percent(probability, 1 if probability >= 0.995 else 0)
+    """Format a confidence in percent, of which none is said to be 100 %."""
+    return ">99 %" if probability >= 0.995 else percent(probability, 0)
 
 
 def errors_title(chosen: Sequence[Misclassified]) -> str:

@@ -79,7 +79,7 @@ def display_gradcam_output(  # noqa: PLR0913
     ]
     rows, columns = math.ceil(len(chosen) / COLUMNS), min(COLUMNS, len(chosen))
     width = max(6.5, WIDTH / COLUMNS * columns)
-    fig, axes = new_image_grid(3 * rows, columns, width, 6.1 * rows + 0.9)
+    fig, axes = new_image_grid(3 * rows, columns, width, 6.3 * rows + 0.9)
     for i, sample in enumerate(chosen):
         row, column = 3 * (i // COLUMNS), i % COLUMNS
         image = rgb(sample.image, inv_normalize)
@@ -95,7 +95,7 @@ def display_gradcam_output(  # noqa: PLR0913
 
 
 def sample_caption(sample: Misclassified, classes: Sequence[str]) -> str:
-    """Name the true class, and the predicted class with its probability, in two lines."""
+    """Name the true class, and the predicted class with its probability, in two or three lines."""
     if sample.label == sample.pred:
         return f"{classes[sample.label]}, correctly\npredicted ({confidence(sample.prob)})"
     return caption(sample, classes)

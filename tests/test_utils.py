@@ -185,7 +185,7 @@ def test_titles_say_the_true_class_the_predicted_class_and_the_probability(model
     figure = plot_misclassified(wrong, CLASSES, denormalize, count, note="a note")
     titles = [axis.get_title() for axis in figure.axes if axis.images]
     assert len(titles) == count and "a note" in figure.get_suptitle()
-    assert titles[0] == "true: airplane\npredicted: automobile (50 %)"
+    assert titles[0] == "true: airplane\npredicted: automobile\n(50 %)"
 
 
 @pytest.mark.parametrize("count", [1, 5, 6, 7, 10, 20])
