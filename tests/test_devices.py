@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -355,6 +356,7 @@ def test_a_process_that_is_killed_is_said_in_one_line(tmp_path, monkeypatch, fau
     def killed(self, *_):
         if self.global_rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(5)  # fails after the other one
 
     monkeypatch.setattr(training.classifier.LitClassifier, "training_step", killed)
     with pytest.raises(RuntimeError, match=r"^process 1 terminated with signal SIGKILL$"):
@@ -368,7 +370,7 @@ def test_a_gpu_of_several_without_memory_says_which_setting_to_halve(tmp_path, m
 
     monkeypatch.setattr(training.classifier.LitClassifier, "training_step", full)
     with pytest.raises(
-        RuntimeError, match="too small for batches of 64 images; set BATCH_SIZE to 32"
+        RuntimeError, match="too small for batches of 32 images; set BATCH_SIZE to 16"
     ):
         train(RECIPE, small_data(), tmp_path, TWO_PROCESSES)
     faults("one of two GPUs out of memory (simulated)", 1)

@@ -39,9 +39,14 @@ class ChecksumIO(TorchCheckpointIO):
         partial.replace(path)
         sidecar(path).write_text(digest)
         epochs = epoch_checkpoints(path.parent)
-        for old in epochs[epochs.index(path) + 2 :]:
-            old.unlink(missing_ok=True)
-            sidecar(old).unlink(missing_ok=True)
+        if path in epochs:  # several processes also pass their result on in a file
+            for old in epochs[epochs.index(path) + 2 :]:
+                self.remove_checkpoint(old)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint and its sidecar."""
+        super().remove_checkpoint(path)
+        sidecar(Path(path)).unlink(missing_ok=True)
 
 
 def is_complete(path: Path) -> bool:
