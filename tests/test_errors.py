@@ -115,3 +115,10 @@ def test_a_temperature_that_is_not_above_zero_is_refused(tiny_splits, temperatur
         errors.get_misclassified_data(None, "cpu", loader, temperature, (logits, labels))
     with pytest.raises(ValueError, match="expected finite logits"):
         errors.get_misclassified_data(None, "cpu", loader, 1, (logits * float("nan"), labels))
+
+
+@pytest.mark.parametrize(
+    ("probability", "told"), [(0.336, "34 %"), (0.994, "99 %"), (0.9996, ">99 %"), (1.0, ">99 %")]
+)
+def test_no_confidence_is_said_to_be_all_of_it(probability, told):
+    assert errors.confidence(probability) == told
