@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 # Without it, importing Albumentations asks a server for its newest version.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -235,6 +235,7 @@ class AlbumentationImageDataset(Dataset):
         transforms = augmentation_transforms(augmentation) if train else []
         # Without strict, Albumentations 2 ignores arguments that it does not know.
         self.transform = A.Compose(list(transforms), strict=True)
+        self.worker_seed: int | None = None  # of the loader's process that has this copy
 
     def __len__(self) -> int:
         return len(self.image_list)
@@ -247,21 +248,23 @@ class AlbumentationImageDataset(Dataset):
 
         Normalising them at once takes a third of the time of one image after the other.
         """
+        self.follow_worker()
         images, labels = zip(*(self.image_list[index] for index in indices), strict=True)
         images = np.stack([self.transform(image=image)["image"] for image in images])
         return list(zip(normalize(images), map(int, labels), strict=True))
 
+    def follow_worker(self) -> None:
+        """Seed the augmentation as torch has seeded the worker that loads, anew in each epoch.
+
+        Albumentations 2.0.8 would draw the same random numbers in all workers and epochs.
+        """
+        worker = get_worker_info()  # None where there are no workers
+        if worker is not None and worker.seed != self.worker_seed:
+            self.worker_seed = worker.seed
+            self.transform.set_random_seed(worker.seed % 2**32)
+
 
 # ---- loaders -------------------------------------------------------------------------------------
-
-
-def seed_worker(_worker_id: int) -> None:
-    """Seed the augmentation of a worker.
-
-    Albumentations 2.0.8 would draw the same random numbers in all workers and epochs.
-    """
-    worker = cast(Any, get_worker_info())  # None only outside a worker, where nobody calls this
-    worker.dataset.transform.set_random_seed(worker.seed % 2**32)
 
 
 class EpochLoader(DataLoader):
@@ -330,7 +333,6 @@ def make_loader(
     dataset.transform.set_random_seed(seed)  # for num_workers=0, where no worker is seeded
     options: dict[str, Any] = {
         "num_workers": num_workers,
-        "worker_init_fn": seed_worker,
         "generator": torch.Generator().manual_seed(seed),
         "pin_memory": torch.cuda.is_available(),
     }
@@ -402,12 +404,15 @@ class CIFAR10DataModule(pl.LightningDataModule):
         """Return the number of the epoch that is trained, from 0."""
         return self.trainer.current_epoch if self.trainer else 0
 
+    def epoch_seed(self) -> int:
+        """Return the seed of what the current epoch draws."""
+        # One number from the pair: a sum would make (1, 3) and (2, 2) the same epoch.
+        return int(np.random.SeedSequence((self.seed, self.current_epoch())).generate_state(1)[0])
+
     def train_dataloader(self) -> DataLoader | FastLoader:
         """Return the loader of the current epoch, shuffled and augmented."""
         process = self.process()
-        # One number from the pair: a sum would make (1, 3) and (2, 2) the same epoch.
-        numbers = np.random.SeedSequence((self.seed, self.current_epoch()))
-        seed = int(numbers.generate_state(1)[0])
+        seed = self.epoch_seed()
         train = self.mirrored_images()
         batches = shard_batches(len(train.labels), self.batch_size, seed, *process)
         # The order is the same in all processes, the augmentation is not.

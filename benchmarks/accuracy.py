@@ -188,8 +188,11 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.without and RECIPES[args.recipe].network != "FastNet":
         parser.error(f"--without is for FastNet's recipes, got {args.recipe}")
-    if args.without and args.all_images:
-        parser.error("--without is judged by validation images, of which --all-images leaves none")
+    if args.all_images and (args.without or args.images or args.change is not None):
+        parser.error(
+            "--without, --images and --change are judged by validation images, of which"
+            " --all-images leaves none"
+        )
     return args
 
 

@@ -153,8 +153,9 @@ def main() -> None:
     commit = subprocess.check_output(["git", "rev-parse", "--short=7", "HEAD"], text=True).strip()
     row = measured_row(args.changed, args.recipe, args.precision)
     row |= {"date": time.strftime("%Y-%m-%d"), "commit": commit}
-    write_json(FILE, [*json.loads(FILE.read_text(encoding="utf-8")), row])
-    print(table([row]))
+    rows = [*json.loads(FILE.read_text(encoding="utf-8")), row]
+    write_json(FILE, rows)
+    print(table(rows))
 
 
 if __name__ == "__main__":

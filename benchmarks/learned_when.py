@@ -5,14 +5,14 @@
 
 To be short, it trains on a part of the training images; the results say on how many.
 Before the training and after each of its epochs, the probabilities of all classes and the Grad-CAM
-heatmap for the true class are recorded. An interrupted run continues where it ended, as every
-training of the project does. At the end they go to benchmarks/results/learned_when.json, and
-images/learned_when.png, a strip, and images/learned_when.gif, an animation, are drawn: the JSON
+heatmap for the true class are recorded. At the end they go to benchmarks/results/learned_when.json,
+and images/learned_when.png, a strip, and images/learned_when.gif, an animation, are drawn: the JSON
 holds no pixels of the images.
 With --results, all three files are written beside each other there.
 """
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -25,58 +25,50 @@ from training.classifier import LitClassifier
 from training.console import command_line
 from training.files import PROJECT, write_whole
 from training.hardware import hardware
-from training.lightning_output import quiet_lightning
 from training.options import RunOptions
-from training.recipes import RECIPES, Recipe
-from training.resume import start_or_resume
-from training.run_folder import RunLock, archive_run, run_folder, run_identity
-from training.runs import build_datamodule, fit
+from training.recipes import RECIPES
+from training.runs import build_datamodule, train
 from training.switches import data_folder
 
 FILE = Path(__file__).resolve().parent / "results" / "learned_when.json"
 STRIP, ANIMATION = (PROJECT / "images" / f"learned_when.{kind}" for kind in ("png", "gif"))
 SHOWN = ("airplane", "ship", "truck", "bird", "cat", "horse")  # the first image of each
+LABELS = [CLASSES.index(name) for name in SHOWN]
 
 # ---- recording -----------------------------------------------------------------------------------
 
 
 def chosen_images(part: Images) -> list[int]:
     """Return the index of the first image of each class that is shown."""
-    return [int((part.labels == CLASSES.index(name)).argmax()) for name in SHOWN]
+    return [int((part.labels == label).argmax()) for label in LABELS]
 
 
 class Recorder(pl.Callback):
-    """A callback that writes what the network thinks after each epoch.
+    """A callback that records what the network thinks before the training and after each epoch.
 
     Args:
-        path: of the JSON file.
-        metadata: what is recorded; a file with other metadata is replaced.
         part: the validation images.
+
+    Attributes:
+        epochs: what was recorded.
     """
 
-    def __init__(self, path: Path, metadata: dict, part: Images):
-        self.path, self.metadata, self.part = path, metadata, part
+    def __init__(self, part: Images):
+        self.images, self.epochs = normalize(part.images[chosen_images(part)]), []
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Record the network as it is before the training.
-
-        Not in on_fit_start: there, a run that continues has its weights back, not yet its epoch.
-        """
-        if trainer.current_epoch == 0:
-            self.record(0, module)
+        """Record the network as it is before the training."""
+        self.record(module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Record the network after an epoch."""
-        self.record(trainer.current_epoch + 1, module)
+        self.record(module)
 
-    def record(self, epoch: int, module: pl.LightningModule) -> None:
-        """Write an epoch into the file, in the place of one of the same number."""
+    def record(self, module: pl.LightningModule) -> None:
+        """Record the network as it is."""
         assert isinstance(module, LitClassifier)
-        earlier = epochs_of(read(self.path), self.metadata)[:epoch]
-        images = self.part.images[self.metadata["images"]]
-        batch = normalize(images).to(module.device)
-        seen = {"epoch": epoch} | epoch_snapshot(module.model, batch, self.metadata["labels"])
-        write_compact(self.path, self.metadata | {"epochs": [*earlier, seen]})
+        seen = epoch_snapshot(module.model, self.images.to(module.device), LABELS)
+        self.epochs.append({"epoch": len(self.epochs)} | seen)
 
 
 def write_compact(path: Path, value: dict) -> None:
@@ -95,39 +87,8 @@ def metadata_of(recipe_name: str, data: CIFAR10DataModule) -> dict:
         "machine": hardware(),
         "classes": list(CLASSES),
         "images": chosen_images(data.splits.val),
-        "labels": [CLASSES.index(name) for name in SHOWN],
+        "labels": LABELS,
     }
-
-
-def epochs_of(found: dict | None, metadata: dict) -> list[dict]:
-    """Return the epochs that were recorded with this metadata, the first before the training."""
-    known = {key: value for key, value in (found or {}).items() if key != "epochs"}
-    return found["epochs"] if found and known == metadata else []
-
-
-def record_run(recipe: Recipe, root: Path, results: Path, data: CIFAR10DataModule, metadata: dict):
-    """Train by a recipe, or continue, and record each epoch.
-
-    Args:
-        recipe: the hyperparameters.
-        root: the folder of the runs.
-        results: the JSON file.
-        data: the loaders, made by build_datamodule.
-        metadata: what metadata_of returned.
-    """
-    quiet_lightning()
-    options = RunOptions(seed=data.seed)
-    identity = run_identity(recipe, data, options)
-    folder = run_folder(root, identity)
-    root.mkdir(parents=True, exist_ok=True)
-    with RunLock(folder) as lock:
-        begun = (folder / "started.json").exists()
-        if begun and not epochs_of(read(results), metadata):
-            archive_run(folder)  # its epochs were not recorded
-        started = start_or_resume(folder, identity, recipe, data, options)
-        lock.started = started
-        recorder = Recorder(results, metadata, data.splits.val)
-        fit(folder, started, data, options, [lock, recorder])
 
 
 def read(path: Path = FILE) -> dict | None:
@@ -197,20 +158,17 @@ def main() -> None:
     parser.add_argument("recipe", nargs="?", default="fastnet-7", choices=list(RECIPES))
     parser.add_argument("--images", type=int, default=10_000, help="training images")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--root", type=Path, default=Path("checkpoints/learned-when"))
     parser.add_argument("--results", type=Path, default=FILE)
     args = parser.parse_args()
     recipe = RECIPES[args.recipe]
     splits = load_splits(data_folder(), args.seed)
     splits = splits._replace(train=splits.train.first(args.images))
     data = build_datamodule(recipe, splits, args.seed, fast=True)
-    metadata = metadata_of(args.recipe, data)
-    if len(epochs_of(read(args.results), metadata)) <= recipe.epochs:
-        unfinished = args.root / f"{args.recipe}.json"  # what is shown stays whole meanwhile
-        record_run(recipe, args.root, unfinished, data, metadata)
-        write_whole(args.results, unfinished.read_text(encoding="utf-8"))
-    found = read(args.results)
-    assert found
+    recorder = Recorder(splits.val)
+    with tempfile.TemporaryDirectory() as root:
+        train(recipe, data, root, RunOptions(seed=args.seed), [recorder])
+    found = metadata_of(args.recipe, data) | {"epochs": recorder.epochs}
+    write_compact(args.results, found)
     beside = [args.results.with_suffix(suffix) for suffix in (".png", ".gif")]
     draw(found, splits.val, *([STRIP, ANIMATION] if args.results == FILE else beside))
     print(finding(found))

@@ -223,9 +223,14 @@ def table(rows: list[dict]) -> str:
     lines = []
     for row in sorted(rows, key=petaflop):
         parameters = sum(p.numel() for p in build(row["network"]).parameters())
-        lines.append([row["network"], f"{parameters:,}", row["epochs"]])
+        lines.append([network_name(row), f"{parameters:,}", row["epochs"]])
         lines[-1] += [f"{row['train_images']:,}", f"{petaflop(row):.2f}", *result_cells(row)]
     return f"{markdown_table(names, lines)}\n\n{NOTE}\n"
+
+
+def network_name(row: dict) -> str:
+    """Name the network of a row of accuracy.json, and say if its recipe is not the one of today."""
+    return f"{row['network']} (earlier recipe)" if row.get("earlier_recipe") else row["network"]
 
 
 def result_cells(row: dict) -> list:
@@ -302,7 +307,7 @@ def plot(rows: list[dict]) -> Figure:
         part = "" if row["train_images"] == 50_000 else f", {row['train_images']:,} images"
         # With both ends, for two rows may stand above each other.
         ends = f"{100 * row['single']:.1f} to {percent(row['tta'])}"
-        name = f"{row['network']}, {row['epochs']} epochs{part}: {ends} (n = {row['n']})"
+        name = f"{network_name(row)}, {row['epochs']} epochs{part}: {ends} (n = {row['n']})"
         end = "tta" if line_beside(row, rows) else "single"  # there is more room beside the lower
         axis.annotate(name, (work, row[end]), (7, -4), textcoords="offset points", color=colour)
     axis.set(xlabel="training compute (PFLOP)", ylabel="test accuracy")
@@ -375,7 +380,7 @@ def readme_table(rows: list[dict], committed: dict) -> str:
     longest = {row["network"]: row for row in sorted(on_all_images(rows), key=petaflop)}
     for row in [headline_row(rows, committed), *sorted(longest.values(), key=petaflop)]:
         single, tta, ece = result_cells(row)[:3]
-        name = f"{row['network']}, {row['epochs']}, {row['train_images']:,}"
+        name = f"{network_name(row)}, {row['epochs']}, {row['train_images']:,}"
         lines.append([name, f"{single} (n = {row['n']})", tta, ece, f"{petaflop(row):.2f}"])
     return markdown_table(names, lines) + "\n"
 

@@ -7,12 +7,12 @@
 The network is that of He et al. 2015, section 4.2, for CIFAR-10: 56 layers of 16, 32 and 64
 channels, with shortcuts that have no parameters, and the plain network without them. To fit a CPU,
 it is trained on a part of the training images, made smaller, and for fewer epochs than there; the
-results say so. After each epoch the state goes to checkpoints/ and the losses to
-benchmarks/results/shortcuts.json; an interrupted run continues where it ended. images/shortcuts.png
-is drawn at the end.
+results say so. They go to benchmarks/results/shortcuts.json, a run as soon as it has ended; what is
+there is not trained again. images/shortcuts.png is drawn at the end.
 """
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -156,100 +156,44 @@ def train_epoch(
     return {"train_loss": losses / count, "train_acc": correct / count}
 
 
-def train_network(
-    settings: dict, shortcuts: bool, seed: int, parts: tuple[Images, Images], store: "Store"
-) -> None:
-    """Train one network, or continue it where it was interrupted; store each epoch.
+def train_network(settings: dict, shortcuts: bool, seed: int, parts: tuple[Images, Images]) -> dict:
+    """Train one network.
 
     Args:
-        settings: depth, images, pixels, epochs and batch_size.
+        settings: layers, images, pixels, epochs and batch_size.
         shortcuts: whether the network has them.
         seed: of the weights and of the order of the images.
         parts: training and validation images.
-        store: where the epochs and the state go.
+
+    Returns:
+        shortcuts, seed, machine, and of each epoch train_loss, train_acc, val_loss, val_acc and
+        seconds.
     """
     device = choose_device()
     torch.manual_seed(seed)
-    model = build_network(settings["depth"], shortcuts).to(device)
+    model = build_network(settings["layers"], shortcuts).to(device)
     optimizer = torch.optim.SGD(model.parameters(), MAX_LR, momentum=0.9, weight_decay=1e-4)
     loader = FastLoader(parts[0], Augmentation(4, 0), settings["batch_size"], seed, device=device)
-    rows = store.restore(shortcuts, seed, model, optimizer)
-    for epoch in range(len(rows), settings["epochs"]):
+    rows = []
+    for epoch in range(settings["epochs"]):
         began, loader.epoch = time.perf_counter(), epoch
         row = train_epoch(model, optimizer, loader, settings["epochs"])
         row |= validate(model, parts[1]) | {"seconds": time.perf_counter() - began}
         rows.append(row)
-        store.keep(shortcuts, seed, model, optimizer, rows)
         print(
             f"{NAMES[shortcuts]}, seed {seed}, epoch {epoch + 1}/{settings['epochs']}: train loss"
             f" {row['train_loss']:.3f}, val acc {row['val_acc']:.3f}, {row['seconds']:.0f} s",
             flush=True,
         )
+    run = {"shortcuts": shortcuts, "seed": seed, "machine": hardware()}
+    return run | {name: [round(row[name], 5) for row in rows] for name in rows[0]}
 
 
-class Store:
-    """The files of a measurement: a state for each network, and the JSON of all epochs.
-
-    Args:
-        settings: what is measured; states and results of other settings are not continued.
-        results: the JSON file.
-        states: the folder of the states.
-
-    Attributes:
-        head: the settings as the JSON file has them.
-    """
-
-    def __init__(self, settings: dict, results: Path, states: Path):
-        self.settings, self.results, self.states = settings, results, states
-        self.head = {"layers" if key == "depth" else key: settings[key] for key in settings}
-        self.states.mkdir(parents=True, exist_ok=True)
-
-    def state_of(self, shortcuts: bool, seed: int) -> Path:
-        """Return the path of a network's state, which names all settings."""
-        numbers = "-".join(f"{key}{value}" for key, value in self.settings.items())
-        return self.states / f"{NAMES[shortcuts].replace(' ', '-')}-seed{seed}-{numbers}.pt"
-
-    def restore(
-        self, shortcuts: bool, seed: int, model: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> list[dict[str, float]]:
-        """Load the state of a network, if there is one, and return its epochs so far."""
-        path = self.state_of(shortcuts, seed)
-        if not path.exists():
-            return []
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        self.write(shortcuts, seed, state["epochs"])
-        return state["epochs"]
-
-    def keep(
-        self,
-        shortcuts: bool,
-        seed: int,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        epochs: list[dict[str, float]],
-    ) -> None:
-        """Write the state of a network and its epochs so far, each file whole or not at all."""
-        path = self.state_of(shortcuts, seed)
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epochs}
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
-        self.write(shortcuts, seed, epochs)
-
-    def write(self, shortcuts: bool, seed: int, epochs: list[dict[str, float]]) -> None:
-        """Put the epochs of a network into the JSON file; other settings' results are replaced."""
-        found = read(self.results) or {}
-        same = all(found.get(key) == value for key, value in self.head.items())
-        row = {"shortcuts": shortcuts, "seed": seed, "machine": hardware()}
-        row |= {name: [round(epoch[name], 5) for epoch in epochs] for name in epochs[0]}
-        others = [
-            run
-            for run in (found["runs"] if same else [])
-            if (run["shortcuts"], run["seed"]) != (shortcuts, seed)
-        ]
-        ordered = sorted([*others, row], key=lambda run: (not run["shortcuts"], run["seed"]))
-        write_json(self.results, self.head | {"runs": ordered})
+def finished_runs(settings: dict, path: Path) -> list[dict]:
+    """Return the runs that a file holds; none if they are of other settings."""
+    found = read(path) or {}
+    runs = found.pop("runs", [])
+    return runs if found == settings else []
 
 
 def read(path: Path = FILE) -> dict | None:
@@ -261,11 +205,8 @@ def read(path: Path = FILE) -> dict | None:
 
 
 def is_complete(found: dict | None) -> bool:
-    """Tell whether there are finished runs of both networks, and no others."""
-    if not found:
-        return False
-    finished = all(len(run["seconds"]) == found["epochs"] for run in found["runs"])
-    return finished and {run["shortcuts"] for run in found["runs"]} == set(NAMES)
+    """Tell whether there are runs of both networks."""
+    return bool(found) and {run["shortcuts"] for run in found["runs"]} == set(NAMES)
 
 
 def conditions(found: dict) -> str:
@@ -293,7 +234,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pixels", type=int, default=16, choices=(8, 16, 32), help="their side")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--root", type=Path, default=Path("checkpoints/shortcuts"))
     parser.add_argument("--results", type=Path, default=FILE)
     parser.add_argument("--figure", type=Path, default=FIGURE)
     return parser.parse_args()
@@ -302,19 +242,20 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Train both networks with each seed, then draw the losses."""
     args = parse_arguments()
-    settings = {name: getattr(args, name) for name in ("depth", "images", "pixels", "epochs")}
-    settings["batch_size"] = args.batch_size
+    settings = {"layers": args.depth, "images": args.images, "pixels": args.pixels}
+    settings |= {"epochs": args.epochs, "batch_size": args.batch_size}
     splits = load_splits(data_folder())
     parts = (
         shrink(splits.train, args.images, args.pixels),
         shrink(splits.val, VAL_IMAGES, args.pixels),
     )
-    store = Store(settings, args.results, args.root)
-    for seed in args.seeds:
-        for shortcuts in NAMES:
-            train_network(settings, shortcuts, seed, parts, store)
-    found = read(args.results)
-    assert found
+    runs = finished_runs(settings, args.results)
+    for seed, shortcuts in itertools.product(args.seeds, NAMES):
+        if all((run["seed"], run["shortcuts"]) != (seed, shortcuts) for run in runs):
+            runs.append(train_network(settings, shortcuts, seed, parts))
+            runs.sort(key=lambda run: (not run["shortcuts"], run["seed"]))
+            write_json(args.results, settings | {"runs": runs})
+    found = settings | {"runs": runs}
     save_figure(plot(found), args.figure)
     print(shortcuts_title(found))
 

@@ -60,10 +60,16 @@ def read_epochs(metrics_csv: str | Path) -> pd.DataFrame:
     return complete
 
 
+def epochs_until_the_end(table: pd.DataFrame) -> int:
+    """Return how many epochs were trained, though a table of `read_epochs` may lack some."""
+    return int(table.index[-1]) + 1
+
+
 def ending(table: pd.DataFrame, name: str) -> str:
     """Say how a metric of training and validation ends: 'loss' or 'acc'."""
     train, val = (float(table[f"{part}_{name}"].iloc[-1]) for part in PARTS)
-    after = f"after {len(table)} epoch{'s' * (len(table) != 1)}"
+    epochs = epochs_until_the_end(table)
+    after = f"after {epochs} epoch{'s' * (epochs != 1)}"
     if name == "acc":
         return f"Validation accuracy is {percent(val)} {after}, training accuracy {percent(train)}"
     return f"Validation loss is {val:.3f} {after}, training loss {train:.3f}"
@@ -95,16 +101,16 @@ def what_the_change_did(table: pd.DataFrame, changed: float) -> str:
     """
     before, after = int(np.floor(changed)) - 1, int(np.ceil(changed))
     place = f"after {changed:.3g} epoch{'s' * (changed != 1)}"
-    if before < 0 or after >= len(table):
+    if not {before, after} <= {*table.index}:
         return f"images grow from 24 to 32 pixels {place}"
-    low, high = (float(table["train_loss"].iloc[i]) for i in (before, after))
+    low, high = (float(table["train_loss"].loc[i]) for i in (before, after))
     verb = "falls" if high < low else "rises"
     return f"training loss {verb} from {low:.2f} to {high:.2f} where 24 pixels become 32, {place}"
 
 
 def training_title(table: pd.DataFrame, recipe: Recipe) -> str:
     """Say what the loss of a run did."""
-    changed = change_of_resolution(recipe, len(table))
+    changed = change_of_resolution(recipe, epochs_until_the_end(table))
     more = f"; {what_the_change_did(table, changed)}" if changed else ""
     return which_is_higher(table) + more
 
@@ -171,13 +177,13 @@ def plot_training(metrics_csv: str | Path, recipe: Recipe, note: str = "") -> Fi
     for axis, name in zip(axes, ("loss", "acc"), strict=False):
         draw_metric(axis, table, name)
     if len(rates):
-        draw_rates(axes[2], rates, recipe, len(table))
+        draw_rates(axes[2], rates, recipe)
     else:
-        draw_rates(axes[2], planned_rates(recipe), recipe, recipe.epochs)
+        draw_rates(axes[2], planned_rates(recipe, np.linspace(0, recipe.epochs, 1000)), recipe)
         axes[2].set_ylabel(rate_label(recipe).replace(" (", "\n(planned, "))
     for axis in axes:
         style_chart(axis)
-    changed = change_of_resolution(recipe, len(table))
+    changed = change_of_resolution(recipe, epochs_until_the_end(table))
     if changed:
         mark_resolution(axes, changed)
     axes[-1].set_xlabel("epoch")
@@ -208,17 +214,21 @@ def mark_resolution(axes: np.ndarray, changed: float) -> None:
 # ---- learning rate -------------------------------------------------------------------------------
 
 
-def logged_rates(metrics_csv: str | Path) -> np.ndarray:
-    """Return the learning rate of every step that a run has logged; empty if it has logged none."""
-    table = read_table(metrics_csv)
-    return table["lr_step"].dropna().to_numpy() if "lr_step" in table else np.empty(0)
+def logged_rates(metrics_csv: str | Path) -> pd.Series:
+    """Return the learning rate of every step that a run has logged; empty if it has logged none.
+
+    The index is the time in epochs, in the middle of the step.
+    """
+    steps = read_table(metrics_csv).reindex(columns=["epoch", "lr_step"]).dropna()
+    epochs = steps.groupby("epoch")["epoch"]
+    middles = (epochs.cumcount() + 0.5) / epochs.transform("size")
+    return steps["lr_step"].set_axis(steps["epoch"] + middles)
 
 
-def planned_rates(recipe: Recipe, steps: int = 1000) -> np.ndarray:
-    """Return the learning rate of every step, of Muon where it is used, as a recipe plans it."""
-    done = (np.arange(steps) + 0.5) / steps
-    peak = recipe.muon_lr or recipe.max_lr
-    return peak * np.array([one_cycle_factor(part, recipe.warmup) for part in done])
+def planned_rates(recipe: Recipe, times: np.ndarray) -> pd.Series:
+    """Return the learning rate, Muon's where it is used, that a recipe plans at times in epochs."""
+    factors = [one_cycle_factor(time / recipe.epochs, recipe.warmup) for time in times]
+    return pd.Series(recipe.peak_lr * np.array(factors), times)
 
 
 def rate_label(recipe: Recipe) -> str:
@@ -226,9 +236,9 @@ def rate_label(recipe: Recipe) -> str:
     return f"learning rate ({'Muon' if recipe.muon_lr else 'SGD'})"
 
 
-def draw_rates(axis: Axes, rates: np.ndarray, recipe: Recipe, epochs: int) -> None:
-    """Draw the learning rate of every step of so many epochs against the epoch."""
-    axis.plot((np.arange(len(rates)) + 0.5) * epochs / len(rates), rates, color=COLOURS[2])
+def draw_rates(axis: Axes, rates: pd.Series, recipe: Recipe) -> None:
+    """Draw learning rates against the time in epochs, which is their index."""
+    axis.plot(rates.index, rates.to_numpy(), color=COLOURS[2])
     axis.set_ylim(bottom=0)
     axis.set_ylabel(rate_label(recipe).replace(" (", "\n("))
 
@@ -260,12 +270,13 @@ def plot_schedule(
 
     Returns:
         The figure, the largest rate in the log, and the largest rate that the recipe asks for in
-        that many steps, which is slightly below its peak.
+        these steps, which is slightly below its peak.
     """
     rates = logged_rates(metrics_csv)
-    largest, wanted = float(rates.max()), float(planned_rates(recipe, len(rates)).max())
+    wanted = float(planned_rates(recipe, rates.index.to_numpy()).max())
+    largest = float(rates.max())
     fig, axis = new_chart(WIDTH, 3.4)
-    draw_rates(axis, rates, recipe, int(read_table(metrics_csv)["epoch"].to_numpy().max()) + 1)
+    draw_rates(axis, rates, recipe)
     axis.set(xlabel="epoch", ylabel=rate_label(recipe))
     axis.locator_params(axis="x", integer=True)
     title = schedule_title(largest, wanted, recipe)
@@ -302,7 +313,7 @@ def plot_range_test(table: pd.DataFrame, recipe: Recipe, note: str = "") -> Figu
         recipe: that was tested.
         note: a line under the title.
     """
-    peak = recipe.muon_lr or recipe.max_lr
+    peak = recipe.peak_lr
     rates, loss = peak * table["factor"].to_numpy(), table["loss"].to_numpy()
     smooth = table["loss"].ewm(span=5).mean().to_numpy()
     best = int(smooth.argmin())

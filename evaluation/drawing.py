@@ -137,6 +137,11 @@ def percent(fraction: float, decimals: int = 1) -> str:
     return f"{100 * fraction:.{decimals}f} %"
 
 
+def format_confidence(probability: float) -> str:
+    """Format a confidence in percent, of which none is said to be 100 %."""
+    return ">99 %" if probability >= 0.995 else percent(probability, 0)
+
+
 def listed(names: Sequence[str]) -> str:
     """Join names, as in 'a, b and c'."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

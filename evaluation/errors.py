@@ -19,6 +19,7 @@ from evaluation.drawing import (
     WIDTH,
     Plot,
     check_count,
+    format_confidence,
     headline,
     new_chart,
     percent,
@@ -227,17 +228,12 @@ def choose_errors(misclassified: Sequence[Misclassified], count: int = 10) -> li
 def caption(sample: Misclassified, classes: Sequence[str]) -> str:
     """Name the true class, the predicted class and its probability, in three lines."""
     true, pred = classes[sample.label], classes[sample.pred]
-    return f"true: {true}\npredicted: {pred}\n({confidence(sample.prob)})"
-
-
-def confidence(probability: float) -> str:
-    """Format a confidence in percent, of which none is said to be 100 %."""
-    return ">99 %" if probability >= 0.995 else percent(probability, 0)
+    return f"true: {true}\npredicted: {pred}\n({format_confidence(sample.prob)})"
 
 
 def errors_title(chosen: Sequence[Misclassified]) -> str:
     """Say how confident the network was of the errors that are shown."""
-    low, high = (percent(f(sample.prob for sample in chosen)) for f in (min, max))
+    low, high = (format_confidence(f(sample.prob for sample in chosen)) for f in (min, max))
     if len(chosen) == 1:
         return f"A misclassified test image, predicted with {low} confidence"
     if low == high:

@@ -255,7 +255,7 @@ def stages_title(patches: dict[str, TopPatches], labels: np.ndarray) -> str:
     }
     return (
         f"In {first}, {percent(one[first], 0)} of the channels respond most to {PATCHES} images"
-        f" of a single class; in {last}, {percent(one[last], 0)}"
+        f" of a single class; in {last}, {percent(one[last], 0)} (drawn: {CHANNELS} of each stage)"
     )
 
 

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from evaluation.drawing import (
     WIDTH,
     check_count,
+    format_confidence,
     headline,
     new_image_grid,
     rgb,
     show_image,
     styled,
 )
-from evaluation.errors import Misclassified, caption, confidence
+from evaluation.errors import Misclassified, caption
 from evaluation.heatmaps import draw_colour_bar, rank_correlation
 from models import explain
 from models.errors import InvalidValue
@@ -97,7 +98,7 @@ def display_gradcam_output(  # noqa: PLR0913
 def sample_caption(sample: Misclassified, classes: Sequence[str]) -> str:
     """Name the true class, and the predicted class with its probability, in two or three lines."""
     if sample.label == sample.pred:
-        return f"{classes[sample.label]}, correctly\npredicted ({confidence(sample.prob)})"
+        return f"{classes[sample.label]}, correctly\npredicted ({format_confidence(sample.prob)})"
     return caption(sample, classes)
 
 

@@ -19,6 +19,7 @@ from evaluation.drawing import (
     GREY,
     TEXT,
     WIDTH,
+    format_confidence,
     headline,
     hide_frame,
     label_ends,
@@ -230,7 +231,7 @@ def draw_prediction(axis: Axes, learned: Learned, epoch: int, image: int) -> Non
     probs = learned.probs[epoch, image]
     best = int(probs.argmax())
     colour = COLOURS[2] if best == learned.labels[image] else COLOURS[1]
-    text = f"{learned.classes[best]} {percent(probs[best], 0)}"
+    text = f"{learned.classes[best]} {format_confidence(probs[best])}"
     axis.set_xlabel(text, color=colour, fontsize=TEXT)
 
 

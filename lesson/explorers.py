@@ -23,8 +23,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dataload import IMAGE_SIZE, Draw, Images, cutout_transform, normalize, shift_transforms
-from evaluation.drawing import MAX_SAMPLES, new_image_grid, show_image, with_note
-from evaluation.errors import confidence
+from evaluation.drawing import MAX_SAMPLES, format_confidence, new_image_grid, show_image, with_note
 from lesson.first_look import square
 from models import explain
 from models.errors import InvalidValue
@@ -355,7 +354,8 @@ class ErrorExplorer(Explorer):
         """Draw an image below its true class, predicted class and probability."""
         pred, _ = self.explained_classes(sample)
         known = "" if sample.label is None else f"true: {self.classes[sample.label]}\n"
-        title = f"{known}predicted: {self.classes[pred]} ({confidence(float(sample.probs[pred]))})"
+        confidence = format_confidence(float(sample.probs[pred]))
+        title = f"{known}predicted: {self.classes[pred]} ({confidence})"
         show_image(axis, sample.image, title)
 
     def explained_classes(self, sample: Sample) -> tuple[int, int]:

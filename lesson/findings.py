@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evaluation.calibration import reliability_bins
 from evaluation.curves import read_epochs
-from evaluation.drawing import listed, percent
+from evaluation.drawing import format_confidence, listed, percent
 from evaluation.errors import Misclassified, class_accuracy, most_confused
 from evaluation.saliency_checks import sort_controls
 from models.registry import NETWORKS, build
@@ -47,7 +47,7 @@ def first_look(preds: Sequence[int], probs: Sequence[float], classes: Sequence[s
         classes: their names.
     """
     wrong = [
-        f"the {classes[label]} for {with_article(classes[pred])} ({percent(prob, 0)})"
+        f"the {classes[label]} for {with_article(classes[pred])} ({format_confidence(prob)})"
         for label, (pred, prob) in enumerate(zip(preds, probs, strict=True))
         if pred != label
     ]
@@ -113,7 +113,7 @@ MEANINGS = {
     "momentum": "the part of the previous step that each step of SGD keeps (of Muon:"
     f" {MUON_MOMENTUM})",
     "weight_decay": "how strongly SGD pulls what it trains towards zero, against overfitting (Muon"
-    " keeps the norm of its filters instead)",
+    " keeps the sum of a layer's squared weights instead)",
     "label_smoothing": "the part of the target (true class 1, others 0) that is spread over all"
     " classes; if it is not 0, no loss can reach 0",
     "warmup": "fraction of the steps before the peak learning rate",
@@ -168,17 +168,18 @@ def curves(metrics_csv: str | Path) -> str:
         return f"Validation accuracy is {percent(last['val_acc'])} after the only epoch."
     verb = "rises" if last["val_acc"] > first["val_acc"] else "goes"
     sentences = [
-        f"Validation accuracy {verb} from {percent(first['val_acc'])} after the first epoch to"
-        f" {percent(last['val_acc'])} after the last."
+        f"Validation accuracy {verb} from {percent(first['val_acc'])} after epoch"
+        f" {epochs.index[0] + 1:.0f} to {percent(last['val_acc'])} after epoch"
+        f" {epochs.index[-1] + 1:.0f}."
     ]
-    best = int(np.argmin(epochs["val_loss"].to_numpy()))
-    if best == len(epochs) - 1:
+    best = epochs["val_loss"].idxmin()
+    if best == epochs.index[-1]:
         sentences.append(
             "The validation loss is lowest at the very end: by this sign, no overfitting."
         )
     else:
         sentences.append(
-            f"The validation loss is lowest in epoch {best + 1} and higher at the end: by"
+            f"The validation loss is lowest in epoch {best + 1:.0f} and higher at the end: by"
             " overfitting, by steps that were too large, or by chance."
         )
     gap = last["train_acc"] - last["val_acc"]

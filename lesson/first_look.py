@@ -8,8 +8,14 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from dataload import IMAGE_SIZE, normalize
-from evaluation.drawing import WIDTH, headline, new_image_grid, show_image, styled
-from evaluation.errors import confidence
+from evaluation.drawing import (
+    WIDTH,
+    format_confidence,
+    headline,
+    new_image_grid,
+    show_image,
+    styled,
+)
 from models import explain
 from models.stage import Network
 
@@ -68,7 +74,7 @@ def look(
     fig, axes = new_image_grid(4, half, WIDTH, 9.2)
     for i, (image, (cam,)) in enumerate(zip(images, cams, strict=True)):
         row, column = 2 * (i // half), i % half
-        said = f"{classes[preds[i]]} {confidence(float(probs[i]))}"
+        said = f"{classes[preds[i]]} {format_confidence(float(probs[i]))}"
         show_image(axes[row, column], image, said)
         show_image(axes[row + 1, column], explain.overlay(image / 255, cam, 0.5))
     correct = sum(pred == label for label, pred in enumerate(preds))

@@ -7,8 +7,8 @@ import ipywidgets as widgets
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from evaluation.drawing import Plot, percent, rgb
-from evaluation.errors import Misclassified, confidence, most_confident
+from evaluation.drawing import Plot, format_confidence, percent, rgb
+from evaluation.errors import Misclassified, most_confident
 from lesson.explorers import Panel, png
 
 VERDICTS = ("network wrong", "label wrong", "both fair")
@@ -103,7 +103,7 @@ class LabelHunt(Panel):
     def caption(self, sample: Misclassified) -> str:
         """Name the label, the predicted class and its probability, in three lines."""
         label, pred = self.classes[sample.label], self.classes[sample.pred]
-        return f"label: {label}\nnetwork: {pred}\n({confidence(sample.prob)})"
+        return f"label: {label}\nnetwork: {pred}\n({format_confidence(sample.prob)})"
 
     def still(self) -> bytes:
         """Return a picture of all samples with the verdicts so far; no bytes without samples."""

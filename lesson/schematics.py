@@ -278,17 +278,16 @@ def scaled(values: np.ndarray) -> np.ndarray:
 # ---- BatchNorm -----------------------------------------------------------------------------------
 
 
-def batchnorm_values(model: nn.Module, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Compute what enters and what leaves the second BatchNorm of a network in training.
-
-    The first one follows filters that may be whitened, whose outputs need little.
+def batchnorm_values(model: nn.Module, images: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compute what the second BatchNorm of a network makes of a batch in training, in two steps.
 
     Args:
         model: the network; a copy of it runs, so that its statistics stay.
         images: normalised (N, 3, 32, 32), one batch.
 
     Returns:
-        Both (channels, values).
+        What enters it, the same with mean 0 and standard deviation 1 in each channel, and what
+        leaves it: that times the learned scale, plus the bias. Each is (channels, values).
 
     Raises:
         ValueError: if the network has fewer than two BatchNorms.
@@ -302,8 +301,10 @@ def batchnorm_values(model: nn.Module, images: Tensor) -> tuple[np.ndarray, np.n
     norms[1].register_forward_hook(lambda _module, inputs, output: kept.extend((inputs[0], output)))
     with torch.no_grad():
         copied(images.cpu())
-    before, after = (values.transpose(0, 1).flatten(1).numpy() for values in kept)
-    return before, after
+    before, after = (values.transpose(0, 1).flatten(1) for values in kept)
+    mean, variance = before.mean(1, keepdim=True), before.var(1, correction=0, keepdim=True)
+    normalized = (before - mean) / (variance + norms[1].eps).sqrt()
+    return before.numpy(), normalized.numpy(), after.numpy()
 
 
 def batchnorm_title(before: np.ndarray, after: np.ndarray) -> str:
@@ -311,15 +312,15 @@ def batchnorm_title(before: np.ndarray, after: np.ndarray) -> str:
     (low, high), (lowest, highest) = (
         (values.std(1).min(), values.std(1).max()) for values in (before, after)
     )
-    verb = "evens out" if highest * low < high * lowest else "rescales"
-    same = f"{lowest:.2f}" == f"{highest:.2f}"
-    become = f"all become {highest:.2f}" if same else f"become {lowest:.2f} to {highest:.2f}"
-    return f"BatchNorm {verb} the channels: standard deviations of {low:.2f} to {high:.2f} {become}"
+    title = f"BatchNorm makes standard deviations of {low:.2f} to {high:.2f} all 1"
+    if f"{lowest:.2f}" == f"{highest:.2f}" == "1.00":
+        return title
+    return f"{title}, its learned scales make them {lowest:.2f} to {highest:.2f}"
 
 
 @styled
 def plot_batchnorm(model: nn.Module, images: Tensor, note: str = "") -> Figure:
-    """Draw histograms of four channels before and after the second BatchNorm of a network.
+    """Draw histograms of four channels before, in and after the second BatchNorm of a network.
 
     The channels range from the smallest to the largest standard deviation.
 
@@ -328,29 +329,31 @@ def plot_batchnorm(model: nn.Module, images: Tensor, note: str = "") -> Figure:
         images: normalised (N, 3, 32, 32), one batch.
         note: a line under the title.
     """
-    before, after = batchnorm_values(model, images)
-    order = np.argsort(before.std(1))
+    values = batchnorm_values(model, images)
+    order = np.argsort(values[0].std(1))
     chosen = order[np.linspace(0, len(order) - 1, 4).round().astype(int)]
+    before, normalized, after = (part[chosen] for part in values)
     fig = new_figure(WIDTH, 4)
-    axes = fig.subplots(1, 2, squeeze=False)[0]
-    low, high = np.quantile([before[chosen], after[chosen]], (0.002, 0.998))
-    for axis, values, name in zip(axes, (before, after), ("before", "after"), strict=True):
-        for channel, colour in zip(chosen, COLOURS[:4], strict=True):
+    axes = fig.subplots(1, 3, squeeze=False, sharex=True)[0]
+    low, high = np.quantile([before, normalized, after], (0.002, 0.998))
+    names = "before BatchNorm", "normalised", "times scale, plus bias"
+    for axis, channels, name in zip(axes, (before, normalized, after), names, strict=True):
+        for channel, number, colour in zip(channels, chosen, COLOURS[:4], strict=True):
             axis.hist(
-                values[channel],
+                channel,
                 bins=np.linspace(low, high, 90),
                 density=True,
                 histtype="step",
                 linewidth=1.8,
                 color=colour,
-                label=f"channel {channel}",
+                label=f"channel {number}",
             )
         style_chart(axis)
-        axis.set(xlabel=f"value {name} BatchNorm", yticks=[])
+        axis.set(xlabel=f"value {name}", yticks=[])
         axis.spines["left"].set_visible(False)
     axes[0].set_ylabel("frequency")
-    axes[1].legend(frameon=False)
-    shows = "Histograms of four channels before and after BatchNorm"
+    axes[-1].legend(frameon=False)
+    shows = "Histograms of four channels before, in and after BatchNorm"
     headline(fig, batchnorm_title(before, after), shows, note)
     return fig
 

@@ -69,6 +69,12 @@ def test_the_table_shows_percent_of_the_fractions_and_the_number_of_runs(row):
     assert "| 93.21 % ± 0.17 | 94.00 % |" in line
 
 
+def test_a_row_of_an_earlier_recipe_says_so(row):
+    earlier = row | {"earlier_recipe": True}
+    assert "| FastNet (earlier recipe) |" in report.table([earlier])
+    assert "(earlier recipe)" not in report.table([row])
+
+
 def test_times_of_different_machines_do_not_stand_in_one_table(row):
     """An 'AMD EPYC' may be any of several CPUs.
 
@@ -205,12 +211,14 @@ def test_the_plot_s_title_compares_the_best_run_with_the_cheapest(row):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["custom-10"], "--without is for FastNet's recipes, got custom-10"),
-        (["fastnet-4", "--all-images"], "of which --all-images leaves none"),
+        (["custom-10", "--without", "muon"], "--without is for FastNet's recipes, got custom-10"),
+        (["fastnet-4", "--all-images", "--without", "muon"], "--all-images leaves none"),
+        (["custom-10", "--all-images", "--images", "100"], "--all-images leaves none"),
+        (["custom-10", "--all-images", "--change"], "--all-images leaves none"),
     ],
 )
-def test_an_ablation_that_cannot_be_judged_is_refused(monkeypatch, capsys, arguments, words):
-    monkeypatch.setattr("sys.argv", ["accuracy", "--without", "whitening", *arguments])
+def test_a_trial_that_cannot_be_judged_is_refused(monkeypatch, capsys, arguments, words):
+    monkeypatch.setattr("sys.argv", ["accuracy", *arguments])
     with pytest.raises(SystemExit, match="2"):
         accuracy.parse_arguments()
     assert words in capsys.readouterr().err

@@ -8,6 +8,7 @@ import pytest
 
 from dataload import FastDataModule
 from evaluation import curves
+from lesson import findings
 from training.options import RunOptions
 from training.recipes import Recipe
 from training.runs import train
@@ -164,6 +165,18 @@ def test_one_figure_shows_loss_accuracy_and_rate_and_marks_the_resolution(tmp_pa
     assert all(list(axis.lines[-1].get_xdata()) == [2, 2] for axis in (loss, acc, rate))
     assert {"training 0.750", "24 pixels", "32 pixels"} <= {t.get_text() for t in loss.texts}
     assert "validation 25.0 %" in {text.get_text() for text in acc.texts}
+    pd.concat([table[2:], rates[2:]]).to_csv(tmp_path / "d.csv", index=False)  # a log was lost
+    loss, acc, rate = curves.plot_training(tmp_path / "d.csv", recipe).axes
+    assert [list(axis.lines[0].get_xdata()) for axis in (loss, acc, rate)] == [
+        [3, 4],
+        [3, 4],
+        [2.5, 3.5],
+    ]
+    assert "32 pixels" in {text.get_text() for text in loss.texts}
+    _, largest, wanted = curves.plot_schedule(tmp_path / "d.csv", recipe)
+    assert largest == 0.05 and wanted == pytest.approx(0.1 * 1.5 / 4 / 0.8)  # warmup .2
+    assert "after 4 epochs" in curves.ending(curves.read_epochs(tmp_path / "d.csv"), "acc")
+    assert "after epoch 3 to" in findings.curves(tmp_path / "d.csv")
     half = pd.concat([table[:2], rates[:2]])  # interrupted after two of four epochs
     half.to_csv(tmp_path / "c.csv", index=False)
     for figure in (curves.plot_training, lambda *run: curves.plot_schedule(*run)[0]):

@@ -245,6 +245,15 @@ def test_augmentation_differs_between_images_workers_and_epochs_and_repeats_with
     assert not torch.equal(first, epoch(2))
 
 
+def test_augmentation_differs_between_workers_and_epochs_of_any_loader(image):
+    dataset = AlbumentationImageDataset([(image, 0)] * 16)
+    for part in (dataset, Subset(dataset, range(16))):
+        batches = DataLoader(part, 4, num_workers=2)
+        first, second = all_images(batches), all_images(batches)
+        assert len({tensor.numpy().tobytes() for tensor in first}) >= 14
+        assert not torch.equal(first, second)
+
+
 def test_an_epoch_s_order_follows_from_the_seed_and_the_epoch(tiny_splits):
     class Trainer:
         current_epoch, global_rank, world_size = 0, 0, 1

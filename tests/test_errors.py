@@ -6,6 +6,7 @@ import torch
 
 from dataload import CLASSES, make_loader
 from evaluation import errors
+from evaluation.drawing import format_confidence
 from evaluation.errors import Misclassified
 from evaluation.predict import accuracy
 from tests.conftest import wrong_predictions
@@ -73,9 +74,9 @@ def test_the_confusion_matrix_puts_vehicles_before_animals():
 
 
 def test_the_title_of_errors_says_how_confident_they_are():
-    title = errors.errors_title([error(0, 1, 0.5), error(0, 1, 0.99)])
-    assert title == "2 misclassified test images, predicted with 50.0 % to 99.0 % confidence"
-    assert "all predicted with 50.0 %" in errors.errors_title([error(0, 1), error(0, 1)])
+    title = errors.errors_title([error(0, 1, 0.5), error(0, 1, 0.9996)])
+    assert title == "2 misclassified test images, predicted with 50 % to >99 % confidence"
+    assert "all predicted with 50 %" in errors.errors_title([error(0, 1), error(0, 1)])
     assert errors.errors_title([error(0, 1)]).startswith("A misclassified test image")
 
 
@@ -121,4 +122,4 @@ def test_a_temperature_that_is_not_above_zero_is_refused(tiny_splits, temperatur
     ("probability", "told"), [(0.336, "34 %"), (0.994, "99 %"), (0.9996, ">99 %"), (1.0, ">99 %")]
 )
 def test_no_confidence_is_said_to_be_all_of_it(probability, told):
-    assert errors.confidence(probability) == told
+    assert format_confidence(probability) == told

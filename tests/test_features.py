@@ -152,5 +152,5 @@ def test_the_share_of_channels_whose_patches_are_of_one_class():
     labels = np.array([7, 7, 1, 2, 3])
     title = features.stages_title(found, labels)
     assert title.startswith("In early, 0 % of the channels") and title.endswith(
-        "respond most to 5 images of a single class; in late, 100 %"
+        "respond most to 5 images of a single class; in late, 100 % (drawn: 2 of each stage)"
     )

@@ -46,7 +46,7 @@ def test_recipes_are_tabulated_by_their_work():
 
 def test_the_curves_say_what_was_reached_and_whether_there_is_overfitting(tmp_path):
     told = findings.curves(csv_of(tmp_path, [2, 1.5, 1, 0.9], [2.5, 2, 1.9, 1.8]))
-    assert "from 50.0 % after the first epoch to 65.0 %" in told
+    assert "from 50.0 % after epoch 1 to 65.0 % after epoch" in told
     assert "no overfitting" in told and "10.0 percentage points above" in told
 
 
@@ -54,7 +54,7 @@ def test_other_curves_get_other_sentences(tmp_path):
     told = findings.curves(csv_of(tmp_path, [2, 1.5, 1], [1.9, 0.9, 1.1], gap=-0.1))
     assert "lowest in epoch 2 and higher at the end" in told and "percentage points" not in told
     falling = csv_of(tmp_path, [2, 1.5], [1.9, 0.9], slope=-0.1)
-    assert "goes from 50.0 % after the first epoch to 40.0 %" in findings.curves(falling)
+    assert "goes from 50.0 % after epoch 1 to 40.0 %" in findings.curves(falling)
     only = findings.curves(csv_of(tmp_path, [2], [1.9]))
     assert only == "Validation accuracy is 50.0 % after the only epoch."
 

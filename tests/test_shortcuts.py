@@ -1,6 +1,5 @@
-"""Two networks that differ in their shortcuts only; runs continue; titles are what was measured."""
+"""Two networks that differ in their shortcuts only; what one learned when; true titles."""
 
-import json
 import sys
 from dataclasses import replace
 
@@ -11,24 +10,7 @@ from PIL import Image
 
 from benchmarks import learned_when, shortcuts
 from dataload import CLASSES, Images
-from training.classifier import LitClassifier
-from training.hardware import one_thread
 from training.recipes import RECIPES
-from training.runs import build_datamodule
-
-SETTINGS = {"depth": 8, "images": 64, "pixels": 8, "epochs": 2, "batch_size": 32}
-
-
-@pytest.fixture
-def parts(tiny_splits) -> tuple[Images, Images]:
-    return shortcuts.shrink(tiny_splits.train, 64, 8), shortcuts.shrink(tiny_splits.val, 32, 8)
-
-
-def losses(path, kind=True) -> list[float]:
-    runs = json.loads(path.read_text())["runs"]
-    (run,) = (run for run in runs if run["shortcuts"] == kind)
-    return run["train_loss"]
-
 
 # ---- with and without shortcuts ----
 
@@ -63,31 +45,42 @@ def test_images_are_shrunk_by_averaging():
     assert small.images[0, 0, 0, 0] == round(images[0, :2, :2, 0].mean())
 
 
-@pytest.mark.numeric
-@one_thread()
-def test_an_interrupted_run_continues_and_writes_each_epoch(parts, tmp_path):
-    whole = shortcuts.Store(SETTINGS, tmp_path / "whole.json", tmp_path / "whole")
-    shortcuts.train_network(SETTINGS, True, 0, parts, whole)
-    store = shortcuts.Store(SETTINGS, tmp_path / "parts.json", tmp_path / "parts")
-    written, keep = [], store.keep
+def test_runs_are_stored_as_they_end_and_not_trained_again(tiny_splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(shortcuts, "load_splits", lambda *_: tiny_splits)
+    path, trained = tmp_path / "found.json", []
+    train = shortcuts.train_network
 
-    def killed_after_one(*arguments):
-        keep(*arguments)
-        written.append(losses(tmp_path / "parts.json"))
-        if len(written) == 1:
+    def interrupted_in_the_second(settings, kind, seed, parts):
+        trained.append((seed, kind))
+        if len(trained) == 2:
             raise KeyboardInterrupt
+        return train(settings, kind, seed, parts)
 
-    store.keep = killed_after_one
+    monkeypatch.setattr(shortcuts, "train_network", interrupted_in_the_second)
+    small = ["--depth", "8", "--images", "64", "--pixels", "8", "--epochs", "2"]
+    files = ["--results", str(path), "--figure", str(tmp_path / "figure.png")]
+    monkeypatch.setattr(sys, "argv", ["shortcuts", *small, *files, "--seeds", "0", "1"])
     with pytest.raises(KeyboardInterrupt):
-        shortcuts.train_network(SETTINGS, True, 0, parts, store)
-    shortcuts.train_network(SETTINGS, True, 0, parts, store)
-    assert [len(found) for found in written] == [1, 2]
-    assert losses(tmp_path / "parts.json") == pytest.approx(
-        losses(tmp_path / "whole.json"), rel=1e-4
-    )
+        shortcuts.main()
+    before = shortcuts.read(path)
+    assert before["layers"] == 8 and not shortcuts.is_complete(before)
+    shortcuts.main()
+    assert trained == [(0, True), (0, False), (0, False), (1, True), (1, False)]
+    found = shortcuts.read(path)
+    assert [(run["shortcuts"], run["seed"]) for run in found["runs"]] == [
+        (True, 0),
+        (True, 1),
+        (False, 0),
+        (False, 1),
+    ]
+    assert found["runs"][0] == before["runs"][0] and shortcuts.is_complete(found)
+    assert all(len(run["val_acc"]) == 2 for run in found["runs"])
+    settings = {key: found[key] for key in found if key != "runs"}
+    assert shortcuts.finished_runs(settings, path) == found["runs"]
+    assert shortcuts.finished_runs(settings | {"epochs": 3}, path) == []
 
 
-def found_with(*kinds: bool, epochs: int = 2) -> dict:
+def found_with(*kinds: bool) -> dict:
     runs = [
         {
             "shortcuts": kind,
@@ -102,7 +95,7 @@ def found_with(*kinds: bool, epochs: int = 2) -> dict:
         "layers": 8,
         "images": 64,
         "pixels": 8,
-        "epochs": epochs,
+        "epochs": 2,
         "batch_size": 32,
         "runs": runs,
     }
@@ -113,88 +106,55 @@ def test_the_figure_says_how_small_the_experiment_was():
     assert "64 training images of 8x8 pixels, 2 epochs" in title and "45,000" in title
 
 
-def test_unfinished_runs_are_not_drawn():
+def test_runs_of_one_network_alone_are_not_drawn():
     assert shortcuts.is_complete(found_with(True, False))
     assert not shortcuts.is_complete(None) and not shortcuts.is_complete(found_with(True, True))
-    assert not shortcuts.is_complete(found_with(True, False, epochs=3))
-
-
-def test_other_settings_replace_the_results(parts, tmp_path):
-    rows = [{"train_loss": 1.0, "val_acc": 0.5, "seconds": 1.0}]
-    path = tmp_path / "found.json"
-    for settings in (SETTINGS, SETTINGS, SETTINGS | {"epochs": 1}):
-        for seed in (0, 1):
-            shortcuts.Store(settings, path, tmp_path).write(True, seed, rows)
-    found = shortcuts.read(path)
-    assert found["layers"] == 8 and found["epochs"] == 1
-    assert [run["seed"] for run in found["runs"]] == [0, 1]
 
 
 # ---- what it learned when ----
 
 
-class Trainer:
-    current_epoch = 0
-
-
-def test_epochs_are_recorded_once_each_however_often_a_run_continues(tiny_splits, tmp_path):
+@pytest.fixture
+def record(tiny_splits, tmp_path, monkeypatch):
+    """A function that runs the command on few images and returns the path of its results."""
+    monkeypatch.setattr(learned_when, "load_splits", lambda *_: tiny_splits)
+    small = replace(RECIPES["fastnet-2"], batch_size=32, micro_batch=0)
+    monkeypatch.setitem(learned_when.RECIPES, "fastnet-2", small)
     path = tmp_path / "found.json"
-    images = learned_when.chosen_images(tiny_splits.val)
-    assert [CLASSES[tiny_splits.val.labels[i]] for i in images] == list(learned_when.SHOWN)
-    labels = [int(tiny_splits.val.labels[i]) for i in images]
-    metadata = {"recipe": "a", "seed": 1, "images": images, "labels": labels}
-    recorder = learned_when.Recorder(path, metadata, tiny_splits.val)
-    module, trainer = LitClassifier(network="FastNet"), Trainer()
-    recorder.on_train_start(trainer, module)
-    for epoch in (0, 1, 1):  # the second one is repeated: its checkpoint was lost
-        trainer.current_epoch = epoch
-        recorder.on_train_epoch_end(trainer, module)
+
+    def run():
+        monkeypatch.setattr(sys, "argv", ["learned_when", "fastnet-2", "--results", str(path)])
+        learned_when.main()
+        return path
+
+    return run
+
+
+def test_the_network_is_recorded_before_the_training_and_after_each_epoch(tiny_splits, record):
+    path = record()
     found = learned_when.read(path)
     assert [seen["epoch"] for seen in found["epochs"]] == [0, 1, 2]
+    shown = [CLASSES[tiny_splits.val.labels[i]] for i in found["images"]]
+    assert shown == [CLASSES[label] for label in found["labels"]] == list(learned_when.SHOWN)
     assert np.shape(found["epochs"][0]["heatmaps"]) == (6, 32, 32)
-    assert sum(found["epochs"][0]["probabilities"][0]) == pytest.approx(1, abs=0.01)
+    chances = np.array([seen["probabilities"] for seen in found["epochs"]])
+    assert chances.sum(2) == pytest.approx(1, abs=0.01)
+    assert (chances[0] != chances[1]).any() and (chances[1] != chances[2]).any()
     assert path.read_text().count("\n") == 5  # a line for each epoch
-    assert learned_when.epochs_of(found, metadata | {"recipe": "b"}) == []
+    assert path.with_suffix(".png").exists() and path.with_suffix(".gif").exists()
 
 
-def test_a_recorded_run_that_is_interrupted_keeps_what_it_recorded(
-    tiny_splits, tmp_path, monkeypatch
-):
-    recipe = replace(RECIPES["fastnet-2"], batch_size=32, micro_batch=0)
-    data = build_datamodule(recipe, tiny_splits, 0, fast=True)
-    metadata = learned_when.metadata_of("fastnet-2", data)
-    arguments = (recipe, tmp_path / "runs", tmp_path / "found.json", data, metadata)
+def test_an_interrupted_recording_leaves_the_one_before(tmp_path, record, monkeypatch):
+    (tmp_path / "found.json").write_text("the one before")
 
     def interrupt(_, trainer, module):
         if trainer.current_epoch == 1:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(learned_when.Recorder, "on_train_epoch_start", interrupt)
-        learned_when.record_run(*arguments)
-    before = learned_when.epochs_of(learned_when.read(tmp_path / "found.json"), metadata)
-    assert [seen["epoch"] for seen in before] == [0, 1]
-    learned_when.record_run(*arguments)
-    after = learned_when.epochs_of(learned_when.read(tmp_path / "found.json"), metadata)
-    assert after[:2] == before and [seen["epoch"] for seen in after] == [0, 1, 2]
-
-
-def test_an_interrupted_recording_leaves_the_one_before(tiny_splits, tmp_path, monkeypatch):
-    monkeypatch.setattr(learned_when, "load_splits", lambda *_: tiny_splits)
-    folder, found = ["--root", str(tmp_path)], ["--results", str(tmp_path / "found.json")]
-    monkeypatch.setattr(sys, "argv", ["learned_when", *folder, *found])
-    before = json.dumps(recorded("cat", "ship"))
-    (tmp_path / "found.json").write_text(before)
-
-    def record_run(_, root, results, *__):
-        assert root == tmp_path
-        results.write_text("half of it")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(learned_when, "record_run", record_run)
+    monkeypatch.setattr(learned_when.Recorder, "on_train_epoch_start", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        learned_when.main()
-    assert (tmp_path / "found.json").read_text() == before
+        record()
+    assert (tmp_path / "found.json").read_text() == "the one before"
 
 
 def recorded(*answers: str) -> dict:

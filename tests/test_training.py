@@ -25,7 +25,7 @@ from models import registry
 from models.bundle import sha256
 from models.errors import Interrupted, ProjectError
 from models.fastnet import FastNet
-from models.registry import build
+from models.registry import NETWORKS, build
 from tests.conftest import CUDA_IS_TOO_OLD, PROJECT
 from training import hardware, progress, recipes, results, runs
 from training.budget import smaller_budget
@@ -1031,6 +1031,26 @@ def test_an_interrupted_run_goes_on_to_the_same_weights_and_metrics(
     assert run.metadata["seconds"] == pytest.approx(
         pd.read_csv(run.metrics_csv).seconds.sum(), abs=0.1
     )  # all epochs'
+
+
+def test_a_network_with_dropout_goes_on_as_if_it_had_not_been_interrupted(
+    data, tmp_path, monkeypatch
+):
+    class Dropping(FastNet):
+        def forward(self, images):
+            return super().forward(torch.nn.functional.dropout(images, 0.2, self.training))
+
+    class PowerFailure(pl.Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 1:
+                raise RuntimeError("the power failed")
+
+    monkeypatch.setitem(NETWORKS, "FastNet", Dropping)
+    recipe = dataclasses.replace(RECIPE, epochs=2)
+    whole = train(recipe, data, tmp_path / "whole", OPTIONS)
+    with pytest.raises(RuntimeError, match="power"):
+        train(recipe, data, tmp_path / "parts", OPTIONS, [PowerFailure()])
+    assert same_weights(train(recipe, data, tmp_path / "parts", OPTIONS).model, whole.model)
 
 
 def test_fresh_trains_anew_and_keeps_the_old_run_aside(finished, data, tmp_path):

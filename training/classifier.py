@@ -96,8 +96,13 @@ class LitClassifier(pl.LightningModule):
                 module.momentum = 1 - (1 - self.recipe.bn_momentum) ** (1 / micro_batches)
 
     def on_train_epoch_start(self) -> None:
-        """Forget the learning rates of the epoch before."""
+        """Forget the learning rates of the epoch before, and seed torch's random numbers.
+
+        So a network that draws some, for dropout, draws the same after an interruption. Each
+        process draws its own.
+        """
         self.rates.clear()
+        torch.manual_seed(datamodule_of(self.trainer).epoch_seed() + self.trainer.global_rank)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Compute the loss of a batch, at low resolution in the first part of the training.

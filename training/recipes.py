@@ -80,6 +80,11 @@ class Recipe:
     cutout: int = 8
     low_res: float = 0.0
 
+    @property
+    def peak_lr(self) -> float:
+        """The peak learning rate that is logged: Muon's, or SGD's without Muon."""
+        return self.muon_lr or self.max_lr
+
     def matches(self, stored: dict) -> bool:
         """Tell whether stored hyperparameters are these; where one is missing, its default is."""
         return asdict(Recipe(self.network)) | stored == asdict(self)

@@ -6,6 +6,7 @@ where the last complete checkpoint ends, or loads the result if the run is finis
 
 import contextlib
 import multiprocessing
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -118,6 +119,7 @@ def train(
     data: CIFAR10DataModule,
     root: str | Path = "checkpoints",
     options: RunOptions = DEFAULT_OPTIONS,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> Run:
     """Train a network, continue an interrupted run, or load a finished one, and say which.
 
@@ -126,6 +128,7 @@ def train(
         data: the loaders, made by build_datamodule.
         root: the folder that holds a folder for each run.
         options: seed, precision, devices, and whether to train anew.
+        callbacks: further callbacks of the trainer.
 
     Returns:
         The network with the weights of the last epoch, and what is known of its training.
@@ -159,7 +162,8 @@ def train(
         started = start_or_resume(folder, identity, recipe, data, options)
         if lock:
             lock.started = started
-        return fit(folder, started, data, options, [lock] if lock else [])
+            callbacks = [*callbacks, lock]
+        return fit(folder, started, data, options, callbacks)
 
 
 def check_placement(options: RunOptions) -> None:
@@ -199,7 +203,7 @@ def fit(
     started: dict,
     data: CIFAR10DataModule,
     options: RunOptions,
-    callbacks: list[pl.Callback],
+    callbacks: Sequence[pl.Callback],
 ) -> Run:
     """Train to the last epoch, from the newest checkpoint if there is one.
 
@@ -241,7 +245,7 @@ def make_trainer(
     started: dict,
     data: CIFAR10DataModule,
     options: RunOptions,
-    callbacks: list[pl.Callback],
+    callbacks: Sequence[pl.Callback],
 ) -> pl.Trainer:
     """Make the trainer that logs, prints and writes checkpoints into a run's folder.
 

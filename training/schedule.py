@@ -1,4 +1,4 @@
-"""Learning rates as fractions of their peak, over the course of a run."""
+"""The learning rate as a fraction of its peak, over the course of a run."""
 
 
 def one_cycle_factor(done: float, warmup: float) -> float:
@@ -14,12 +14,3 @@ def one_cycle_factor(done: float, warmup: float) -> float:
     if done < warmup or warmup == 1:
         return min(1.0, done / warmup)
     return (1 - done) / (1 - warmup)
-
-
-def exponential_lr_factor(done: float) -> float:
-    """Return the learning rate as a multiple of the recipe's peak: from 0.01 to 10, exponentially.
-
-    Args:
-        done: the fraction of the test that is done, from 0 to 1.
-    """
-    return 10 ** (3 * done - 2)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 # Limits the amplification of directions with little variance, which are mostly noise.
 LEAST_VARIANCE = 5e-4
-PART = 500  # images at a time: the patches of all would need gigabytes
+PART = 500  # images at a time: the patches of all would need much memory
 
 
 @torch.no_grad()
