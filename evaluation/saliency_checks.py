@@ -177,7 +177,7 @@ def cascade_title(cascade: Cascade) -> str:
     lead, uncertainty = interval(cascade.control - cascade.correlation[-1])
     found = (
         f"rank correlation {end:.2f} ± {half:.2f} (95 % over images) with those"
-        f" of one random network; with another image's heatmap {control:.2f}"
+        f" of one random network, {control:.2f} with those of other images"
     )
     if lead > uncertainty:
         return f"The heatmaps depend on what was learned: {found}"

@@ -336,8 +336,8 @@ def centre_share(controls: Mapping[str, pd.DataFrame]) -> str:
     if not shares:
         return ""
     return (
-        "Centre first, without a network, achieves this part of the heatmap's lead over random:"
-        f" {', '.join(shares)}."
+        "The order *centre first*, which needs no network, gains this part of the heatmap's lead"
+        f" over random: {', '.join(shares)}."
     )
 
 

@@ -16,7 +16,7 @@ from checks import check_choice, check_flag, check_number
 from classifier import CLASSES, META, NETWORK, SIZE, STAGES, TILES
 from drawing import Panel, blend, draw
 from models.explain import METHODS, logit_of, top_logit
-from pictures import preprocess
+from pictures import NO_LONGER_THERE, preprocess
 
 ANY = "any class"
 MAX_CLASSES, MAX_TILES = min(10, len(CLASSES)), max(2, len(TILES))  # a slider needs two values
@@ -129,10 +129,11 @@ def answer(  # noqa: PLR0913
         try:
             seen = look(picture, count, stage, method)
         except gr.Error as refused:
-            # The same picture again, whose file has been deleted, or nothing is remembered.
-            if not seen or seen.asked[0] == asked_for(picture)[0]:
+            # The picture of this page again, whose file has been deleted.
+            gone = refused.message == NO_LONGER_THERE
+            if seen.asked[0] == asked_for(picture)[0] if seen else gone:
                 raise
-            seen = seen._replace(asked=asked_for(picture), panels=[])
+            seen = seen and seen._replace(asked=asked_for(picture), panels=[])
             return None, None, f"**{refused.message}**", [], seen
         saw = draw(seen.image)
     return saw, *classes_of(seen, classes), blend(seen.panels, opacity), seen

@@ -117,7 +117,7 @@ with Blocks(title="CIFAR-10: what the network sees") as demo:
                 run = gr.Button("Classify", variant="primary")
             with gr.Column(scale=3, min_width=240):
                 with gr.Row():
-                    label = gr.Label(label="Top classes", min_width=160)
+                    label = gr.Label(label="Top classes", min_width=160, elem_id="answer")
                     saw = gr.Image(
                         label="What the network saw",
                         **described("What the network saw"),
@@ -126,7 +126,7 @@ with Blocks(title="CIFAR-10: what the network sees") as demo:
                         min_width=120,
                         buttons=[],
                     )
-                remark = gr.Markdown()
+                remark = gr.Markdown(elem_id="remark")
             with gr.Column(scale=6, min_width=340):
                 gallery = gr.Gallery(label="Grad-CAM heatmaps", columns=2, **GALLERY)
                 gr.HTML(colour_bar())

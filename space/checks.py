@@ -3,9 +3,10 @@
 import reprlib
 
 import gradio as gr
+from gradio.exceptions import InvalidPathError
 from gradio_client.utils import is_file_obj, is_http_url_like, traverse
 
-from pictures import refusal
+from pictures import UPLOAD_FIRST, refusal
 
 
 def check_number(value: object, low: int, high: int, name: str) -> float:
@@ -37,6 +38,8 @@ class Blocks(gr.Blocks):
             return await super().preprocess_data(block_fn, inputs, state, *rest, **options)
         except gr.Error:
             raise
+        except InvalidPathError as error:
+            raise refusal(UPLOAD_FIRST) from error
         except Exception as error:
             got = reprlib.repr(inputs)
             message = f"Arguments as the page 'Use via API' shows them, please; got {got}."

@@ -26,6 +26,7 @@ MAX_BYTES, MAX_PIXELS = 10_000_000, 25_000_000
 MAX_SIDE = 65_535  # pixels, as in a JPEG: a few bytes of a compressed BMP fill 255 rows
 MAX_SCANS = 30  # of a JPEG; cameras and optimisers write at most a dozen
 MAX_MISSING = 0.25  # of the pixels of a truncated file
+MAX_EXIF = 100  # parts of EXIF data in a JPEG; Pillow would need minutes for many
 PNG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd9"
 # The head of a JPEG's scan, with its length and number of channels: a video behind a photograph
 # has the marker alone by chance.
@@ -45,6 +46,10 @@ ONE_AT_A_TIME = threading.Lock()  # for Pillow's setting, and for the memory of 
 
 refusal = functools.partial(gr.Error, print_exception=False)  # for the visitor, not for the log
 TOO_MANY_BYTES = "This picture has more than 10 MB; please make it smaller."
+NO_LONGER_THERE = "This picture is no longer there, please upload it again."
+UPLOAD_FIRST = (
+    "Upload a picture first, and send the path that the upload gives: no other file is read."
+)
 
 
 def read_upload(path: str) -> bytes:
@@ -58,12 +63,10 @@ def read_upload(path: str) -> bytes:
     except gr.Error:  # it is a ValueError
         raise
     except FileNotFoundError as error:
-        raise refusal("This picture is no longer there, please upload it again.") from error
+        raise refusal(NO_LONGER_THERE) from error
     except (OSError, ValueError):  # a folder, or an impossible file name
         pass
-    raise refusal(
-        "Upload a picture first, and send the path that the upload gives: no other file is read."
-    )
+    raise refusal(UPLOAD_FIRST)
 
 
 def content_of(picture: object) -> bytes:
@@ -102,6 +105,25 @@ def without_metadata(content: bytes) -> bytes:
     return b"".join(kept)
 
 
+def without_comments(content: bytes) -> bytes:
+    """Return a GIF without the texts before its first frame, any other file unchanged.
+
+    Pillow would need minutes for a text of many parts.
+    """
+    if not content.startswith(b"GIF8") or len(content) < 13:
+        return content
+    at = 13 + (3 << (content[10] & 7) + 1 if content[10] & 128 else 0)  # behind the colours
+    kept = [content[:at]]
+    while content[at : at + 1] == b"!":
+        start, at = at, at + 2
+        while at < len(content) and content[at]:  # parts, each after its length; 0 is the end
+            at += 1 + content[at]
+        at += 1
+        if content[start + 1 : start + 2] == b"\xf9":  # says what is transparent
+            kept.append(content[start:at])
+    return b"".join(kept) + content[at:]
+
+
 def parts_of(image: Image.Image) -> tuple[int, int]:
     """Return into how many parts a picture is divided, and how many pixels all of them have.
 
@@ -117,6 +139,8 @@ def parts_of(image: Image.Image) -> tuple[int, int]:
 
 def open_picture(content: bytes) -> Image.Image:
     """Read the head of a file, not yet its pixels; Pillow may raise nearly any error."""
+    if content.count(b"Exif\0\0") > MAX_EXIF:
+        raise OSError("too many parts of EXIF data")
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     parts, decoded = parts_of(image)
     too_many = image.width * image.height > MAX_PIXELS or decoded > 4 * MAX_PIXELS
@@ -264,7 +288,7 @@ def preprocess(picture: object, size: int) -> np.ndarray:
     """
     try:
         with ONE_AT_A_TIME:
-            content = content_of(picture)
+            content = without_comments(content_of(picture))
             image = to_rgb(decode(content), content)
             return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
     except gr.Error:

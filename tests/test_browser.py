@@ -390,6 +390,7 @@ def test_a_file_that_is_no_picture_gets_one_sentence(open_page, tmp_path):
     page.get_by_label("Remove Image").click()
     page.set_input_files("input[type=file]", tmp_path / "text.png")
     expect(page.get_by_text(NOT_A_PICTURE)).to_be_visible()  # in place of the last answer
+    expect(page.get_by_role("status").filter(has_text=NOT_A_PICTURE)).to_have_count(1)  # read out
     expect(page.locator(".thumbnail-item:visible")).to_have_count(0)
     assert page.locator(".toast-body").count() == 0
     for label, value in MOVES.items():

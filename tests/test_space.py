@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import functools
 import io
 import itertools
@@ -289,6 +290,8 @@ def test_a_picture_that_is_refused_leaves_no_other_s_answer_nor_refusal(app, noi
     with pytest.raises(gr.Error, match="not a picture"):
         answers.answer(seen, as_data(b"no picture"), *options)
     assert answers.answer(seen, noise[1], *options)[1]
+    *shown, seen = answers.answer(None, as_data(b"no picture"), *options)  # the last is forgotten
+    assert shown[:2] == [None, None] and "not a picture" in shown[2] and not shown[3] and not seen
 
 
 def test_the_example_buttons_give_gradio_s_copies(app):
@@ -993,6 +996,12 @@ def repeated_scans(count: int, kind: str = "JPEG") -> bytes:
     return content[:-2] + content[content.rindex(b"\xff\xda") : -2] * count + content[-2:]
 
 
+def with_exif(count: int) -> bytes:
+    """A JPEG with so many parts of EXIF data."""
+    content = encoded(GIF[0], "JPEG")
+    return content[:2] + b"\xff\xe1\0\x12Exif\0\0" * count + content[2:]
+
+
 HUGE = "25 million pixels, or more than 65,535 in a row or column"
 BOMBS = {
     "pixels.png": (HUGE_PICTURE, HUGE),
@@ -1000,6 +1009,7 @@ BOMBS = {
     "tile.tif": (tiled_tiff(16, 46_336), HUGE),
     "scans.jpg": (repeated_scans(30), "not a picture that can be read"),
     "scans.mpo": (repeated_scans(30, "MPO"), "not a picture that can be read"),
+    "exif.jpg": (with_exif(101), "not a picture that can be read"),
 }
 
 
@@ -1020,6 +1030,25 @@ def test_what_is_far_larger_than_its_file_is_refused_before_it_is_decoded(
 
 def test_as_many_scans_as_programs_write_are_read(app):
     assert app.answers.preprocess(as_data(repeated_scans(20)), 32).shape == (32, 32, 3)
+
+
+def test_texts_of_a_gif_do_not_reach_pillow_which_is_slow_with_many_parts(app, monkeypatch):
+    content = encoded(GIF[0], "GIF", transparency=0)
+    assert content.count(b"!\xf9") == 1  # which says what is transparent
+    at = content.index(b"!\xf9")
+    text = b"!\xfe" + b"\x01a" * 1000 + b"\0"
+    opened, open_picture = [], app.answers.preprocess.__globals__["open_picture"]
+    monkeypatch.setitem(
+        app.answers.preprocess.__globals__,
+        "open_picture",
+        lambda content: opened.append(content) or open_picture(content),
+    )
+    for sent in (content[:at] + text + content[at:] + text, content):
+        assert (app.answers.preprocess(as_data(sent), 32) == 255).all()  # on white
+    assert text not in opened[0][: -len(text)] and opened[-1] == content
+    for cut in range(len(content)):  # any broken file is refused in a sentence, or read
+        with contextlib.suppress(gr.Error):
+            app.answers.preprocess(as_data(content[:at] + text[:8] + content[at:cut]), 32)
 
 
 def test_a_photograph_with_a_video_behind_it_is_read(app):
@@ -1115,6 +1144,7 @@ def test_a_picture_within_the_request_is_classified_like_an_uploaded_one(server,
         ({"path": None, "url": None}, "Upload a picture or pick an example first"),
         ({"path": "\0"}, "Upload a picture first"),
         ({"path": "a" * 5000}, "Upload a picture first"),
+        ({"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, "Upload a picture first"),
         ({"path": "a" * 5000, "meta": {"_type": "gradio.FileData"}}, "Use via API"),
         ({"path": "x", "meta": 5}, "Use via API"),
     ],
