@@ -222,7 +222,7 @@ def logged_rates(metrics_csv: str | Path) -> pd.Series:
     steps = read_table(metrics_csv).reindex(columns=["epoch", "lr_step"]).dropna()
     epochs = steps.groupby("epoch")["epoch"]
     middles = (epochs.cumcount() + 0.5) / epochs.transform("size")
-    return steps["lr_step"].set_axis(steps["epoch"] + middles)
+    return pd.Series(steps["lr_step"].to_numpy(), steps["epoch"] + middles)
 
 
 def planned_rates(recipe: Recipe, times: np.ndarray) -> pd.Series:

@@ -163,23 +163,23 @@ def curves(metrics_csv: str | Path) -> str:
         metrics_csv: the table of the run; accuracies are fractions.
     """
     epochs = read_epochs(metrics_csv)
+    numbers = (epochs.index + 1).astype(int).tolist()
     first, last = epochs.iloc[0], epochs.iloc[-1]
     if len(epochs) == 1:
         return f"Validation accuracy is {percent(last['val_acc'])} after the only epoch."
     verb = "rises" if last["val_acc"] > first["val_acc"] else "goes"
     sentences = [
-        f"Validation accuracy {verb} from {percent(first['val_acc'])} after epoch"
-        f" {epochs.index[0] + 1:.0f} to {percent(last['val_acc'])} after epoch"
-        f" {epochs.index[-1] + 1:.0f}."
+        f"Validation accuracy {verb} from {percent(first['val_acc'])} after epoch {numbers[0]} to"
+        f" {percent(last['val_acc'])} after epoch {numbers[-1]}."
     ]
-    best = epochs["val_loss"].idxmin()
-    if best == epochs.index[-1]:
+    best = numbers[int(np.argmin(epochs["val_loss"].to_numpy()))]
+    if best == numbers[-1]:
         sentences.append(
             "The validation loss is lowest at the very end: by this sign, no overfitting."
         )
     else:
         sentences.append(
-            f"The validation loss is lowest in epoch {best + 1:.0f} and higher at the end: by"
+            f"The validation loss is lowest in epoch {best} and higher at the end: by"
             " overfitting, by steps that were too large, or by chance."
         )
     gap = last["train_acc"] - last["val_acc"]
