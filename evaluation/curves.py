@@ -243,14 +243,17 @@ def draw_rates(axis: Axes, rates: pd.Series, recipe: Recipe) -> None:
     axis.set_ylabel(rate_label(recipe).replace(" (", "\n("))
 
 
-def schedule_title(largest: float, wanted: float, recipe: Recipe) -> str:
+def schedule_title(largest: float, wanted: float, recipe: Recipe, has_peak: bool = True) -> str:
     """Say whether the logged learning rate reached what the recipe asks for.
 
     Args:
         largest: the largest rate in the log.
         wanted: the largest rate that the recipe asks for in these steps.
         recipe: of that run.
+        has_peak: whether the recipe's peak lies in these steps.
     """
+    if not has_peak and np.isclose(largest, wanted, rtol=1e-6):
+        return f"In the logged epochs, the learning rate follows the recipe, up to {largest:.3g}"
     where = f"{percent(recipe.warmup, 0)} of the steps" if recipe.warmup else "the first step"
     if np.isclose(largest, wanted, rtol=1e-6):
         return f"The learning rate peaks at {largest:.3g} after {where}, as the recipe asks"
@@ -271,15 +274,22 @@ def plot_schedule(
     Returns:
         The figure, the largest rate in the log, and the largest rate that the recipe asks for in
         these steps, which is slightly below its peak.
+
+    Raises:
+        InvalidValue: if no rate was logged.
     """
     rates = logged_rates(metrics_csv)
+    if rates.empty:
+        raise InvalidValue(f"expected learning rates in lr_step, found none in {metrics_csv}")
     wanted = float(planned_rates(recipe, rates.index.to_numpy()).max())
     largest = float(rates.max())
     fig, axis = new_chart(WIDTH, 3.4)
     draw_rates(axis, rates, recipe)
     axis.set(xlabel="epoch", ylabel=rate_label(recipe))
     axis.locator_params(axis="x", integer=True)
-    title = schedule_title(largest, wanted, recipe)
+    first, end = np.floor(rates.index.min()), np.ceil(rates.index.max())
+    has_peak = bool(first <= recipe.warmup * recipe.epochs <= end)
+    title = schedule_title(largest, wanted, recipe, has_peak)
     headline(fig, title, "Line chart of the learning rate against the epoch", note)
     return fig, largest, wanted
 

@@ -166,7 +166,8 @@ def curves(metrics_csv: str | Path) -> str:
     numbers = (epochs.index + 1).astype(int).tolist()
     first, last = epochs.iloc[0], epochs.iloc[-1]
     if len(epochs) == 1:
-        return f"Validation accuracy is {percent(last['val_acc'])} after the only epoch."
+        when = "the only epoch" if numbers == [1] else f"epoch {numbers[0]}"
+        return f"Validation accuracy is {percent(last['val_acc'])} after {when}."
     verb = "rises" if last["val_acc"] > first["val_acc"] else "goes"
     sentences = [
         f"Validation accuracy {verb} from {percent(first['val_acc'])} after epoch {numbers[0]} to"

@@ -114,12 +114,16 @@ def without_comments(content: bytes) -> bytes:
         return content
     at = 13 + (3 << (content[10] & 7) + 1 if content[10] & 128 else 0)  # behind the colours
     kept = [content[:at]]
-    while content[at : at + 1] == b"!":
+    while at < len(content) and content[at] not in b",;":  # until the first frame, or the end
+        if content[at] != ord("!"):  # Pillow skips what it does not know
+            at += 1
+            continue
         start, at = at, at + 2
         while at < len(content) and content[at]:  # parts, each after its length; 0 is the end
             at += 1 + content[at]
         at += 1
-        if content[start + 1 : start + 2] == b"\xf9":  # says what is transparent
+        is_empty = content[start + 2 : start + 3] == b"\0"  # Pillow would read on behind it
+        if content[start + 1 : start + 2] == b"\xf9" and not is_empty:  # says what is transparent
             kept.append(content[start:at])
     return b"".join(kept) + content[at:]
 

@@ -181,6 +181,24 @@ def test_an_upload_gets_its_ten_classes(open_page, picture):
     expect(page.locator(".confidence-set")).to_have_count(1)
 
 
+LISTEN = """() => {
+  window.heard = []
+  for (const region of document.querySelectorAll("[role=status]"))
+    new MutationObserver(() => window.heard.push(region.textContent))
+      .observe(region, { subtree: true, childList: true, characterData: true })
+}"""
+
+
+def test_a_screen_reader_hears_answers_and_no_progress(open_page, picture):
+    page = open_page()
+    page.evaluate(LISTEN)
+    upload(page, picture)
+    page.get_by_role("button", name="Classify").click()
+    page.wait_for_timeout(2000)
+    heard = page.evaluate("window.heard")
+    assert heard and not any("processing" in text or "queue" in text for text in heard)
+
+
 def test_an_example_and_a_pasted_picture_are_classified(open_page):
     page = open_page()
     choose_example(page, "frog")

@@ -173,10 +173,17 @@ def test_one_figure_shows_loss_accuracy_and_rate_and_marks_the_resolution(tmp_pa
         [2.5, 3.5],
     ]
     assert "32 pixels" in {text.get_text() for text in loss.texts}
-    _, largest, wanted = curves.plot_schedule(tmp_path / "d.csv", recipe)
+    fig, largest, wanted = curves.plot_schedule(tmp_path / "d.csv", recipe)
     assert largest == 0.05 and wanted == pytest.approx(0.1 * 1.5 / 4 / 0.8)  # warmup .2
     assert "after 4 epochs" in curves.ending(curves.read_epochs(tmp_path / "d.csv"), "acc")
     assert "after epoch 3 to" in findings.curves(tmp_path / "d.csv")
+    part = rates[2:].assign(lr_step=[0.046875, 0.015625])  # what the recipe plans there
+    pd.concat([table[3:], part]).to_csv(tmp_path / "e.csv", index=False)
+    title = curves.plot_schedule(tmp_path / "e.csv", recipe)[0].get_suptitle().replace("\n", " ")
+    assert title == "In the logged epochs, the learning rate follows the recipe, up to 0.0469"
+    assert "after epoch 4." in findings.curves(tmp_path / "e.csv")
+    with pytest.raises(ValueError, match="expected learning rates in lr_step, found none in"):
+        curves.plot_schedule(tmp_path / "a.csv", recipe)
     half = pd.concat([table[:2], rates[:2]])  # interrupted after two of four epochs
     half.to_csv(tmp_path / "c.csv", index=False)
     for figure in (curves.plot_training, lambda *run: curves.plot_schedule(*run)[0]):
