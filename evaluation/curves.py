@@ -281,15 +281,14 @@ def plot_schedule(
     rates = logged_rates(metrics_csv)
     if rates.empty:
         raise InvalidValue(f"expected learning rates in lr_step, found none in {metrics_csv}")
-    wanted = float(planned_rates(recipe, rates.index.to_numpy()).max())
-    largest = float(rates.max())
+    times = rates.index.to_numpy()
+    largest, wanted = float(rates.max()), float(planned_rates(recipe, times).max())
     fig, axis = new_chart(WIDTH, 3.4)
     draw_rates(axis, rates, recipe)
     axis.set(xlabel="epoch", ylabel=rate_label(recipe))
     axis.locator_params(axis="x", integer=True)
-    first, end = np.floor(rates.index.min()), np.ceil(rates.index.max())
-    has_peak = bool(first <= recipe.warmup * recipe.epochs <= end)
-    title = schedule_title(largest, wanted, recipe, has_peak)
+    has_peak = np.floor(times.min()) <= recipe.warmup * recipe.epochs <= np.ceil(times.max())
+    title = schedule_title(largest, wanted, recipe, bool(has_peak))
     headline(fig, title, "Line chart of the learning rate against the epoch", note)
     return fig, largest, wanted
 
