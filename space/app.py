@@ -179,9 +179,9 @@ with Blocks(title="CIFAR-10: what the network sees") as demo:
     for path, example in zip(cached, examples, strict=True):
         example.click(lambda path=path: path, None, image, api_visibility="private", queue=False)
     classified, options = [saw, label, remark], [show, maps, stage, method, opacity]
-    # Its progress is shown where no screen reader reads it out.
-    inputs, on = [image, top], {"api_name": "classify", "show_progress_on": saw}
-    done = run.click(answers.classify, inputs, classified, **on, **EVENT)
+    # Progress is shown where no screen reader reads it out.
+    shown = {"api_name": "classify", "show_progress_on": saw}
+    done = run.click(answers.classify, [image, top], classified, **shown, **EVENT)
     # Only after a success: an error would be shown twice.
     done.success(answers.explain, [image, *options], [gallery, seen], api_name="explain", **EVENT)
     # One event for all: each visitor's answers come in the order in which they were asked for.
